@@ -1,0 +1,360 @@
+"""The multi-codebook quantizer: N codebooks whose chosen entries are added up."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Dict, Optional, Union
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from espnet_mvq.quantization.search import GramTables, beam_search, refine
+
+FILE_FORMAT = "espnet_mvq.quantizer"
+FILE_VERSION = "1"
+MAX_CODEBOOK_SIZE = 256  # an index is one byte
+
+# What the cost tables of one chunk of frames may take. A beam search holds about
+# `beam_size` tables of its own size per frame beside the (N, K) table.
+_CHUNK_BYTES = 64 * 2**20
+
+
+class Quantizer(torch.nn.Module):
+    """Approximates each teacher embedding by a sum of N codebook entries.
+
+    An embedding x becomes (x - mean) / scale per channel, then N indexes, one byte
+    each; `decode` adds the N entries and undoes the normalisation.
+
+    Args:
+        codebooks: Entries in the normalised space, float, (N, K, D), K <= 256.
+        mean: Subtracted from each channel, float, (D,). Default: zeros.
+        scale: Divides each channel, float, (D,), positive. Default: ones.
+        provenance: How the quantizer came about (teacher, layer, frames, seed ...),
+            JSON-serialisable; stored in the file, not part of the id.
+
+    Raises:
+        ValueError: If a shape or value is out of range.
+
+    Source: Guo et al. 2022 (arXiv:2211.00508), direct-sum codebooks. Differs: indexes
+        are searched in the Gram domain, without a trained classifier.
+    """
+
+    def __init__(
+        self,
+        codebooks: torch.Tensor,
+        mean: Optional[torch.Tensor] = None,
+        scale: Optional[torch.Tensor] = None,
+        provenance: Optional[Dict[str, Any]] = None,
+    ):
+        super().__init__()
+        if codebooks.dim() != 3 or 0 in codebooks.shape:
+            raise ValueError(
+                f"codebooks: got shape {tuple(codebooks.shape)}, expected (number of "
+                "codebooks, codebook size, dimension), none of them 0"
+            )
+        check_codebook_size(codebooks.shape[1])
+        dim = codebooks.shape[2]
+        mean = torch.zeros(dim) if mean is None else mean
+        scale = torch.ones(dim) if scale is None else scale
+        for name, value in (("mean", mean), ("scale", scale)):
+            if value.shape != (dim,):
+                raise ValueError(
+                    f"{name}: got shape {tuple(value.shape)}, expected ({dim},) as "
+                    "the codebooks have"
+                )
+        for name, value in (("codebooks", codebooks), ("mean", mean)):
+            if not value.isfinite().all():
+                raise ValueError(f"{name}: got NaN or infinity, expected finite values")
+        if not (scale.isfinite() & (scale > 0)).all():
+            raise ValueError("scale: got zero, negative or non-finite values")
+        self.register_buffer("codebooks", codebooks.detach().float().contiguous())
+        self.register_buffer("mean", mean.detach().float().contiguous())
+        self.register_buffer("scale", scale.detach().float().contiguous())
+        self.provenance = dict(provenance or {})
+        self._tables: Optional[GramTables] = None
+
+    @property
+    def num_codebooks(self) -> int:
+        """Number of codebooks N."""
+        return self.codebooks.shape[0]
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries per codebook K."""
+        return self.codebooks.shape[1]
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of the embeddings."""
+        return self.codebooks.shape[2]
+
+    @property
+    def id(self) -> str:
+        """Content hash, 16 hex digits: equal codebooks and normalisation, equal id."""
+        digest = hashlib.sha256(f"{FILE_FORMAT}/{FILE_VERSION}".encode())
+        for value in (self.codebooks, self.mean, self.scale):
+            digest.update(str(tuple(value.shape)).encode())
+            digest.update(value.cpu().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def extra_repr(self) -> str:
+        """Describe the quantizer in one line."""
+        return (
+            f"num_codebooks={self.num_codebooks}, codebook_size={self.codebook_size}, "
+            f"dim={self.dim}, id={self.id}"
+        )
+
+    def _gram_tables(self) -> GramTables:
+        """Build the Gram tables once, on the device where the codebooks are."""
+        tables = self._tables
+        if tables is None or tables.entries.device != self.codebooks.device:
+            self._tables = tables = GramTables(self.codebooks)
+        return tables
+
+    @torch.no_grad()
+    def encode(
+        self,
+        x: torch.Tensor,
+        *,
+        beam_size: int = 4,
+        refine_passes: int = 4,
+        initial_indexes: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """Pick codebook indexes that approximate each teacher embedding.
+
+        Memory beyond input and output is bounded, however many frames there are.
+
+        Args:
+            x: Teacher embeddings, float, (*, D), unnormalised.
+            beam_size: Width of the beam search; 1 = greedy.
+            refine_passes: Most passes of refinement after the search; a frame stops
+                early when a pass changes nothing.
+            initial_indexes: Indexes to refine instead of searching, (*, N). The result
+                is never worse than these.
+
+        Returns:
+            Codebook indexes, uint8, (*, N), on x's device.
+
+        Raises:
+            ValueError: If the last dimension of x is not D, if x holds NaN or
+                infinity, or if initial_indexes do not fit x.
+
+        Example:
+            >>> quantizer = Quantizer(torch.tensor([[[0.0, 0.0], [4.0, 4.0]]]))
+            >>> quantizer.encode(torch.tensor([[3.0, 5.0], [0.5, 0.0]]))
+            tensor([[1],
+                    [0]], dtype=torch.uint8)
+        """
+        frames = self._check_frames(x)
+        if beam_size < 1 or refine_passes < 0:
+            raise ValueError(
+                f"got beam_size {beam_size} and refine_passes {refine_passes}, "
+                "expected at least 1 and 0"
+            )
+        initial = None
+        if initial_indexes is not None:
+            initial = self._check_indexes(initial_indexes)
+            if len(initial) != len(frames):
+                raise ValueError(
+                    f"initial_indexes: got {len(initial)} frames, x has {len(frames)}"
+                )
+        tables = self._gram_tables()
+        width = beam_size if initial is None else 1
+        frame_bytes = 4 * self.codebook_size * (2 * self.num_codebooks + 3 * width)
+        chunk = max(1, _CHUNK_BYTES // frame_bytes)
+        out = torch.empty(
+            len(frames), self.num_codebooks, dtype=torch.uint8, device=x.device
+        )
+        for start in range(0, len(frames), chunk):
+            part = slice(start, start + chunk)
+            unary = tables.unary_costs(self._normalise(frames[part], start))
+            if initial is None:
+                indexes = beam_search(tables, unary, beam_size)
+            else:
+                indexes = initial[part].to(unary.device)
+            indexes = refine(tables, unary, indexes, refine_passes)
+            out[part] = indexes.to(x.device, torch.uint8)
+        return out.reshape(*x.shape[:-1], self.num_codebooks)
+
+    @torch.no_grad()
+    def decode(self, indexes: torch.Tensor) -> torch.Tensor:
+        """Reconstruct embeddings from codebook indexes.
+
+        Args:
+            indexes: Codebook indexes, any integer type, (*, N).
+
+        Returns:
+            Embeddings, float32, (*, D).
+
+        Raises:
+            ValueError: If the last dimension is not N or an index is out of range.
+        """
+        flat = self._check_indexes(indexes).to(self.codebooks.device)
+        offsets = torch.arange(self.num_codebooks, device=flat.device)
+        rows = flat + offsets * self.codebook_size
+        total = torch.nn.functional.embedding_bag(
+            rows, self.codebooks.reshape(-1, self.dim), mode="sum"
+        )
+        total = total * self.scale + self.mean
+        return total.reshape(*indexes.shape[:-1], self.dim)
+
+    def relative_reconstruction_error(
+        self, x: torch.Tensor, indexes: Optional[torch.Tensor] = None
+    ) -> float:
+        """Measure what quantization loses, as a fraction of the variance.
+
+        Args:
+            x: Teacher embeddings, float, (*, D).
+            indexes: Their codebook indexes, (*, N). Default: `encode(x)`.
+
+        Returns:
+            sum ||x - x_hat||^2 / sum ||x - mean of x||^2; 0 is perfect, 1 is no
+            better than always answering the mean.
+        """
+        if indexes is None:
+            indexes = self.encode(x)
+        frames = x.reshape(-1, self.dim)
+        indexes = indexes.reshape(-1, self.num_codebooks)
+        mean = frames.double().mean(0)
+        error = variance = 0.0
+        chunk = max(1, _CHUNK_BYTES // (32 * self.dim))
+        for part, part_indexes in zip(frames.split(chunk), indexes.split(chunk)):
+            decoded = self.decode(part_indexes).to(part.device, torch.float64)
+            error += (part - decoded).square().sum().item()
+            variance += (part - mean).square().sum().item()
+        if variance == 0:
+            raise ValueError(
+                f"relative error: all {len(frames)} frames are equal, expected frames "
+                "that vary"
+            )
+        return error / variance
+
+    def save(self, path: Union[str, Path]) -> None:
+        """Write a self-describing safetensors file; an existing file is replaced.
+
+        Args:
+            path: Where to write, normally `quantizer.safetensors`.
+        """
+        path = Path(path)
+        metadata = {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "id": self.id,
+            "num_codebooks": str(self.num_codebooks),
+            "codebook_size": str(self.codebook_size),
+            "dim": str(self.dim),
+            "provenance": json.dumps(self.provenance, sort_keys=True),
+        }
+        tensors = {
+            name: value.cpu().contiguous() for name, value in self.state_dict().items()
+        }
+        # Renamed when whole: a reader never sees half a file.
+        temporary = path.with_name(path.name + ".tmp")
+        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Union[str, Path]) -> "Quantizer":
+        """Read a file written by `save`.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The quantizer, on the CPU.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is no quantizer, of a newer version or damaged.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"quantizer {path}: no such file; train one with "
+                "python3 -m espnet_mvq.bin.train_quantizer"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(
+                f"quantizer {path}: not a whole safetensors file ({error}); train it "
+                "again or copy it again"
+            ) from error
+        if metadata.get("format") != FILE_FORMAT or {
+            "codebooks",
+            "mean",
+            "scale",
+        } - set(tensors):
+            raise ValueError(
+                f"quantizer {path}: a safetensors file, but no quantizer of "
+                f"espnet_mvq: got format {metadata.get('format')!r} with tensors "
+                f"{sorted(tensors)}, expected format {FILE_FORMAT!r}"
+            )
+        if metadata.get("version") != FILE_VERSION:
+            raise ValueError(
+                f"quantizer {path}: got version {metadata.get('version')!r}, expected "
+                f"{FILE_VERSION!r}; install a newer espnet_mvq"
+            )
+        provenance = json.loads(metadata.get("provenance", "{}"))
+        quantizer = cls(**tensors, provenance=provenance)
+        if metadata.get("id") != quantizer.id:
+            raise ValueError(
+                f"quantizer {path}: content hash {quantizer.id} differs from the id "
+                f"{metadata.get('id')} it was saved with; the file was changed"
+            )
+        return quantizer
+
+    def _normalise(self, frames: torch.Tensor, first_row: int) -> torch.Tensor:
+        """Bring frames (B, D) into the codebooks' space, refusing NaN and infinity."""
+        frames = frames.to(self.codebooks.device, torch.float32)
+        normalised = (frames - self.mean) / self.scale
+        finite = normalised.isfinite().all(dim=1)
+        if not finite.all():
+            row = first_row + int((~finite).nonzero()[0])
+            raise ValueError(
+                f"encode: got NaN or infinity in frame {row} (counted from 0), "
+                "expected finite embeddings; check the teacher's precision and audio"
+            )
+        return normalised
+
+    def _check_frames(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x as (F, D) or refuse it."""
+        if x.dim() < 1 or x.shape[-1] != self.dim or not x.is_floating_point():
+            raise ValueError(
+                f"encode: got {x.dtype} of shape {tuple(x.shape)}, expected float "
+                f"(*, {self.dim}): this quantizer's dimension is {self.dim}"
+            )
+        return x.reshape(-1, self.dim)
+
+    def _check_indexes(self, indexes: torch.Tensor) -> torch.Tensor:
+        """Return indexes as int64 (F, N) or refuse them."""
+        if indexes.dim() < 1 or indexes.shape[-1] != self.num_codebooks:
+            raise ValueError(
+                f"indexes: got shape {tuple(indexes.shape)}, expected "
+                f"(*, {self.num_codebooks}): one index for each codebook"
+            )
+        if indexes.is_floating_point() or indexes.dtype == torch.bool:
+            raise ValueError(f"indexes: got {indexes.dtype}, expected an integer type")
+        flat = indexes.reshape(-1, self.num_codebooks).long()
+        if flat.numel() and not (0 <= flat.min() and flat.max() < self.codebook_size):
+            raise ValueError(
+                f"indexes: got values from {flat.min()} to {flat.max()}, expected 0 "
+                f"to {self.codebook_size - 1}"
+            )
+        return flat
+
+
+def check_codebook_size(codebook_size: int) -> None:
+    """Refuse a codebook size whose indexes do not fit into one byte.
+
+    Raises:
+        ValueError: If the size is not between 2 and 256.
+    """
+    if not 2 <= codebook_size <= MAX_CODEBOOK_SIZE:
+        raise ValueError(
+            f"codebook_size: got {codebook_size}, expected 2 to {MAX_CODEBOOK_SIZE}: "
+            "an index is stored in one byte"
+        )

@@ -1,0 +1,58 @@
+"""Packaging of espnet_mvq."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+requirements = [
+    # The host. Its 202511 wheel asks for setuptools < 74, so pip picks a torch that can
+    # live with that; espnet_mvq itself asks for no version of torch.
+    "espnet>=202511",
+    "torch",
+    "torchaudio",  # ESPnet's front ends, s3prl
+    "numpy",
+    "pyyaml",  # configurations
+    "kaldiio",  # arks of codebook indexes
+    "safetensors",  # quantizer files
+    "sentencepiece",  # token lists
+    "soundfile",  # audio
+    "tqdm",  # progress bars
+    "jiwer>=4",  # word and character error rates
+    # What ESPnet 202511 imports or its recipes use without its wheel asking for it:
+    "tensorboard",  # its trainer
+    "matplotlib",  # its trainer
+    "resampy",  # its speed perturbation
+]
+extras = {
+    # The maintained fork: the original fails to import with torchaudio >= 2.9
+    "s3prl": ["espnet-s3prl"],
+    "transformers": ["transformers"],
+    "report": ["matplotlib"],  # figures in reports
+    "dev": ["pytest", "pytest-timeout", "black", "isort", "flake8"],
+}
+extras["all"] = sorted({name for group in extras.values() for name in group})
+
+setup(
+    name="espnet-mvq",
+    version=re.search(
+        r'^__version__ = "(.+)"$',
+        (ROOT / "espnet_mvq" / "__init__.py").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    ).group(1),
+    description="Multi-codebook vector quantization knowledge distillation for ESPnet",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["espnet_mvq", "espnet_mvq.*"]),
+    python_requires=">=3.10",
+    install_requires=requirements,
+    extras_require=extras,
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+    ],
+)
