@@ -1,0 +1,137 @@
+"""Which teacher frames a student frame predicts, decided by time."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Tuple
+
+import torch
+
+IGNORE = -1  # a target that is not there
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Where the frames of a model lie in time.
+
+    Attributes:
+        shift_samples: Samples between the centres of two frames.
+        offset_samples: Centre of frame 0, in samples from the start of the speech.
+    """
+
+    shift_samples: float
+    offset_samples: float
+
+    def __post_init__(self) -> None:
+        if not self.shift_samples > 0:
+            raise ValueError(
+                f"frame shift: got {self.shift_samples} samples, expected more than 0"
+            )
+
+
+class FrameAligner:
+    """Picks for each student frame the teacher frames whose centres fall into it.
+
+    A student frame is the span of one student shift around its centre. It is divided
+    into `num_slots` equal slots, as many as teacher frames can fall into it; each
+    slot holds the teacher frame whose centre lies in it, if one does. So at any
+    rational ratio of the rates every teacher frame is predicted once, always from
+    the slot that fits its place within the student frame. A teacher slower than
+    the student gives each student frame the teacher frame nearest to it.
+
+    Args:
+        student: Frames of the student layer.
+        teacher: Frames of the teacher, at the same sample rate.
+        delay_samples: The student frame centred at t predicts what the teacher has at
+            t - delay_samples, so that a streaming student has heard enough.
+
+    Example:
+        >>> aligner = FrameAligner(FrameGrid(640, 480), FrameGrid(320, 200))
+        >>> aligner.num_slots, aligner.teacher_frames(2)[0].tolist()
+        (2, [[0, 1], [2, 3]])
+    """
+
+    def __init__(
+        self, student: FrameGrid, teacher: FrameGrid, delay_samples: float = 0
+    ):
+        self.student = student
+        self.teacher = teacher
+        self.delay_samples = delay_samples
+        exact = [
+            Fraction(value).limit_denominator(1000)
+            for value in (
+                student.shift_samples,
+                student.offset_samples,
+                teacher.shift_samples,
+                teacher.offset_samples,
+                delay_samples,
+            )
+        ]
+        student_shift, student_offset, teacher_shift, teacher_offset, delay = exact
+        self.num_slots = max(1, -(-student_shift // teacher_shift))
+        slot = student_shift / self.num_slots
+        # Centre of slot 0 of frame 0, relative to the centre of teacher frame 0
+        start = student_offset - delay - student_shift / 2 + slot / 2 - teacher_offset
+        # All times as integers in units of 1 / unit samples: no rounding can then
+        # put a teacher frame into two slots or none.
+        unit = math.lcm(*(value.denominator for value in (slot, start, teacher_shift)))
+        self._slot, self._start = int(slot * unit), int(start * unit)
+        self._shift = int(teacher_shift * unit)
+
+    def teacher_frames(self, num_frames: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Find the teacher frame of each slot.
+
+        Args:
+            num_frames: Student frames T.
+
+        Returns:
+            Teacher frames, int64, (T, num_slots), which may lie before the first or
+            behind the last one there is; and whether their centres fall into the
+            slots, bool, (T, num_slots).
+        """
+        slots = torch.arange(num_frames * self.num_slots)
+        centres = self._start + slots * self._slot
+        # Half-open slots [centre - slot/2, centre + slot/2): round half down.
+        nearest = -torch.div(
+            self._shift - 2 * centres, 2 * self._shift, rounding_mode="floor"
+        )
+        distance = nearest * self._shift - centres
+        inside = (2 * distance >= -self._slot) & (2 * distance < self._slot)
+        if self.num_slots == 1:
+            # Equal rates or a slower teacher: the nearest frame is the right one.
+            inside = torch.ones_like(inside)
+        shape = (num_frames, self.num_slots)
+        return nearest.reshape(shape), inside.reshape(shape)
+
+    def targets(
+        self,
+        indexes: torch.Tensor,
+        index_lengths: torch.Tensor,
+        student_lengths: torch.Tensor,
+        num_frames: int,
+    ) -> torch.Tensor:
+        """Lay codebook indexes out as targets of student frames.
+
+        Args:
+            indexes: Codebook indexes, int64, (B, T_teacher, N), padded with anything.
+            index_lengths: Teacher frames of each utterance, int64, (B,); 0 = none.
+            student_lengths: Student frames of each utterance, int64, (B,).
+            num_frames: Student frames T of the padded batch.
+
+        Returns:
+            Targets, int64, (B, T, num_slots * N), `IGNORE` where there is none.
+        """
+        batch, _, num_codebooks = indexes.shape
+        frames, inside = self.teacher_frames(num_frames)
+        frames, inside = frames.to(indexes.device), inside.to(indexes.device)
+        known = inside & (frames >= 0)
+        known = known & (frames < index_lengths.reshape(-1, 1, 1))
+        steps = torch.arange(num_frames, device=indexes.device)
+        known = known & (steps < student_lengths.reshape(-1, 1)).unsqueeze(2)
+        if indexes.shape[1] == 0:
+            size = (batch, num_frames, self.num_slots * num_codebooks)
+            return indexes.new_full(size, IGNORE)
+        chosen = frames.clamp(0, indexes.shape[1] - 1).reshape(-1)
+        targets = indexes[:, chosen].reshape(batch, *frames.shape, num_codebooks)
+        targets = targets.masked_fill(~known.unsqueeze(3), IGNORE)
+        return targets.reshape(batch, num_frames, -1)
