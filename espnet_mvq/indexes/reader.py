@@ -1,0 +1,74 @@
+"""Random access to codebook indexes by utterance, as ESPnet's data loader wants it."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Iterator, Union
+
+import kaldiio
+import numpy as np
+
+from espnet_mvq.indexes.metadata import IndexMetadata
+from espnet_mvq.indexes.scp import read_scp
+
+
+class CodebookIndexReader(Mapping):
+    """Maps utterance ids to codebook indexes (T, N).
+
+    An utterance without indexes reads as an empty (0, N) array, so an epoch never
+    breaks off on it; such look-ups are counted in `num_missing` and warned about when
+    their number reaches 1, 10, 100 ...
+
+    Args:
+        scp: `codebook_indexes.scp`, with `codebook_indexes.json` beside it.
+
+    Raises:
+        FileNotFoundError: If the scp or the metadata are missing.
+        ValueError: If one of them is damaged.
+    """
+
+    def __init__(self, scp: Union[str, Path]):
+        self._scp = Path(scp)
+        self.metadata = IndexMetadata.beside(scp)
+        self._places = read_scp(scp)
+        self.num_missing = 0
+
+    def __getitem__(self, utt_id: str) -> np.ndarray:
+        """Return indexes, int64 (ESPnet's collate refuses bytes), (T, N)."""
+        if utt_id not in self._places:
+            return self._missing(utt_id)
+        place = self._places[utt_id]
+        try:
+            indexes = kaldiio.load_mat(place)
+        except Exception as error:  # a damaged ark raises whatever its bytes provoke
+            raise ValueError(
+                f"utterance {utt_id} in {self._scp}: could not read {place} "
+                f"({type(error).__name__}: {error}); extract the indexes again"
+            ) from error
+        shape_ok = indexes.ndim == 2
+        shape_ok = shape_ok and indexes.shape[1] == self.metadata.num_codebooks
+        if indexes.dtype != np.uint8 or not shape_ok:
+            raise ValueError(
+                f"utterance {utt_id} in {self._scp}: got {indexes.dtype} of shape "
+                f"{indexes.shape}, expected uint8 (T, {self.metadata.num_codebooks}) "
+                "as the metadata say; extract the indexes again"
+            )
+        return indexes.astype(np.int64)
+
+    def __contains__(self, utt_id: object) -> bool:
+        return utt_id in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _missing(self, utt_id: str) -> np.ndarray:
+        self.num_missing += 1
+        if str(self.num_missing).strip("0") == "1":
+            logging.warning(
+                f"{self.num_missing} utterances without codebook indexes in "
+                f"{self._scp} so far, last {utt_id}: they train without the MVQ loss"
+            )
+        return np.zeros((0, self.metadata.num_codebooks), dtype=np.int64)

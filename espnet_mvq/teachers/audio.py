@@ -1,0 +1,74 @@
+"""Reading audio as teachers need it: one channel, the right rate, whole."""
+
+import re
+from typing import Tuple
+
+import kaldiio
+import numpy as np
+import soundfile
+import torch
+
+_ARK_PLACE = re.compile(r"\.ark:\d+$")
+
+
+class AudioError(ValueError):
+    """An utterance's audio cannot be used."""
+
+
+def read_audio(utt_id: str, place: str, sample_rate: int) -> torch.Tensor:
+    """Read the audio of an utterance.
+
+    Args:
+        utt_id: The utterance, for messages.
+        place: Its value in `wav.scp`: a file soundfile can read, or `FILE.ark:OFFSET`.
+        sample_rate: The rate it must have, in Hz.
+
+    Returns:
+        Samples in [-1, 1], float32, (S,).
+
+    Raises:
+        AudioError: If it is unreadable, empty, of another rate, of several channels,
+            or holds NaN or infinity.
+    """
+    if place.endswith("|"):
+        raise AudioError(
+            f"utterance {utt_id}: {place!r} is a pipe; expected a file. Run ESPnet's "
+            "stage 3 (format_wav_scp), which turns pipes into files"
+        )
+    try:
+        samples, rate = _read(place)
+    except Exception as error:  # soundfile's and kaldiio's, by kind of damage
+        raise AudioError(
+            f"utterance {utt_id}: could not read {place} ({error}); replace the file "
+            "or take the utterance out of wav.scp"
+        ) from error
+    if samples.ndim != 1:
+        raise AudioError(
+            f"utterance {utt_id}: {place} has {samples.shape[1]} channels, expected "
+            "one; convert it to mono"
+        )
+    if rate != sample_rate:
+        raise AudioError(
+            f"utterance {utt_id}: {place} has {rate} Hz, expected {sample_rate} Hz as "
+            f"the teacher; resample it (ESPnet: run.sh --fs {sample_rate})"
+        )
+    if len(samples) == 0:
+        raise AudioError(
+            f"utterance {utt_id}: {place} is empty (0 samples); take it out of wav.scp"
+        )
+    if not np.isfinite(samples).all():
+        raise AudioError(
+            f"utterance {utt_id}: {place} holds NaN or infinity; replace the file or "
+            "take the utterance out of wav.scp"
+        )
+    return torch.from_numpy(samples)
+
+
+def _read(place: str) -> Tuple[np.ndarray, int]:
+    """Return samples, float32, (S,) or (S, channels), and rate in Hz."""
+    if not _ARK_PLACE.search(place):
+        return soundfile.read(place, dtype="float32")
+    rate, samples = kaldiio.load_mat(place)
+    if samples.dtype.kind == "i":
+        samples = samples / np.float32(2 ** (8 * samples.itemsize - 1))
+    return samples.astype(np.float32), rate

@@ -1,0 +1,114 @@
+"""Teachers out of s3prl's collection: HuBERT, WavLM, wav2vec 2.0, data2vec ..."""
+
+import contextlib
+import difflib
+import sys
+from pathlib import Path
+from typing import Tuple
+
+import torch
+
+from espnet_mvq.teachers.base import (
+    Teacher,
+    TeacherError,
+    pad_embeddings,
+    resolve_layer,
+    weights_hash,
+)
+
+# Half of the 25 ms window (400 samples at 16 kHz) which the wave convolutions of the
+# HuBERT family and Kaldi-style filterbanks share: frame 0 is centred there.
+_DEFAULT_FRAME_OFFSET_SAMPLES = 199.5
+
+
+class S3PRLTeacher(Teacher):
+    """An upstream of s3prl, through `s3prl.nn.S3PRLUpstream`.
+
+    Utterances run one by one: many upstreams (those with group norm above all) see
+    the padding of a batch, so only then are indexes independent of the batch.
+
+    Args:
+        spec: The whole name, for messages and the id.
+        name: Upstream name, or `NAME:CHECKPOINT` with a local file or folder for
+            the upstreams that take one (`hubert_local`, `hf_hubert_custom` ...).
+        layer: Layer number, counted from 1; 0 = input of the first block; -1 = last.
+        device: Where it runs.
+        frame_offset_samples: Centre of frame 0, for upstreams whose window is not
+            25 ms.
+
+    Raises:
+        TeacherError: If s3prl is missing, knows no such upstream, cannot load it, or
+            the layer does not exist.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        name: str,
+        layer: int,
+        device: torch.device,
+        frame_offset_samples: float = _DEFAULT_FRAME_OFFSET_SAMPLES,
+    ):
+        upstream, _, checkpoint = name.partition(":")
+        self._upstream = _load_upstream(spec, upstream, checkpoint)
+        self._upstream.to(device).eval().requires_grad_(False)
+        self._device = device
+        self.spec = spec
+        # hidden_states[0] is the input of the first block
+        self.layer = resolve_layer(layer, self._upstream.num_layers - 1, spec)
+        self.dim = self._upstream.hidden_sizes[self.layer]
+        self.sample_rate = 16_000
+        self.frame_shift_samples = self._upstream.downsample_rates[self.layer]
+        self.frame_offset_samples = frame_offset_samples
+        label = upstream + (f":{Path(checkpoint).name}" if checkpoint else "")
+        weights = weights_hash(self._upstream.state_dict().items())
+        self.id = f"s3prl/{label}@{weights}"
+
+    @torch.inference_mode()
+    def embed(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """See `Teacher.embed`."""
+        embeddings = []
+        for waveform, length in zip(speech, speech_lengths.tolist()):
+            waveform = waveform[:length].to(self._device, torch.float32)
+            states, lengths = self._upstream(
+                waveform.unsqueeze(0), torch.tensor([length], device=self._device)
+            )
+            embeddings.append(states[self.layer][0, : int(lengths[self.layer][0])])
+        return pad_embeddings(embeddings)
+
+
+def _load_upstream(spec: str, upstream: str, checkpoint: str) -> torch.nn.Module:
+    """Load an upstream, turning s3prl's many ways to fail into one message."""
+    try:
+        # s3prl prints while it is imported; standard output may be a data pipe.
+        with contextlib.redirect_stdout(sys.stderr):
+            from s3prl.nn import S3PRLUpstream
+    except ImportError as error:
+        raise TeacherError(
+            f"teacher {spec}: s3prl cannot be imported ({error}); "
+            "pip install 'espnet-mvq[s3prl]'"
+        ) from error
+    known = S3PRLUpstream.available_names()
+    if upstream not in known:
+        close = difflib.get_close_matches(upstream, known, n=5)
+        hint = f"did you mean {', '.join(close)}?" if close else "see s3prl's docs"
+        raise TeacherError(
+            f"teacher {spec}: s3prl has no upstream {upstream!r}; {hint}"
+        )
+    needs_checkpoint = upstream.endswith(("_local", "_custom", "_url"))
+    if needs_checkpoint != bool(checkpoint):
+        expected = f"s3prl/{upstream}:CHECKPOINT" if needs_checkpoint else "no ':'"
+        raise TeacherError(f"teacher {spec}: expected {expected}")
+    if needs_checkpoint and "://" not in checkpoint and not Path(checkpoint).exists():
+        raise TeacherError(f"teacher {spec}: no such checkpoint: {checkpoint}")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return S3PRLUpstream(upstream, path_or_url=checkpoint or None)
+    except Exception as error:  # whatever the upstream's own code raises
+        raise TeacherError(
+            f"teacher {spec}: s3prl could not load it ({type(error).__name__}: "
+            f"{error}). Without a network, download its checkpoint elsewhere and name "
+            "it: s3prl/hubert_local:FILE, s3prl/hf_hubert_custom:DIR and the like"
+        ) from error
