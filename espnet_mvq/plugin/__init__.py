@@ -1,0 +1,1 @@
+"""The seam to ESPnet: the only files of the package that import `espnet2`."""

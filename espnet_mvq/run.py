@@ -1,0 +1,47 @@
+"""Launcher: `python3 -m espnet_mvq.run` is `python3` with the plugin registered.
+
+ESPnet's recipes take a command for their Python, so
+
+    ./run.sh --python "python3 -m espnet_mvq.run" ...
+
+brings the plugin into an unmodified recipe. `-m MODULE ARGS` for ESPnet's own commands
+runs in this process; everything else is handed to the interpreter as it is.
+"""
+
+import importlib
+import os
+import sys
+from typing import List, Optional
+
+# Commands of these packages see the plugin; others need not wait for the import.
+_PACKAGES = ("espnet2.bin.", "espnet_mvq.bin.")
+
+if __name__ == "__mp_main__":
+    # A process spawned by a training (multi-GPU) imports its parent's main module
+    # under this name: here is where it learns of the plugin.
+    from espnet_mvq import register
+
+    register()
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Run what an interpreter would run.
+
+    Args:
+        argv: Arguments after `python3 -m espnet_mvq.run`. Default: the command line's.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) < 2 or argv[0] != "-m" or not argv[1].startswith(_PACKAGES):
+        os.execv(sys.executable, [sys.executable, *argv])
+    from espnet_mvq import register
+
+    register()
+    # By import, not runpy: the module must not take the place of `__main__`, which
+    # spawned processes import to find the plugin.
+    module = importlib.import_module(argv[1])
+    sys.argv = [module.__file__, *argv[2:]]
+    module.main()
+
+
+if __name__ == "__main__":
+    main()
