@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Turn one job's share of a corpus into codebook indexes."""
+
+import argparse
+import logging
+import time
+from typing import Dict
+
+import torch
+from tqdm import tqdm
+
+from espnet_mvq import __version__
+from espnet_mvq.bin.options import (
+    add_logging_options,
+    add_teacher_options,
+    command,
+    setup_logging,
+    teacher_from_options,
+)
+from espnet_mvq.indexes import IndexMetadata, ShardWriter
+from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.indexes.shard import finished_shard, shard_paths
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.teachers import Teacher
+from espnet_mvq.teachers.audio import AudioError, read_audio
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        description="Run the teacher over one job's share of a corpus and write its "
+        "codebook indexes. Embeddings are quantized at once and never reach the disk. "
+        "A shard that is there whole, of the same teacher and quantizer, is kept.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--wav_scp", required=True, help="the job's share of wav.scp")
+    parser.add_argument("--quantizer", required=True, help="quantizer.safetensors")
+    parser.add_argument("--outdir", required=True, help="folder of the shards")
+    parser.add_argument("--job", type=int, default=1, help="number of the job, from 1")
+    add_teacher_options(parser)
+    parser.add_argument(
+        "--beam_size", type=int, default=4, help="beam of the code search; 1 = greedy"
+    )
+    parser.add_argument(
+        "--refine_passes", type=int, default=4, help="refinement passes at most"
+    )
+    parser.add_argument(
+        "--on_error",
+        default="stop",
+        choices=("stop", "skip"),
+        help="what to do about an utterance whose audio cannot be used",
+    )
+    add_logging_options(parser)
+    return parser
+
+
+@command
+def main(cmd=None) -> None:
+    """Run the command."""
+    args = get_parser().parse_args(cmd)
+    setup_logging(args)
+    places = read_scp(args.wav_scp)
+    quantizer = Quantizer.load(args.quantizer)
+    teacher, device = teacher_from_options(args)
+    check_quantizer(quantizer, teacher, args.quantizer)
+    metadata = IndexMetadata(
+        teacher=teacher.id,
+        layer=teacher.layer,
+        quantizer_id=quantizer.id,
+        num_codebooks=quantizer.num_codebooks,
+        codebook_size=quantizer.codebook_size,
+        sample_rate=teacher.sample_rate,
+        frame_shift_samples=teacher.frame_shift_samples,
+        frame_offset_samples=teacher.frame_offset_samples,
+        encode={"beam_size": args.beam_size, "refine_passes": args.refine_passes},
+        espnet_mvq_version=__version__,
+    )
+    if is_finished(args.outdir, args.job, metadata, places):
+        logging.info(f"job {args.job} in {args.outdir} is done already")
+        return
+    quantizer.to(device)
+    with ShardWriter(args.outdir, args.job, metadata) as shard:
+        extract(teacher, quantizer, places, shard, args.on_error)
+
+
+def check_quantizer(quantizer: Quantizer, teacher: Teacher, path: str) -> None:
+    """Refuse a quantizer that was trained on another teacher or layer."""
+    made_from = quantizer.provenance
+    for name, here in (
+        ("dim", teacher.dim),
+        ("teacher", teacher.id),
+        ("layer", teacher.layer),
+    ):
+        there = quantizer.dim if name == "dim" else made_from.get(name, here)
+        if there != here:
+            raise ValueError(
+                f"quantizer {path}: made for {name} {there!r}, but the teacher "
+                f"{teacher.spec} has {here!r}; train a quantizer for this teacher, or "
+                "name the one it was trained on"
+            )
+
+
+def is_finished(
+    outdir: str, job: int, metadata: IndexMetadata, places: Dict[str, str]
+) -> bool:
+    """Say whether the shard is there, whole, and of these settings and utterances."""
+    found = finished_shard(outdir, job)
+    if found is None:
+        return False
+    differences = found.differences(metadata)
+    _, scp, _ = shard_paths(outdir, job)
+    if differences:
+        logging.info(f"{scp} is of other settings, made again: {differences}")
+        return False
+    return list(read_scp(scp)) == list(places)
+
+
+def extract(
+    teacher: Teacher,
+    quantizer: Quantizer,
+    places: Dict[str, str],
+    shard: ShardWriter,
+    on_error: str,
+) -> None:
+    """Write the codebook indexes of all utterances into a shard."""
+    start, seconds, skipped = time.perf_counter(), 0.0, 0
+    for utt_id, place in tqdm(places.items(), unit="utt", mininterval=5):
+        try:
+            speech = read_audio(utt_id, place, teacher.sample_rate)
+        except AudioError as error:
+            if on_error == "stop":
+                raise
+            logging.warning(f"skipped: {error}")
+            skipped += 1
+            continue
+        embeddings, _ = teacher.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))
+        try:
+            indexes = quantizer.encode(
+                embeddings[0],
+                beam_size=shard.metadata.encode["beam_size"],
+                refine_passes=shard.metadata.encode["refine_passes"],
+            )
+        except ValueError as error:
+            raise ValueError(f"utterance {utt_id}: {error}") from error
+        shard.write(utt_id, indexes.cpu().numpy())
+        seconds += len(speech) / teacher.sample_rate
+    elapsed = time.perf_counter() - start
+    logging.info(
+        f"{len(places) - skipped} utterances, {seconds / 3600:.2f} h of speech in "
+        f"{elapsed:.0f} s ({elapsed / max(seconds, 1e-9):.3f} s per s), {skipped} "
+        "skipped"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What the commands share: options of the teacher, logging, ends on user errors."""
+
+import argparse
+import functools
+import logging
+import os
+import sys
+from typing import Any, Callable, Tuple
+
+import torch
+import yaml
+
+from espnet_mvq.teachers import Teacher, build_teacher
+
+
+def add_teacher_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which teacher runs, and where."""
+    parser.add_argument(
+        "--teacher",
+        required=True,
+        help="s3prl/UPSTREAM, s3prl/UPSTREAM:CHECKPOINT or transformers/NAME_OR_DIR",
+    )
+    parser.add_argument(
+        "--layer",
+        type=int,
+        default=-1,
+        help="teacher layer, counted from 1; 0 = input of the first block, -1 = last",
+    )
+    parser.add_argument(
+        "--teacher_conf",
+        type=_key_and_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the teacher's back end; may be given several times",
+    )
+    parser.add_argument(
+        "--ngpu", type=int, default=0, help="1: run on the GPU, 0: on the CPU"
+    )
+
+
+def add_logging_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the log level."""
+    parser.add_argument(
+        "--log_level",
+        default="INFO",
+        choices=("ERROR", "WARNING", "INFO", "DEBUG"),
+        help="how much to log",
+    )
+
+
+def teacher_from_options(args: argparse.Namespace) -> Tuple[Teacher, torch.device]:
+    """Build the teacher that the options name, on the device they name."""
+    if args.ngpu > 0 and not torch.cuda.is_available():
+        raise ValueError(
+            f"--ngpu {args.ngpu}: torch sees no GPU here; use --ngpu 0, or check "
+            "CUDA_VISIBLE_DEVICES and the installed torch"
+        )
+    device = torch.device("cuda" if args.ngpu > 0 else "cpu")
+    teacher = build_teacher(args.teacher, args.layer, device, **dict(args.teacher_conf))
+    return teacher, device
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """Let errors a user can mend end in one line and exit code 1, not a traceback.
+
+    `--log_level DEBUG` shows the traceback all the same.
+    """
+
+    @functools.wraps(main)
+    def wrapper(cmd: Any = None) -> None:
+        try:
+            main(cmd)
+        except (ValueError, FileNotFoundError) as error:
+            logging.debug("traceback:", exc_info=True)
+            logging.error(str(error))
+            sys.exit(1)
+        except KeyboardInterrupt:
+            logging.error("interrupted; whole files are kept, run it again to go on")
+            sys.exit(130)
+
+    return wrapper
+
+
+def setup_logging(args: argparse.Namespace) -> None:
+    """Log as ESPnet does."""
+    logging.basicConfig(
+        level=args.log_level,
+        format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
+    )
+    print(" ".join([sys.executable, *sys.argv]), file=sys.stderr)
+    # kaldiio and others draw on these threads too
+    if "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _key_and_value(text: str) -> Tuple[str, Any]:
+    """Parse KEY=VALUE, the value as yaml."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected KEY=VALUE")
+    return key, yaml.safe_load(value)

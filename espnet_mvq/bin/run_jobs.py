@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Run one or several jobs on this machine, each with its own log.
+
+Takes the command line of Kaldi's ``run.pl``, so that a recipe on pip-installed
+ESPnet alone can say ``train_cmd="python3 -m espnet_mvq.bin.run_jobs"`` and one on
+a cluster can put ``slurm.pl`` or ``queue.pl`` there.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+# Seconds between SIGTERM and SIGKILL when the jobs are to be stopped.
+GRACE_S = 10.0
+# How many failed job numbers the closing message spells out.
+MAX_SHOWN = 20
+# Switches of Grid Engine that do not take exactly one value.
+NUM_VALUES = {"-V": 0, "-pe": 2}
+# A word that only makes sense to a shell: | || & && ; > >> < 2> 2>&1 &> ...
+OPERATOR = re.compile(r"\|\|?|\|&|&&?|;|\d*(>>?|<)(&(\d+|-))?|&>>?")
+JOB_RANGE = re.compile(r"([A-Za-z_]\w*)=(\d+)(?::(\d+))?")
+ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
+
+
+class UsageError(Exception):
+    """A command line that cannot be run; the text is shown to the user."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+class Job(NamedTuple):
+    """One job: its log file, its argument vector and the line shown in the log."""
+
+    number: int
+    log: str
+    argv: List[str]
+    line: str
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options that precede the log file."""
+    parser = _Parser(
+        prog="run_jobs",
+        usage="run_jobs [options] [JOB=1:4] LOG COMMAND...",
+        description="Run COMMAND once per job number, output going to LOG. The "
+        "variable name before '=' is replaced by the number in LOG and COMMAND.",
+        epilog="Any other option is taken with its value and ignored, as run.pl does.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--max-jobs-run",
+        "-tc",
+        type=int,
+        help="How many jobs run at a time (default: all)",
+    )
+    parser.add_argument("--num-threads", help="Threads per job: for clusters, ignored")
+    parser.add_argument("--gpu", help="GPUs per job: for clusters, ignored")
+    parser.add_argument("--mem", help="Memory per job: for clusters, ignored")
+    parser.add_argument("--name", help="Name of the job: for clusters, ignored")
+    return parser
+
+
+def split_words(words: List[str]) -> Tuple[List[str], Optional[str], List[str]]:
+    """Split a command line into options, job range and the rest.
+
+    The range may stand before, between or after the options.
+
+    Returns:
+        Options with their values, the range such as ``JOB=1:4`` or None, and the
+        log file followed by the command.
+    """
+    options: List[str] = []
+    job_range = None
+    rest = list(words)
+    while rest:
+        if rest[0].startswith("-"):
+            num_values = 0 if "=" in rest[0] else NUM_VALUES.get(rest[0], 1)
+            options += rest[: 1 + num_values]
+            rest = rest[1 + num_values :]
+        elif job_range is None and ASSIGNMENT.fullmatch(rest[0]):
+            job_range = rest.pop(0)
+        else:
+            break
+    return options, job_range, rest
+
+
+def parse_range(job_range: Optional[str]) -> Tuple[str, range]:
+    """Return the variable name and the job numbers of e.g. ``JOB=1:4``."""
+    if job_range is None:
+        return "", range(1, 2)
+    match = JOB_RANGE.fullmatch(job_range)
+    if match is None:
+        raise UsageError(
+            f"bad job range '{job_range}': expected NAME=NUMBER or NAME=FIRST:LAST, "
+            "e.g. JOB=1:4"
+        )
+    name, first, last = match.groups()
+    start, end = int(first), int(last or first)
+    if not 1 <= start <= end:
+        raise UsageError(
+            f"bad job range '{job_range}': numbers start at 1 and the first must not "
+            "be above the last"
+        )
+    return name, range(start, end + 1)
+
+
+def needs_shell(words: List[str]) -> bool:
+    """Tell whether the words are meant for a shell rather than one program."""
+    return (
+        len(words) == 1
+        or ASSIGNMENT.fullmatch(words[0]) is not None
+        or any(OPERATOR.fullmatch(word) for word in words)
+    )
+
+
+def quote(word: str) -> str:
+    """Quote a word for bash only where it would otherwise fall apart.
+
+    Variables and patterns in a bare word stay live, as under run.pl.
+    """
+    return shlex.quote(word) if re.search(r"[\s'\"]|^$", word) else word
+
+
+def build_jobs(name: str, numbers: range, log: str, words: List[str]) -> List[Job]:
+    """Fill the job number into the log name and the command."""
+    if len(numbers) > 1 and name not in log:
+        raise UsageError(
+            f"{len(numbers)} jobs would share the log {log}: put {name} in"
+        )
+    shell = needs_shell(words)
+    jobs = []
+    for number in numbers:
+        filled = [w.replace(name, str(number)) if name else w for w in words]
+        if shell:
+            line = filled[0] if len(filled) == 1 else " ".join(map(quote, filled))
+            argv = ["bash", "-c", line]
+        else:
+            line, argv = " ".join(map(shlex.quote, filled)), filled
+        job_log = log.replace(name, str(number)) if name else log
+        jobs.append(Job(number, job_log, argv, line))
+    return jobs
+
+
+class Runner:
+    """Run jobs side by side and take them down together on a signal."""
+
+    def __init__(self):
+        self.running: Dict[int, subprocess.Popen] = {}
+        self.stopped_by: Optional[str] = None
+
+    def stop(self, signum: int, frame=None) -> None:
+        """Signal handler: end all children, start no further job."""
+        self.stopped_by = signal.Signals(signum).name
+        self._kill(signal.SIGTERM)
+        timer = threading.Timer(GRACE_S, self._kill, [signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
+
+    def _kill(self, signum: int) -> None:
+        for pid in list(self.running):
+            self._kill_group(pid, signum)
+
+    def run(self, job: Job) -> int:
+        """Run one job to its end and return its exit code (128 + n for signal n)."""
+        if self.stopped_by:
+            return 1
+        start = time.time()
+        os.makedirs(os.path.dirname(job.log) or ".", exist_ok=True)
+        with open(job.log, "w", encoding="utf-8") as log:
+            line = job.line.replace("\n", "\n# ")
+            log.write(f"# {line}\n# Started at {time.ctime()}\n#\n")
+        # Appending keeps our closing lines and a straggler's output from
+        # overwriting each other.
+        with open(job.log, "a", encoding="utf-8") as log:
+            code = self._spawn_and_wait(job, log)
+            if self.stopped_by:
+                log.write(f"# Killed: run_jobs got {self.stopped_by}\n")
+            log.write(
+                f"# Ended (code {code}) at {time.ctime()}, "
+                f"elapsed time {time.time() - start:.0f} seconds\n"
+            )
+        # A job that ends well because it was told to stop has not done its work.
+        return code or int(self.stopped_by is not None)
+
+    def _spawn_and_wait(self, job: Job, log) -> int:
+        try:
+            # A session of its own makes the job's children reachable by one killpg.
+            process = subprocess.Popen(
+                job.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.write(f"run_jobs: cannot start {job.argv[0]}: {error.strerror}\n")
+            return 127
+        self.running[process.pid] = process
+        if self.stopped_by:  # the signal came while the child was being started
+            self._kill(signal.SIGTERM)
+        code = process.wait()
+        if self.stopped_by:  # what the job left behind must not outlive it
+            self._kill_group(process.pid, signal.SIGKILL)
+        del self.running[process.pid]
+        return code if code >= 0 else 128 - code
+
+    @staticmethod
+    def _kill_group(pid: int, signum: int) -> None:
+        try:
+            os.killpg(pid, signum)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def failure_message(
+    name: str, log: str, failed: List[int], num_jobs: int, stopped_by: Optional[str]
+) -> str:
+    """Say in one line how many jobs failed and which logs to read."""
+    shown = ",".join(map(str, failed[:MAX_SHOWN]))
+    if len(failed) > MAX_SHOWN:
+        shown += ",..."
+    if len(failed) > 1:
+        shown = "{" + shown + "}"
+    where = log.replace(name, shown) if name else log
+    reason = f" (stopped by {stopped_by})" if stopped_by else ""
+    count = (
+        "job failed" if num_jobs == 1 else f"{len(failed)} of {num_jobs} jobs failed"
+    )
+    return f"run_jobs: {count}{reason}, see {where}"
+
+
+def run_all(jobs: List[Job], max_jobs_run: int) -> Tuple[List[int], Optional[str]]:
+    """Run the jobs, at most ``max_jobs_run`` at a time.
+
+    Returns:
+        Numbers of the failed jobs and the name of the signal that stopped them.
+    """
+    runner = Runner()
+    previous = {}
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup and "command &" ignore some signals on purpose: keep that.
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            previous[signum] = signal.signal(signum, runner.stop)
+    try:
+        with ThreadPoolExecutor(max_jobs_run) as pool:
+            codes = list(pool.map(runner.run, jobs))
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    return [j.number for j, code in zip(jobs, codes) if code], runner.stopped_by
+
+
+def main(cmd: Optional[List[str]] = None) -> int:
+    """Run the command line and return the exit status."""
+    words = list(sys.argv[1:] if cmd is None else cmd)
+    parser = get_parser()
+    if words[:1] in (["--help"], ["-h"]):
+        parser.print_help()
+        return 0
+    try:
+        options, job_range, rest = split_words(words)
+        args, _ = parser.parse_known_args(options)
+        name, numbers = parse_range(job_range)
+        if len(rest) < 2:
+            raise UsageError(f"no log file or no command; usage: {parser.usage}")
+        if args.max_jobs_run is not None and args.max_jobs_run < 1:
+            raise UsageError(f"--max-jobs-run must be 1 or more: {args.max_jobs_run}")
+        log, command = rest[0], rest[1:]
+        jobs = build_jobs(name, numbers, log, command)
+        failed, stopped_by = run_all(jobs, args.max_jobs_run or len(jobs))
+    except UsageError as error:
+        print(f"run_jobs: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"run_jobs: cannot write the log: {error}", file=sys.stderr)
+        return 1
+    if failed:
+        message = failure_message(name, log, failed, len(jobs), stopped_by)
+        print(message, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
