@@ -1,0 +1,312 @@
+#!/usr/bin/env bash
+
+# One template for the recipes of this repository: from a corpus to the scores of a
+# baseline and of an MVQ student of the same configuration and seed, on pip-installed
+# ESPnet alone. Stages are numbered as in ESPnet's asr.sh; 6 to 8 are ours.
+
+set -euo pipefail
+
+log() {
+    local fname=${BASH_SOURCE[1]##*/}
+    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
+}
+min() { [ "$1" -le "$2" ] && echo "$1" || echo "$2"; }
+SECONDS=0
+
+# General
+stage=1             # First stage to run.
+stop_stage=14       # Last stage to run.
+skip_stages=        # Stages to leave out, separated by spaces.
+ngpu=0              # GPUs for teacher and training; 0: CPU.
+nj=2                # Parallel jobs of extraction and statistics.
+inference_nj=2      # Parallel jobs of decoding.
+num_threads=        # CPU threads of training and quantizer; empty: all cores.
+python=python3      # Python of everything; ours runs as "${python} -m espnet_mvq.run".
+dumpdir=dump        # Formatted data, codebook indexes.
+expdir=exp          # Experiments and results.
+
+# Data
+train_set=          # Training set, a folder below data/ (required).
+valid_set=          # Validation set (required).
+test_sets=          # Test sets, separated by spaces (required).
+local_data_opts=    # Options of local/data.sh.
+min_wav_duration=0.1  # Shorter training and validation utterances are left out, in s.
+max_wav_duration=30   # Longer ones too.
+sample_rate=16000   # In Hz.
+lang=en             # Only names the token list.
+nbpe=100            # Size of the token list.
+bpemode=unigram     # unigram, bpe or char.
+
+# Teacher, quantizer, codebook indexes
+teacher=            # s3prl/UPSTREAM[:CHECKPOINT] or transformers/NAME_OR_DIR (required).
+layer=-1            # Teacher layer, counted from 1; -1: the last.
+teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
+num_codebooks=8     # Bytes per teacher frame.
+max_frames=160000   # Frames the quantizer is trained on.
+quantizer_iterations=12  # Rounds of the quantizer's training.
+on_error=stop       # stop or skip: what to do about utterances with unusable audio.
+
+# Student
+asr_config=conf/train_asr.yaml          # Baseline.
+mvq_asr_config=conf/train_asr_mvq.yaml  # The same and the MVQ loss.
+asr_args=           # Options of both trainings, beside the configurations.
+inference_config=conf/decode_asr.yaml   # Decoding.
+inference_asr_model=valid.loss.ave.pth  # Checkpoint to decode with.
+
+help_message="Usage: $0 [options]   (defaults in brackets)
+  --stage N --stop_stage N --skip_stages \"N N\" [${stage} to ${stop_stage}]
+     1 data, 4 format, 5 token list, 6 quantizer, 7 codebook indexes, 8 their check,
+     10 statistics, 11 training, 12 decoding, 13 scoring, 14 report
+  --ngpu N [${ngpu}] --nj N [${nj}] --inference_nj N [${inference_nj}] --python CMD [${python}]
+  --dumpdir DIR [${dumpdir}] --expdir DIR [${expdir}] --num_threads N [all cores]
+  --train_set NAME --valid_set NAME --test_sets \"NAME NAME\"
+  --nbpe N [${nbpe}] --bpemode MODE [${bpemode}]
+  --teacher NAME --layer N [${layer}] --teacher_conf \"KEY=VALUE ...\"
+  --num_codebooks N [${num_codebooks}] --max_frames N [${max_frames}] --on_error stop|skip
+  --asr_config YAML [${asr_config}] --mvq_asr_config YAML [${mvq_asr_config}]
+  --asr_args \"...\" --inference_config YAML [${inference_config}]"
+
+log "$0 $*"
+run_args=$*
+. utils/parse_options.sh
+. ./path.sh
+. ./cmd.sh
+
+for name in train_set valid_set test_sets teacher; do
+    if [ -z "${!name}" ]; then
+        log "Error: --${name} is required" >&2
+        exit 2
+    fi
+done
+for file in "${asr_config}" "${mvq_asr_config}" "${inference_config}"; do
+    if [ ! -f "${file}" ]; then
+        log "Error: no such configuration: ${file}" >&2
+        exit 2
+    fi
+done
+num_threads=${num_threads:-$(getconf _NPROCESSORS_ONLN)}
+on_gpu=$(min "${ngpu}" 1)  # the teacher runs on one GPU a job
+if [ "${ngpu}" -gt 0 ]; then
+    teacher_cmd=${cuda_cmd}
+else
+    teacher_cmd=${train_cmd}
+fi
+
+data_dir=${dumpdir}/raw
+token_dir=data/${lang}_token_list/bpe_${bpemode}${nbpe}
+token_list=${token_dir}/tokens.txt
+bpemodel=${token_dir}/bpe.model
+teacher_tag=$(basename "${teacher##*:}")_layer${layer}_cb${num_codebooks}
+mvq_dir=${dumpdir}/mvq/${teacher_tag}
+quantizer=${mvq_dir}/quantizer.safetensors
+stats_dir=${expdir}/asr_stats_raw_${lang}_bpe${nbpe}
+teacher_opts="--teacher ${teacher} --layer ${layer} --ngpu ${on_gpu}"
+for option in ${teacher_conf}; do
+    teacher_opts+=" --teacher_conf ${option}"
+done
+
+# exp_of CONFIG: the experiment folder of a configuration
+exp_of() {
+    echo "${expdir}/asr_$(basename "$1" .yaml)_raw_${lang}_bpe${nbpe}"
+}
+baseline_exp=$(exp_of "${asr_config}")
+mvq_exp=$(exp_of "${mvq_asr_config}")
+
+# runs STAGE: whether a stage is asked for
+runs() {
+    [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ] &&
+        ! [[ " ${skip_stages} " =~ [[:space:]]$1[[:space:]] ]]
+}
+
+# failed LOGS...: show the errors of jobs that failed and end
+failed() {
+    log "Error: a job failed. Its log ends:" >&2
+    grep -h -A2 -E "ERROR|Error:|error:" "$@" 2>/dev/null | tail -n 12 >&2 ||
+        tail -qn 12 "$@" >&2
+    exit 1
+}
+
+# split_keys FILE DIR N: deal the lines of a file into DIR/keys.1.scp ... DIR/keys.N.scp
+split_keys() {
+    mkdir -p "$2"
+    awk -v n="$3" -v total="$(wc -l <"$1")" -v stem="$2/keys" \
+        '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
+}
+
+if runs 1; then
+    log "stage 1: Data preparation for data/${train_set}, data/${valid_set} ..."
+    # shellcheck disable=SC2086
+    local/data.sh ${local_data_opts}
+fi
+
+if runs 4; then
+    log "stage 4: Format data: data/ -> ${data_dir}"
+    for dset in ${train_set} ${valid_set} ${test_sets}; do
+        limits=()
+        if [[ " ${test_sets} " != *" ${dset} "* ]]; then
+            limits=(--min_duration "${min_wav_duration}" --max_duration "${max_wav_duration}")
+        fi
+        ${python} pyscripts/format_data.py --data_dir "data/${dset}" \
+            --outdir "${data_dir}/${dset}" --sample_rate "${sample_rate}" \
+            ${limits[@]+"${limits[@]}"}
+    done
+fi
+
+if runs 5; then
+    log "stage 5: Token list from ${data_dir}/${train_set}/text"
+    ${python} pyscripts/train_bpe.py --text "${data_dir}/${train_set}/text" \
+        --nbpe "${nbpe}" --mode "${bpemode}" --outdir "${token_dir}"
+fi
+
+if runs 6; then
+    log "stage 6: Quantizer ${quantizer} for layer ${layer} of ${teacher}"
+    # shellcheck disable=SC2086
+    OMP_NUM_THREADS=${num_threads} ${teacher_cmd} --gpu "${on_gpu}" "${mvq_dir}/quantizer.log" \
+        ${python} -m espnet_mvq.bin.train_quantizer ${teacher_opts} \
+        --wav_scp "${data_dir}/${train_set}/wav.scp" --quantizer "${quantizer}" \
+        --num_codebooks "${num_codebooks}" --max_frames "${max_frames}" \
+        --num_iterations "${quantizer_iterations}" || failed "${mvq_dir}/quantizer.log"
+    tail -qn 3 "${mvq_dir}/quantizer.log" | grep "quantizer"
+fi
+
+_nj=${nj}
+if [ -f "${data_dir}/${train_set}/wav.scp" ]; then
+    _nj=$(min "${nj}" "$(wc -l <"${data_dir}/${train_set}/wav.scp")")
+fi
+shard_dir=${mvq_dir}/${train_set}
+
+if runs 7; then
+    log "stage 7: Codebook indexes of ${train_set} in ${_nj} jobs"
+    split_keys "${data_dir}/${train_set}/wav.scp" "${shard_dir}/split${_nj}" "${_nj}"
+    # shellcheck disable=SC2086
+    ${teacher_cmd} --gpu "${on_gpu}" JOB=1:"${_nj}" "${shard_dir}/log/extract.JOB.log" \
+        ${python} -m espnet_mvq.bin.extract ${teacher_opts} \
+        --wav_scp "${shard_dir}/split${_nj}/keys.JOB.scp" --quantizer "${quantizer}" \
+        --outdir "${shard_dir}" --job JOB --on_error "${on_error}" ||
+        failed "${shard_dir}"/log/extract.*.log
+fi
+
+if runs 8; then
+    log "stage 8: Check, then ${data_dir}/${train_set}/codebook_indexes.scp"
+    ${python} -m espnet_mvq.bin.combine_indexes --data_dir "${data_dir}/${train_set}" \
+        --shards "${shard_dir}" --nj "${_nj}" --on_error "${on_error}"
+fi
+
+# What both trainings and the statistics are given
+data_opts=(--use_preprocessor true --bpemodel "${bpemodel}" --token_type bpe
+    --token_list "${token_list}" --non_linguistic_symbols none --cleaner none --g2p none
+    --train_data_path_and_name_and_type "${data_dir}/${train_set}/wav.scp,speech,sound"
+    --train_data_path_and_name_and_type "${data_dir}/${train_set}/text,text,text"
+    --valid_data_path_and_name_and_type "${data_dir}/${valid_set}/wav.scp,speech,sound"
+    --valid_data_path_and_name_and_type "${data_dir}/${valid_set}/text,text,text")
+
+if runs 10; then
+    log "stage 10: Statistics for both students: ${stats_dir}"
+    logdir=${stats_dir}/logdir
+    rm -rf "${logdir}"
+    num_valid=$(wc -l <"${data_dir}/${valid_set}/wav.scp")
+    stats_nj=$(min "${_nj}" "${num_valid}")
+    split_keys "${data_dir}/${train_set}/wav.scp" "${logdir}/train" "${stats_nj}"
+    split_keys "${data_dir}/${valid_set}/wav.scp" "${logdir}/valid" "${stats_nj}"
+    # shellcheck disable=SC2086
+    ${train_cmd} JOB=1:"${stats_nj}" "${logdir}/stats.JOB.log" \
+        ${python} -m espnet2.bin.asr_train --collect_stats true "${data_opts[@]}" \
+        --train_shape_file "${logdir}/train/keys.JOB.scp" \
+        --valid_shape_file "${logdir}/valid/keys.JOB.scp" \
+        --output_dir "${logdir}/stats.JOB" --config "${asr_config}" ${asr_args} ||
+        failed "${logdir}"/stats.*.log
+    opts=()
+    for job in $(seq "${stats_nj}"); do
+        opts+=(--input_dir "${logdir}/stats.${job}")
+    done
+    ${python} -m espnet2.bin.aggregate_stats_dirs "${opts[@]}" --output_dir "${stats_dir}"
+    for dset in train valid; do
+        # The size of the vocabulary beside each length, as ESPnet's samplers want it
+        awk -v n="$(wc -l <"${token_list}")" '{ print $0 "," n }' \
+            "${stats_dir}/${dset}/text_shape" >"${stats_dir}/${dset}/text_shape.bpe"
+    done
+fi
+
+# train LAUNCHER CONFIG EXP: one training through ESPnet's launcher
+train() {
+    local launcher=$1 config=$2 exp=$3
+    log "Training ${exp}; log: ${exp}/train.log"
+    # shellcheck disable=SC2086
+    OMP_NUM_THREADS=${num_threads} ${python} -m espnet2.bin.launch \
+        --cmd "${cuda_cmd} --name $(basename "${exp}")/train.log" \
+        --log "${exp}/train.log" --ngpu "${ngpu}" --num_nodes 1 \
+        --init_file_prefix "${exp}/.dist_init_" --multiprocessing_distributed true -- \
+        ${launcher} -m espnet2.bin.asr_train "${data_opts[@]}" \
+        --train_shape_file "${stats_dir}/train/speech_shape" \
+        --train_shape_file "${stats_dir}/train/text_shape.bpe" \
+        --valid_shape_file "${stats_dir}/valid/speech_shape" \
+        --valid_shape_file "${stats_dir}/valid/text_shape.bpe" \
+        --normalize global_mvn \
+        --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz" \
+        --resume true --output_dir "${exp}" --config "${config}" ${asr_args} \
+        >"${exp}/launch.log" 2>&1 || failed "${exp}/train.log" "${exp}/launch.log"
+}
+
+if runs 11; then
+    log "stage 11: Train baseline and MVQ student"
+    mkdir -p "${baseline_exp}" "${mvq_exp}"
+    train "${python}" "${asr_config}" "${baseline_exp}"
+    train "${python} -m espnet_mvq.run" "${mvq_asr_config}" "${mvq_exp}"
+fi
+
+inference_tag=$(basename "${inference_config}" .yaml)_asr_model_${inference_asr_model%.*}
+
+# decode LAUNCHER EXP: all test sets of one student
+decode() {
+    local launcher=$1 exp=$2 dset dir logdir jobs job
+    for dset in ${test_sets}; do
+        dir=${exp}/${inference_tag}/${dset}
+        logdir=${dir}/logdir
+        log "Decoding ${dir}"
+        rm -rf "${logdir}"
+        jobs=$(min "${inference_nj}" "$(wc -l <"${data_dir}/${dset}/wav.scp")")
+        split_keys "${data_dir}/${dset}/wav.scp" "${logdir}" "${jobs}"
+        # shellcheck disable=SC2086
+        ${train_cmd} JOB=1:"${jobs}" "${logdir}/asr_inference.JOB.log" \
+            ${launcher} -m espnet2.bin.asr_inference --ngpu 0 --batch_size 1 \
+            --data_path_and_name_and_type "${data_dir}/${dset}/wav.scp,speech,sound" \
+            --key_file "${logdir}/keys.JOB.scp" --asr_train_config "${exp}/config.yaml" \
+            --asr_model_file "${exp}/${inference_asr_model}" \
+            --output_dir "${logdir}/output.JOB" --config "${inference_config}" ||
+            failed "${logdir}"/asr_inference.*.log
+        for job in $(seq "${jobs}"); do
+            cat "${logdir}/output.${job}/1best_recog/text"
+        done >"${dir}/text"
+    done
+}
+
+if runs 12; then
+    log "stage 12: Decode ${test_sets}"
+    decode "${python}" "${baseline_exp}"
+    decode "${python} -m espnet_mvq.run" "${mvq_exp}"
+fi
+
+if runs 13; then
+    log "stage 13: Score"
+    for exp in "${baseline_exp}" "${mvq_exp}"; do
+        for dset in ${test_sets}; do
+            ${python} pyscripts/score.py --ref "${data_dir}/${dset}/text" \
+                --hyp "${exp}/${inference_tag}/${dset}/text" --bpemodel "${bpemodel}" \
+                --outdir "${exp}/${inference_tag}/${dset}"
+        done
+    done
+    ${python} pyscripts/results_table.py --exp "${baseline_exp}" "${mvq_exp}" \
+        >"${expdir}/RESULTS.md"
+    log "Error rates: ${expdir}/RESULTS.md"
+fi
+
+if runs 14; then
+    log "stage 14: Report"
+    ${python} pyscripts/distillation_report.py --baseline "${baseline_exp}" \
+        --student "${mvq_exp}" --inference "${inference_tag}" --test_sets ${test_sets} \
+        --index_metadata "${data_dir}/${train_set}/codebook_indexes.json" \
+        --quantizer "${quantizer}" --run_args "${run_args}" --out "${expdir}/REPORT.md"
+    log "Report: ${expdir}/REPORT.md"
+fi
+
+log "Successfully finished. [elapsed=${SECONDS}s]"

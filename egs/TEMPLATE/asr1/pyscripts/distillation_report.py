@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Put a baseline and its MVQ student side by side: errors, training time, storage."""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import time
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from espnet_mvq.indexes import IndexMetadata
+from espnet_mvq.quantization import Quantizer
+
+PACKAGES = ("espnet_mvq", "espnet", "torch", "s3prl", "espnet-s3prl", "transformers")
+_EPOCH = re.compile(r"(\d+)epoch results: \[train\] (.*?), \[valid\] (.*)")
+_STAT = re.compile(r"(\w+)=(-?[\d.]+(?:e[-+]\d+)?|nan)(?=,|$)")
+
+
+class ReportError(Exception):
+    """Something the report needs is missing; the text says what."""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command line parser."""
+    parser = argparse.ArgumentParser(
+        description="Report on a baseline and its MVQ student"
+    )
+    parser.add_argument("--baseline", required=True, help="Experiment folder")
+    parser.add_argument("--student", required=True, help="Experiment folder, MVQ")
+    parser.add_argument("--inference", required=True, help="Decoding folder in both")
+    parser.add_argument("--test_sets", nargs="+", required=True, help="Test sets")
+    parser.add_argument("--index_metadata", required=True, help="codebook_indexes.json")
+    parser.add_argument("--quantizer", required=True, help="quantizer.safetensors")
+    parser.add_argument("--run_args", default="", help="Options of the run")
+    parser.add_argument("--out", required=True, help="Markdown file to write")
+    return parser
+
+
+def read_epochs(exp: Path) -> List[Dict[str, float]]:
+    """Read the statistics of each epoch from ESPnet's train.log.
+
+    Returns:
+        Training statistics by name, `valid_` before those of validation; the last
+        run of an epoch if there were several.
+
+    Raises:
+        ReportError: If there is no log or no epoch in it.
+    """
+    log = exp / "train.log"
+    if not log.is_file():
+        raise ReportError(f"no {log}; run stage 11 (training)")
+    epochs: Dict[int, Dict[str, float]] = {}
+    for number, train, valid in _EPOCH.findall(log.read_text(encoding="utf-8")):
+        stats = {name: float(value) for name, value in _STAT.findall(train)}
+        valid_stats = _STAT.findall(valid)
+        stats.update({f"valid_{name}": float(value) for name, value in valid_stats})
+        epochs[int(number)] = stats
+    if not epochs:
+        raise ReportError(f"no finished epoch in {log}; run stage 11 (training)")
+    return [epochs[number] for number in sorted(epochs)]
+
+
+def read_error_rate(exp: Path, inference: str, test_set: str, unit: str) -> float:
+    """Return an error rate in percent.
+
+    Raises:
+        ReportError: If the test set was not scored.
+    """
+    path = exp / inference / test_set / f"score_{unit}" / "result.json"
+    if not path.is_file():
+        raise ReportError(f"no {path}; run stages 12 and 13 (decoding, scoring)")
+    return json.loads(path.read_text(encoding="utf-8"))["error_rate"]
+
+
+def seconds_per_step(epochs: List[Dict[str, float]]) -> float:
+    """Return the time of a training step, the median epoch's mean, in seconds."""
+    times = sorted(epoch["train_time"] for epoch in epochs)
+    return times[len(times) // 2]
+
+
+def result_rows(args: argparse.Namespace) -> List[str]:
+    """Return the table of both students."""
+    units = [(test_set, unit) for test_set in args.test_sets for unit in ("wer", "cer")]
+    rows = [
+        "| |"
+        + "".join(f"{test_set} {unit.upper()} %|" for test_set, unit in units)
+        + "epochs|train s/step|",
+        "|---|" + "---|" * (len(units) + 2),
+    ]
+    exps = {"baseline": Path(args.baseline), "MVQ student": Path(args.student)}
+    for name, exp in exps.items():
+        epochs = read_epochs(exp)
+        rates = (
+            f"{read_error_rate(exp, args.inference, test_set, unit):.1f}"
+            for test_set, unit in units
+        )
+        cells = [name, *rates, str(len(epochs)), f"{seconds_per_step(epochs):.3f}"]
+        rows.append("|" + "|".join(cells) + "|")
+    return rows
+
+
+def storage_rows(metadata: IndexMetadata, quantizer: Quantizer) -> List[str]:
+    """Return the table of what an hour of speech takes on disk."""
+    frames = 3600 * metadata.sample_rate / metadata.frame_shift_samples
+    floats, indexes = 4 * quantizer.dim * frames, metadata.num_codebooks * frames
+    return [
+        "|an hour of speech|bytes|",
+        "|---|---|",
+        f"|float32 embeddings ({quantizer.dim}-d)|{floats:,.0f}|",
+        f"|codebook indexes ({metadata.num_codebooks} bytes a frame)|{indexes:,.0f}|",
+        f"|ratio|{floats / indexes:.0f}|",
+    ]
+
+
+def curve_rows(baseline: Path, student: Path) -> List[str]:
+    """Return losses by epoch."""
+    rows = [
+        "|epoch|baseline valid loss|MVQ valid loss|MVQ loss|nats below chance|"
+        "index accuracy %|",
+        "|---|---|---|---|---|---|",
+    ]
+    for number, (first, second) in enumerate(
+        zip(read_epochs(baseline), read_epochs(student)), 1
+    ):
+        rows.append(
+            f"|{number}|{first['valid_loss']:.2f}|{second['valid_loss']:.2f}|"
+            f"{second['loss_mvq']:.2f}|{second['mvq_nats_below_chance']:.3f}|"
+            f"{100 * second['acc_mvq']:.1f}|"
+        )
+    return rows
+
+
+def environment_rows(run_args: str) -> List[str]:
+    """Return date, versions and hardware."""
+    versions = []
+    for package in PACKAGES:
+        version = installed_version(package)
+        if version:
+            versions.append(f"{package} {version}")
+    return [
+        f"- date: {time.strftime('%Y-%m-%d %H:%M')}",
+        f"- Python {platform.python_version()}, {', '.join(versions)}",
+        f"- {platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        f"- options: `{run_args or 'the defaults'}`",
+    ]
+
+
+def installed_version(package: str) -> Optional[str]:
+    """Return a package's version, None if it is not installed."""
+    try:
+        return package_metadata.version(package)
+    except package_metadata.PackageNotFoundError:
+        return None
+
+
+def make_report(args: argparse.Namespace) -> str:
+    """Return the report as markdown, its tables of results first.
+
+    Raises:
+        ReportError: If a stage has not been run.
+    """
+    metadata = IndexMetadata.load(args.index_metadata)
+    quantizer = Quantizer.load(args.quantizer)
+    error = quantizer.provenance["relative_reconstruction_error"]
+    parts = [
+        "# Baseline and MVQ student",
+        "\n".join(result_rows(args)),
+        "\n".join(storage_rows(metadata, quantizer)),
+        "## How",
+        f"- teacher `{metadata.teacher}`, layer {metadata.layer}\n"
+        f"- quantizer `{metadata.quantizer_id}`: {metadata.num_codebooks} codebooks "
+        f"of {metadata.codebook_size}, relative reconstruction error {error:.3f} "
+        "held-out\n"
+        f"- indexes of {metadata.num_utterances} utterances, "
+        f"{metadata.num_frames} frames\n"
+        f"- baseline `{args.baseline}`, student `{args.student}`, same seed",
+        "## Training",
+        "\n".join(curve_rows(Path(args.baseline), Path(args.student))),
+        "## Environment",
+        "\n".join(environment_rows(args.run_args)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(cmd=None) -> None:
+    """Run the command."""
+    args = get_parser().parse_args(cmd)
+    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s")
+    try:
+        report = make_report(args)
+    except (ReportError, ValueError, FileNotFoundError) as error:
+        logging.error(str(error))
+        sys.exit(1)
+    out = Path(args.out)
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(report, encoding="utf-8")
+    temporary.replace(out)
+    print(report.split("\n## How")[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Five hours of real speech: a conformer baseline and the same with the MVQ loss.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+./asr_mvq.sh \
+    --train_set train_clean_5 \
+    --valid_set dev_clean \
+    --test_sets "test_clean" \
+    --nbpe 100 \
+    --teacher transformers/openai/whisper-tiny.en \
+    --layer 3 \
+    --num_codebooks 8 \
+    --max_frames 100000 \
+    "$@"
