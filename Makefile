@@ -1,0 +1,32 @@
+# make demo: the whole of MVQ distillation in minutes; make test: the test suite.
+# Both make .venv first, from a package index alone.
+
+PYTHON ?= python3
+# More arguments of pip, for example an index with torch for CPUs alone:
+# make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+
+.PHONY: demo test venv lint clean
+
+.venv/installed: setup.py espnet_mvq/__init__.py
+	$(PYTHON) -c "import sys; ok = (3, 10) <= sys.version_info < (3, 13); sys.exit(not ok and f'make: Python 3.10 to 3.12 needed, $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12')"
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -e ".[s3prl,transformers,report,dev]"
+	touch .venv/installed
+
+venv: .venv/installed
+
+demo: venv
+	PATH="$(CURDIR)/.venv/bin:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv" egs/demo/asr1/run.sh
+
+test: venv
+	PATH="$(CURDIR)/.venv/bin:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv" \
+		OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+
+lint: venv
+	.venv/bin/black --check .
+	.venv/bin/isort --check .
+	.venv/bin/flake8
+
+clean:
+	rm -rf egs/*/asr1/data egs/*/asr1/dump egs/*/asr1/exp
