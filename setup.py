@@ -31,7 +31,14 @@ extras = {
     "s3prl": ["espnet-s3prl"],
     "transformers": ["transformers"],
     "report": ["matplotlib"],  # figures in reports
-    "dev": ["pytest", "pytest-timeout", "black", "isort", "flake8"],
+    "dev": [
+        "pytest",
+        "pytest-timeout",
+        "black",
+        "isort",
+        "flake8",
+        "multi_quantization==0.1.1",  # the library whose quantizers we can read
+    ],
 }
 extras["all"] = sorted({name for group in extras.values() for name in group})
 

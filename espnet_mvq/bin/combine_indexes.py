@@ -54,8 +54,13 @@ def main(cmd=None) -> None:
         _, scp, _ = shard_paths(args.shards, job)
         places.update(read_scp(scp))
     check_complete(utt_ids, places, args)
-    check_lengths(data_dir / "utt2num_samples", places, metadata)
-    lines = [f"{utt_id} {places[utt_id]}\n" for utt_id in utt_ids if utt_id in places]
+    # Only what wav.scp still has, in its order
+    places = {utt_id: places[utt_id] for utt_id in utt_ids if utt_id in places}
+    num_frames = {u: len(kaldiio.load_mat(place)) for u, place in places.items()}
+    check_lengths(data_dir / "utt2num_samples", num_frames, metadata)
+    metadata.num_utterances = len(places)
+    metadata.num_frames = sum(num_frames.values())
+    lines = [f"{utt_id} {place}\n" for utt_id, place in places.items()]
     # The metadata last: a folder that has them has the scp they speak of.
     (data_dir / METADATA_NAME).unlink(missing_ok=True)
     write_text(data_dir / SCP_NAME, "".join(lines))
@@ -93,8 +98,7 @@ def combine_metadata(shards: str, nj: int) -> IndexMetadata:
                 f"{json_path}: not made like shard 1: {'; '.join(differences)}; run "
                 "the extraction again"
             )
-        combined.num_utterances += metadata.num_utterances
-        combined.num_frames += metadata.num_frames
+        combined.skipped += metadata.skipped
         combined.shards.update(metadata.shards)
     return combined
 
@@ -119,7 +123,7 @@ def check_complete(
 
 
 def check_lengths(
-    utt2num_samples: Path, places: Dict[str, str], metadata: IndexMetadata
+    utt2num_samples: Path, num_frames: Dict[str, int], metadata: IndexMetadata
 ) -> None:
     """Refuse indexes whose number does not fit the samples of their speech."""
     if not utt2num_samples.is_file():
@@ -127,13 +131,12 @@ def check_lengths(
         return
     num_samples = read_scp(utt2num_samples)
     wrong = []
-    for utt_id, place in places.items():
+    for utt_id, found in num_frames.items():
         if utt_id not in num_samples:
             continue
-        num_frames = len(kaldiio.load_mat(place))
         expected = int(num_samples[utt_id]) / metadata.frame_shift_samples
-        if abs(num_frames - expected) > _TOLERANCE_FRAMES:
-            wrong.append(f"{utt_id} has {num_frames}, expected {expected:.1f}")
+        if abs(found - expected) > _TOLERANCE_FRAMES:
+            wrong.append(f"{utt_id} has {found}, expected {expected:.1f}")
     if wrong:
         raise ValueError(
             f"{len(wrong)} utterances have another number of frames than "

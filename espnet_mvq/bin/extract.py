@@ -75,7 +75,7 @@ def main(cmd=None) -> None:
         encode={"beam_size": args.beam_size, "refine_passes": args.refine_passes},
         espnet_mvq_version=__version__,
     )
-    if is_finished(args.outdir, args.job, metadata, places):
+    if is_finished(args, metadata, places):
         logging.info(f"job {args.job} in {args.outdir} is done already")
         return
     quantizer.to(device)
@@ -101,18 +101,19 @@ def check_quantizer(quantizer: Quantizer, teacher: Teacher, path: str) -> None:
 
 
 def is_finished(
-    outdir: str, job: int, metadata: IndexMetadata, places: Dict[str, str]
+    args: argparse.Namespace, metadata: IndexMetadata, places: Dict[str, str]
 ) -> bool:
     """Say whether the shard is there, whole, and of these settings and utterances."""
-    found = finished_shard(outdir, job)
+    found = finished_shard(args.outdir, args.job)
     if found is None:
         return False
     differences = found.differences(metadata)
-    _, scp, _ = shard_paths(outdir, job)
+    _, scp, _ = shard_paths(args.outdir, args.job)
     if differences:
         logging.info(f"{scp} is of other settings, made again: {differences}")
         return False
-    return list(read_scp(scp)) == list(places)
+    skipped = set(found.skipped if args.on_error == "skip" else ())
+    return list(read_scp(scp)) == [u for u in places if u not in skipped]
 
 
 def extract(
@@ -123,7 +124,7 @@ def extract(
     on_error: str,
 ) -> None:
     """Write the codebook indexes of all utterances into a shard."""
-    start, seconds, skipped = time.perf_counter(), 0.0, 0
+    start, seconds = time.perf_counter(), 0.0
     for utt_id, place in tqdm(places.items(), unit="utt", mininterval=5):
         try:
             speech = read_audio(utt_id, place, teacher.sample_rate)
@@ -131,7 +132,7 @@ def extract(
             if on_error == "stop":
                 raise
             logging.warning(f"skipped: {error}")
-            skipped += 1
+            shard.metadata.skipped.append(utt_id)
             continue
         embeddings, _ = teacher.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))
         try:
@@ -146,9 +147,9 @@ def extract(
         seconds += len(speech) / teacher.sample_rate
     elapsed = time.perf_counter() - start
     logging.info(
-        f"{len(places) - skipped} utterances, {seconds / 3600:.2f} h of speech in "
-        f"{elapsed:.0f} s ({elapsed / max(seconds, 1e-9):.3f} s per s), {skipped} "
-        "skipped"
+        f"{shard.metadata.num_utterances} utterances, {seconds / 3600:.2f} h of "
+        f"speech in {elapsed:.0f} s ({elapsed / max(seconds, 1e-9):.3f} s per s), "
+        f"{len(shard.metadata.skipped)} skipped"
     )
 
 

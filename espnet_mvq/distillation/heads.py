@@ -19,10 +19,9 @@ class IndependentHead(torch.nn.Linear):
         super().__init__(input_size, num_targets * codebook_size)
         self.num_targets = num_targets
         self.codebook_size = codebook_size
-        self.espnet_initialization_fn()
 
-    def espnet_initialization_fn(self) -> None:
-        """Set initial weights; ESPnet's `--init` leaves those to this method."""
+    def reset_parameters(self) -> None:
+        """Set initial weights: logits of unit variance for inputs of unit variance."""
         torch.nn.init.normal_(self.weight, std=self.in_features**-0.5)
         torch.nn.init.zeros_(self.bias)
 

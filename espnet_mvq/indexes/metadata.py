@@ -29,6 +29,7 @@ class IndexMetadata:
         num_utterances: Utterances with indexes.
         num_frames: Frames of all of them.
         encode: Settings of the code search (beam_size, refine_passes).
+        skipped: Utterances left out because their audio could not be used.
         shards: Name of each ark (relative to this file) and the sha256 of its bytes.
         espnet_mvq_version: Version that wrote the files.
     """
@@ -44,6 +45,7 @@ class IndexMetadata:
     num_utterances: int = 0
     num_frames: int = 0
     encode: Dict[str, int] = field(default_factory=dict)
+    skipped: List[str] = field(default_factory=list)
     shards: Dict[str, str] = field(default_factory=dict)
     espnet_mvq_version: str = ""
 

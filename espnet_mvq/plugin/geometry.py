@@ -1,26 +1,10 @@
 """Where the frames of an ESPnet encoder lie in time."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 
 from espnet_mvq.distillation import FrameGrid
-
-# Input layer -> (feature frames per encoder frame, feature frame on which encoder
-# frame 0 is centred). By class name: the classes have moved between ESPnet versions.
-SUBSAMPLING = {
-    "Conv2dSubsampling": (4, 3),
-    "Conv2dSubsampling1": (1, 2),
-    "Conv2dSubsampling2": (2, 3),
-    "Conv2dSubsampling6": (6, 5),
-    "Conv2dSubsampling8": (8, 7),
-    "Conv1dSubsampling1": (1, 2),
-    "Conv1dSubsampling2": (2, 2),
-    "Conv1dSubsampling3": (3, 3),
-    "Sequential": (1, 0),  # input_layer: linear, embed
-    "Linear": (1, 0),
-    "NoneType": (1, 0),  # input_layer: null
-}
 
 # Centre of the first frame of front ends whose STFT is not centred on the frame's
 # start; s3prl's wave models have windows of 400 samples.
@@ -56,16 +40,48 @@ def student_frame_grid(
             "mvq_conf: {student_frame_shift_samples: ..., "
             "student_frame_offset_samples: ...}"
         )
-    embed = getattr(encoder, "embed", None)
-    name = type(embed).__name__
-    if name not in SUBSAMPLING:
+    try:
+        factor, centre = subsampling(encoder)
+    except ValueError as error:
         raise ValueError(
-            f"encoder {type(encoder).__name__} with input layer {name}: its "
-            "subsampling is not known; give mvq_conf: {student_frame_shift_samples: "
-            "..., student_frame_offset_samples: ...}"
-        )
-    factor, centre = SUBSAMPLING[name]
+            f"encoder {type(encoder).__name__}: {error}; give mvq_conf: "
+            "{student_frame_shift_samples: ..., student_frame_offset_samples: ...}"
+        ) from error
     return FrameGrid(hop * factor, _frontend_offset_samples(frontend) + hop * centre)
+
+
+def subsampling(encoder: torch.nn.Module) -> Tuple[int, float]:
+    """Work out how an encoder's input layer subsamples feature frames.
+
+    ESPnet's convolutional input layers are a stack of convolutions without padding
+    named `conv`; what it calls linear, embed or null keeps the frames as they are.
+
+    Args:
+        encoder: ESPnet encoder.
+
+    Returns:
+        Feature frames per encoder frame; and the feature frame on which encoder frame
+        0 is centred.
+
+    Raises:
+        ValueError: If the encoder has no input layer of these kinds.
+    """
+    if not hasattr(encoder, "embed"):
+        raise ValueError("it has no input layer 'embed', so its subsampling is unknown")
+    embed = encoder.embed
+    if embed is None or isinstance(embed, (torch.nn.Linear, torch.nn.Sequential)):
+        return 1, 0
+    factor, centre = 1, 0.0
+    convolutions = (torch.nn.Conv1d, torch.nn.Conv2d)
+    layers = [m for m in getattr(embed, "conv", []) if isinstance(m, convolutions)]
+    if not layers or any(any(layer.padding) for layer in layers):
+        raise ValueError(
+            f"input layer {type(embed).__name__}: its subsampling is unknown"
+        )
+    for layer in layers:
+        centre += factor * (layer.kernel_size[0] - 1) / 2
+        factor *= layer.stride[0]
+    return factor, centre
 
 
 def _frontend_offset_samples(frontend: torch.nn.Module) -> float:

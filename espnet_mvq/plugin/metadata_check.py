@@ -53,7 +53,17 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
 
 
 def index_paths(args: argparse.Namespace) -> List[str]:
-    """Return the paths of all codebook indexes in training and validation data."""
+    """Return the paths of all codebook indexes in training and validation data.
+
+    Raises:
+        ValueError: If some have a name that the model does not know.
+    """
     data = list(args.train_data_path_and_name_and_type or [])
     data += list(args.valid_data_path_and_name_and_type or [])
+    for path, name, kind in data:
+        if kind == DATA_TYPE and name != DATA_NAME:
+            raise ValueError(
+                f"{path} of type {DATA_TYPE!r}: got the name {name!r}, expected "
+                f"{DATA_NAME!r}, by which the model looks for it"
+            )
     return [path for path, name, kind in data if kind == DATA_TYPE]

@@ -5,7 +5,9 @@ import functools
 import sys
 from typing import Type
 
+import torch
 from espnet2.tasks.asr import ASRTask, model_choices
+from espnet2.torch_utils.initialize import initialize
 
 from espnet_mvq import __version__
 from espnet_mvq.plugin.data_type import register_data_type
@@ -32,6 +34,7 @@ def register() -> None:
     model_choices.classes[MODEL_NAME] = make_mvq_model(base, "MVQASRModel")
     register_data_type()
     _complete_options_before_training(ASRTask)
+    _initialize_without_plugin(ASRTask)
     # Not by logging: ESPnet sets that up later, and every log should show this line.
     print(
         f"espnet_mvq {__version__}: registered model 'mvq' and data type 'mvq_ark'",
@@ -55,3 +58,30 @@ def _complete_options_before_training(task: Type) -> None:
         original(cls, args)
 
     task.main_worker = classmethod(main_worker)
+
+
+def _initialize_without_plugin(task: Type) -> None:
+    """Have `--init` draw the student's weights as if the plugin were not there.
+
+    ESPnet draws for all parameters, ours too, before it draws embeddings again, so
+    the student would not start from the baseline's weights. The plugin's part keeps
+    the weights it was built with.
+    """
+    original = task.build_model.__func__
+
+    @functools.wraps(original)
+    def build_model(cls: Type, args: argparse.Namespace) -> torch.nn.Module:
+        init = getattr(args, "init", None)
+        if getattr(args, "model", None) != MODEL_NAME or init is None:
+            return original(cls, args)
+        args.init = None
+        try:
+            model = original(cls, args)
+        finally:
+            args.init = init
+        mvq, model.mvq = model.mvq, None
+        initialize(model, init)
+        model.mvq = mvq
+        return model
+
+    task.build_model = classmethod(build_model)

@@ -54,9 +54,9 @@ class EncoderTap:
             return None, None
         if output.dim() != 3:
             raise ValueError(
-                f"mvq_conf layer {self.layer}: puts out {tuple(output.shape)}, expected "
-                "(batch, time, channels); blocks of streaming encoders work on chunks: "
-                "use layer: -1, the encoder output"
+                f"mvq_conf layer {self.layer}: puts out {tuple(output.shape)}, "
+                "expected (batch, time, channels); blocks of streaming encoders work "
+                "on chunks: use layer: -1, the encoder output"
             )
         return output, lengths
 

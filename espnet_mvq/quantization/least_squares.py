@@ -38,9 +38,9 @@ def refit_codebooks(
     sums = x.new_zeros(num_codebooks, codebook_size, x.shape[1])
     for n in range(num_codebooks):
         sums[n].index_add_(0, indexes[:, n], x)
-    normal = counts.reshape(size, size)
-    normal.diagonal().add_(ridge)
     # Double precision: the counts matrix is singular but for the ridge.
-    factor = torch.linalg.cholesky(normal.double())
+    normal = counts.reshape(size, size).double()
+    normal.diagonal().add_(ridge)
+    factor = torch.linalg.cholesky(normal)
     solution = torch.cholesky_solve(sums.reshape(size, -1).double(), factor)
     return solution.to(x.dtype).reshape(num_codebooks, codebook_size, -1)

@@ -3,16 +3,20 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Mapping, Optional, Union
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 
+from espnet_mvq.quantization.multi_quantization import convert_multi_quantization
+from espnet_mvq.quantization.pair_search import refine_by_pairs
+from espnet_mvq.quantization.quantizer_file import (
+    FILE_FORMAT,
+    FILE_VERSION,
+    read_quantizer_file,
+    write_quantizer_file,
+)
 from espnet_mvq.quantization.search import GramTables, beam_search, refine
 
-FILE_FORMAT = "espnet_mvq.quantizer"
-FILE_VERSION = "1"
 MAX_CODEBOOK_SIZE = 256  # an index is one byte
 
 # What the cost tables of one chunk of frames may take. A beam search holds about
@@ -32,6 +36,9 @@ class Quantizer(torch.nn.Module):
         scale: Divides each channel, float, (D,), positive. Default: ones.
         provenance: How the quantizer came about (teacher, layer, frames, seed ...),
             JSON-serialisable; stored in the file, not part of the id.
+        classifier_weight: Linear classifier of first indexes, float, (N * K, D), of
+            quantizers made by multi_quantization. Default: none, beam search instead.
+        classifier_bias: Its bias, float, (N * K,).
 
     Raises:
         ValueError: If a shape or value is out of range.
@@ -46,6 +53,8 @@ class Quantizer(torch.nn.Module):
         mean: Optional[torch.Tensor] = None,
         scale: Optional[torch.Tensor] = None,
         provenance: Optional[Dict[str, Any]] = None,
+        classifier_weight: Optional[torch.Tensor] = None,
+        classifier_bias: Optional[torch.Tensor] = None,
     ):
         super().__init__()
         if codebooks.dim() != 3 or 0 in codebooks.shape:
@@ -71,6 +80,15 @@ class Quantizer(torch.nn.Module):
         self.register_buffer("codebooks", codebooks.detach().float().contiguous())
         self.register_buffer("mean", mean.detach().float().contiguous())
         self.register_buffer("scale", scale.detach().float().contiguous())
+        for name, value, shape in (
+            ("classifier_weight", classifier_weight, (codebooks[:, :, 0].numel(), dim)),
+            ("classifier_bias", classifier_bias, (codebooks[:, :, 0].numel(),)),
+        ):
+            if value is not None and value.shape != shape:
+                raise ValueError(
+                    f"{name}: got shape {tuple(value.shape)}, expected {shape}"
+                )
+            self.register_buffer(name, value)
         self.provenance = dict(provenance or {})
         self._tables: Optional[GramTables] = None
 
@@ -93,7 +111,7 @@ class Quantizer(torch.nn.Module):
     def id(self) -> str:
         """Content hash, 16 hex digits: equal codebooks and normalisation, equal id."""
         digest = hashlib.sha256(f"{FILE_FORMAT}/{FILE_VERSION}".encode())
-        for value in (self.codebooks, self.mean, self.scale):
+        for value in self.state_dict().values():
             digest.update(str(tuple(value.shape)).encode())
             digest.update(value.cpu().numpy().astype("<f4").tobytes())
         return digest.hexdigest()[:16]
@@ -104,6 +122,11 @@ class Quantizer(torch.nn.Module):
             f"num_codebooks={self.num_codebooks}, codebook_size={self.codebook_size}, "
             f"dim={self.dim}, id={self.id}"
         )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load other codebooks; tables of the old ones are of no use then."""
+        self._tables = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _gram_tables(self) -> GramTables:
         """Build the Gram tables once, on the device where the codebooks are."""
@@ -127,9 +150,11 @@ class Quantizer(torch.nn.Module):
 
         Args:
             x: Teacher embeddings, float, (*, D), unnormalised.
-            beam_size: Width of the beam search; 1 = greedy.
+            beam_size: Width of the beam search; 1 = greedy. A quantizer that has a
+                classifier takes that one's first indexes instead.
             refine_passes: Most passes of refinement after the search; a frame stops
-                early when a pass changes nothing.
+                early when a pass changes nothing. With a classifier: that many passes
+                of multi_quantization's search, which gives its indexes.
             initial_indexes: Indexes to refine instead of searching, (*, N). The result
                 is never worse than these.
 
@@ -162,18 +187,27 @@ class Quantizer(torch.nn.Module):
         tables = self._gram_tables()
         width = beam_size if initial is None else 1
         frame_bytes = 4 * self.codebook_size * (2 * self.num_codebooks + 3 * width)
+        by_classifier = initial is None and self.classifier_weight is not None
+        if by_classifier:
+            # The last merge: 32 choices squared, each of N/2 by N/2 inner products
+            frame_bytes += 12 * 32**2 * self.num_codebooks**2 // 4
         chunk = max(1, _CHUNK_BYTES // frame_bytes)
         out = torch.empty(
             len(frames), self.num_codebooks, dtype=torch.uint8, device=x.device
         )
         for start in range(0, len(frames), chunk):
             part = slice(start, start + chunk)
-            unary = tables.unary_costs(self._normalise(frames[part], start))
-            if initial is None:
-                indexes = beam_search(tables, unary, beam_size)
+            normalised = self._normalise(frames[part], start)
+            unary = tables.unary_costs(normalised)
+            if by_classifier:
+                indexes = self._classify(normalised)
+                indexes = refine_by_pairs(tables, unary, indexes, refine_passes)
             else:
-                indexes = initial[part].to(unary.device)
-            indexes = refine(tables, unary, indexes, refine_passes)
+                if initial is None:
+                    indexes = beam_search(tables, unary, beam_size)
+                else:
+                    indexes = initial[part].to(unary.device)
+                indexes = refine(tables, unary, indexes, refine_passes)
             out[part] = indexes.to(x.device, torch.uint8)
         return out.reshape(*x.shape[:-1], self.num_codebooks)
 
@@ -236,23 +270,14 @@ class Quantizer(torch.nn.Module):
         Args:
             path: Where to write, normally `quantizer.safetensors`.
         """
-        path = Path(path)
-        metadata = {
-            "format": FILE_FORMAT,
-            "version": FILE_VERSION,
+        description = {
             "id": self.id,
             "num_codebooks": str(self.num_codebooks),
             "codebook_size": str(self.codebook_size),
             "dim": str(self.dim),
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
-        tensors = {
-            name: value.cpu().contiguous() for name, value in self.state_dict().items()
-        }
-        # Renamed when whole: a reader never sees half a file.
-        temporary = path.with_name(path.name + ".tmp")
-        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
+        write_quantizer_file(path, self.state_dict(), description)
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> "Quantizer":
@@ -268,44 +293,45 @@ class Quantizer(torch.nn.Module):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is no quantizer, of a newer version or damaged.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"quantizer {path}: no such file; train one with "
-                "python3 -m espnet_mvq.bin.train_quantizer"
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(
-                f"quantizer {path}: not a whole safetensors file ({error}); train it "
-                "again or copy it again"
-            ) from error
-        if metadata.get("format") != FILE_FORMAT or {
-            "codebooks",
-            "mean",
-            "scale",
-        } - set(tensors):
-            raise ValueError(
-                f"quantizer {path}: a safetensors file, but no quantizer of "
-                f"espnet_mvq: got format {metadata.get('format')!r} with tensors "
-                f"{sorted(tensors)}, expected format {FILE_FORMAT!r}"
-            )
-        if metadata.get("version") != FILE_VERSION:
-            raise ValueError(
-                f"quantizer {path}: got version {metadata.get('version')!r}, expected "
-                f"{FILE_VERSION!r}; install a newer espnet_mvq"
-            )
-        provenance = json.loads(metadata.get("provenance", "{}"))
+        tensors, description = read_quantizer_file(path)
+        provenance = json.loads(description.get("provenance", "{}"))
         quantizer = cls(**tensors, provenance=provenance)
-        if metadata.get("id") != quantizer.id:
+        if description.get("id") != quantizer.id:
             raise ValueError(
                 f"quantizer {path}: content hash {quantizer.id} differs from the id "
-                f"{metadata.get('id')} it was saved with; the file was changed"
+                f"{description.get('id')} it was saved with; the file was changed"
             )
         return quantizer
+
+    @classmethod
+    def from_multi_quantization(
+        cls, source: Union[str, Path, Mapping[str, Any]]
+    ) -> "Quantizer":
+        """Take over a quantizer of k2-fsa's multi_quantization (icefall, SPEAR).
+
+        `encode` then gives that library's codebook indexes for the same number of
+        passes (its default is 5), up to float ties.
+
+        Args:
+            source: Checkpoint file or state dict; also SPEAR's with mean and std.
+
+        Returns:
+            The quantizer.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not such a checkpoint.
+        """
+        return cls(
+            **convert_multi_quantization(source),
+            provenance={"made_by": "multi_quantization"},
+        )
+
+    def _classify(self, normalised: torch.Tensor) -> torch.Tensor:
+        """Return the classifier's indexes, int64, (B, N), of frames (B, D)."""
+        logits = normalised @ self.classifier_weight.T + self.classifier_bias
+        shape = (-1, self.num_codebooks, self.codebook_size)
+        return logits.reshape(shape).argmax(dim=2)
 
     def _normalise(self, frames: torch.Tensor, first_row: int) -> torch.Tensor:
         """Bring frames (B, D) into the codebooks' space, refusing NaN and infinity."""

@@ -62,6 +62,11 @@ class GramTables:
         """
         return F.embedding_bag(indexes, self.blocks[n], mode="sum").mul_(2)
 
+    def gram(self) -> torch.Tensor:
+        """Return the inner products of all entries, float, (N * K, N * K)."""
+        size = self.num_codebooks * self.codebook_size
+        return self.blocks.transpose(0, 1).reshape(size, size)
+
     def total_cost(self, unary: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         """Cost of whole index vectors.
 

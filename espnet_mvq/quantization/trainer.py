@@ -83,6 +83,7 @@ class QuantizerTrainer:
             ("num_codebooks", num_codebooks),
             ("kmeans_iterations", kmeans_iterations),
             ("max_frames", max_frames),
+            ("num_iterations", num_iterations),
         ):
             if value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
@@ -141,7 +142,10 @@ class QuantizerTrainer:
             # Too little data to hold any out: choose by the training error.
             y = x.cpu() * scale + mean
 
-        state = self._resume(x) or self._initialise(x, generator)
+        state = self._resume(x)
+        if state is None:
+            state = self._initialise(x, generator)
+            self._evaluate(state, y, mean, scale)
         warmth = max(1, self.num_iterations // 2)  # rounds with noise
         while state.iteration < self.num_iterations:
             waited = state.iteration - max(state.best_iteration, warmth)
@@ -259,7 +263,7 @@ class QuantizerTrainer:
         settings = {
             k: str(v)
             for k, v in vars(self).items()
-            if k not in ("checkpoint", "device", "num_iterations")
+            if k not in ("checkpoint", "device")
         }
         return str(settings) + str(tuple(x.shape)) + f"{x.double().sum().item():.6e}"
 
