@@ -1,0 +1,91 @@
+"""The report puts together what logs, scores and metadata say."""
+
+import json
+
+import pytest
+import torch
+
+from espnet_mvq.indexes import IndexMetadata
+from espnet_mvq.quantization import Quantizer
+
+EPOCH = (
+    "[vm] 2026-01-01 00:00:00,000 (trainer:394) INFO: {n}epoch results: [train] "
+    "iter_time=0.018, loss={loss}, {mvq}optim0_lr0=2.000e-04, train_time={time}, "
+    "time=58.68 seconds, total_count=27, [valid] loss={valid}, cer_ctc=nan, time=1.6 "
+    "seconds, total_count=5, [att_plot] time=0 seconds, total_count=0\n"
+)
+MVQ = "loss_mvq={}, acc_mvq=0.25, mvq_nats_below_chance=1.5, "
+
+
+@pytest.fixture
+def report(load_script):
+    return load_script("egs/TEMPLATE/asr1/pyscripts/distillation_report.py")
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Two experiments of three epochs, the last of one of them run twice."""
+    for name, mvq, wer in (("base", "", 50.0), ("mvq", MVQ, 40.25)):
+        exp = tmp_path / name
+        exp.mkdir()
+        epochs = [(1, 9.0, 0.5), (2, 8.0, 0.25), (3, 7.0, 0.75), (3, 6.0, 0.3)]
+        lines = [
+            EPOCH.format(n=n, loss=v, mvq=mvq.format(v), time=t, valid=v)
+            for n, v, t in epochs
+        ]
+        (exp / "train.log").write_text("".join(lines))
+        for unit in ("wer", "cer"):
+            score = exp / "decode" / "test" / f"score_{unit}"
+            score.mkdir(parents=True)
+            (score / "result.json").write_text(json.dumps({"error_rate": wer}))
+    metadata = IndexMetadata("t", 3, "q", 2, 4, 16000, 320, 0, 5, 100)
+    metadata.save(tmp_path / "codebook_indexes.json")
+    quantizer = Quantizer(torch.randn(2, 4, 6))
+    quantizer.provenance["relative_reconstruction_error"] = 0.125
+    quantizer.save(tmp_path / "quantizer.safetensors")
+    return {
+        "--baseline": tmp_path / "base",
+        "--student": tmp_path / "mvq",
+        "--inference": "decode",
+        "--test_sets": "test",
+        "--index_metadata": tmp_path / "codebook_indexes.json",
+        "--quantizer": tmp_path / "quantizer.safetensors",
+        "--out": tmp_path / "REPORT.md",
+    }
+
+
+def run(report, options):
+    report.main([str(word) for pair in options.items() for word in pair])
+
+
+def test_tables(report, options, capsys):
+    run(report, options)
+    text = options["--out"].read_text()
+    assert "| |test WER %|test CER %|epochs|train s/step|" in text
+    assert "|baseline|50.0|50.0|3|0.300|" in text
+    assert "|MVQ student|40.2|40.2|3|0.300|" in text
+    # 50 frames a second, 6 floats of 4 bytes against 2 bytes
+    assert "|float32 embeddings (6-d)|4,320,000|" in text
+    assert "|codebook indexes (2 bytes a frame)|360,000|" in text
+    assert "|ratio|12|" in text
+    assert "|3|6.00|6.00|6.00|1.500|25.0|" in text
+    assert "relative reconstruction error 0.125" in text
+    assert "|MVQ student|40.2|" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "removed, message",
+    [
+        ("mvq/train.log", "train.log; run stage 11"),
+        ("base/decode/test/score_cer/result.json", "run stages 12 and 13"),
+        ("codebook_indexes.json", "codebook_indexes.json: no such file"),
+        ("quantizer.safetensors", "quantizer.safetensors: no such file"),
+    ],
+)
+def test_what_is_missing_is_named(report, options, caplog, removed, message):
+    (options["--out"].parent / removed).unlink()
+    with pytest.raises(SystemExit) as stopped:
+        run(report, options)
+    assert stopped.value.code == 1
+    assert message in caplog.records[-1].message
+    assert not options["--out"].exists()

@@ -1,0 +1,153 @@
+"""The command that checks shards and puts them into the data folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from espnet_mvq.bin.combine_indexes import main
+from espnet_mvq.indexes import CodebookIndexReader, IndexMetadata
+from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
+from espnet_mvq.indexes.shard import shard_paths
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMANDS = sorted(
+    path.stem
+    for path in (ROOT / "espnet_mvq" / "bin").glob("*.py")
+    if path.stem not in ("__init__", "options", "run_jobs")
+)
+
+
+@pytest.fixture
+def shards(extract, data_dir, tmp_path):
+    """Extract in two jobs whose utterances are not in wav.scp's order."""
+    lines = (data_dir / "wav.scp").read_text().splitlines(True)
+    for job in (1, 2):
+        part = tmp_path / f"wav.{job}.scp"
+        part.write_text("".join(reversed(lines[2 - job :: 2])))
+        extract(wav_scp=part, job=job)
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def options(data_dir, shards):
+    return ["--data_dir", str(data_dir), "--shards", str(shards), "--nj", "2"]
+
+
+def test_whole_path(options, data_dir):
+    main(options)
+    lines = (data_dir / SCP_NAME).read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [f"utt{n}" for n in range(6)]
+    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    lengths = [len(reader[utt_id]) for utt_id in reader]
+    assert lengths == [(6400 + 1600 * n - 400) // 320 + 1 for n in range(6)]
+    assert reader.metadata.num_frames == sum(lengths)
+    assert reader.metadata.num_utterances == 6
+    assert list(reader.metadata.shards) == [
+        "codebook_indexes.1.ark",
+        "codebook_indexes.2.ark",
+    ]
+
+
+def test_utterance_without_indexes_stops_or_is_accepted(
+    options, data_dir, ends_with_error, caplog
+):
+    (data_dir / "wav.scp").write_text(
+        "new x.wav\n" + (data_dir / "wav.scp").read_text()
+    )
+    error = ends_with_error(main, options)
+    assert "1 of 7 utterances" in error and "first new" in error
+    assert not (data_dir / SCP_NAME).exists()
+    main([*options, "--on_error", "skip"])
+    assert "first new" in caplog.text
+    assert len(CodebookIndexReader(data_dir / SCP_NAME)) == 6
+
+
+def test_utterances_left_out_of_wav_scp_are_left_out_and_not_counted(options, data_dir):
+    lines = (data_dir / "wav.scp").read_text().splitlines(True)
+    (data_dir / "wav.scp").write_text("".join(lines[:2]))
+    main(options)
+    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    assert list(reader) == ["utt0", "utt1"]
+    assert reader.metadata.num_utterances == 2
+    assert reader.metadata.num_frames == sum(len(reader[u]) for u in reader)
+
+
+def test_damaged_ark_is_noticed(options, shards, data_dir, ends_with_error):
+    ark = shard_paths(shards, 2)[0]
+    content = bytearray(ark.read_bytes())
+    content[-1] ^= 1
+    ark.write_bytes(content)
+    error = ends_with_error(main, options)
+    assert f"{ark}: its bytes are not those that were written" in error
+    assert not (data_dir / METADATA_NAME).exists()
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_missing_shard_is_named(options, shards, ends_with_error, missing):
+    shard_paths(shards, 2)[missing].unlink()
+    assert "shard 2 of 2 in" in ends_with_error(main, options)
+
+
+def test_shards_of_different_settings_are_refused(options, shards, ends_with_error):
+    path = shard_paths(shards, 2)[2]
+    metadata = IndexMetadata.load(path)
+    metadata.quantizer_id = "ffff"
+    metadata.save(path)
+    error = ends_with_error(main, options)
+    assert "not made like shard 1: quantizer_id" in error and "'ffff'" in error
+
+
+def test_other_audio_than_was_extracted_is_noticed(options, data_dir, ends_with_error):
+    path = data_dir / "utt2num_samples"
+    path.write_text(path.read_text().replace("utt1 8000", "utt1 16000"))
+    error = ends_with_error(main, options)
+    assert "1 utterances have another number" in error
+    assert "utt1 has 24, expected 50.0" in error
+
+
+def test_lengths_are_not_checked_without_utt2num_samples(options, data_dir, caplog):
+    (data_dir / "utt2num_samples").unlink()
+    main(options)
+    assert "lengths are not checked" in caplog.text
+    assert (data_dir / METADATA_NAME).is_file()
+
+
+def test_combining_again_replaces_the_files(options, data_dir):
+    main(options)
+    before = (data_dir / SCP_NAME).read_bytes(), (data_dir / METADATA_NAME).read_bytes()
+    main(options)
+    assert before == (
+        (data_dir / SCP_NAME).read_bytes(),
+        (data_dir / METADATA_NAME).read_bytes(),
+    )
+    assert not list(data_dir.glob("*.tmp*"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_wrong_options_of_every_command(command, capsys):
+    import importlib
+
+    module = importlib.import_module(f"espnet_mvq.bin.{command}")
+    for words, code in ((["--help"], 0), (["--no_such_option"], 2), ([], 2)):
+        with pytest.raises(SystemExit) as ended:
+            module.main(words)
+        assert ended.value.code == code
+        output = capsys.readouterr()
+        assert "usage:" in (output.err if code else output.out)
+
+
+def test_command_ends_in_one_line_without_a_traceback(tmp_path):
+    words = "--data_dir none --shards none --nj 1".split()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "espnet_mvq" / "bin" / "combine_indexes.py")]
+        + words,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "ERROR: none/wav.scp: no such file" in done.stderr

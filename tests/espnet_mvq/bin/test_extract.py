@@ -1,0 +1,163 @@
+"""The command that turns audio into codebook indexes."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from espnet_mvq.bin import extract as module
+from espnet_mvq.indexes import IndexMetadata
+from espnet_mvq.indexes.shard import finished_shard, shard_paths
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.teachers import build_teacher
+from espnet_mvq.teachers.audio import read_audio
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return tmp_path / "shards"
+
+
+def replace_audio(data_dir, kind):
+    """Spoil the audio of utt3."""
+    path, samples = data_dir / "3.wav", 0.1 * np.random.randn(6400)
+    if kind == "empty":
+        soundfile.write(path, samples[:0], 16000)
+    elif kind == "nan":
+        samples[100] = np.nan
+        soundfile.write(path, samples, 16000, subtype="FLOAT")
+    elif kind == "8 kHz":
+        soundfile.write(path, samples, 8000)
+    elif kind == "missing":
+        path.unlink()
+
+
+def test_indexes_are_those_of_teacher_and_quantizer(
+    extract, shards, quantizer, teacher_dir, data_dir
+):
+    import kaldiio
+
+    extract()
+    teacher = build_teacher(f"transformers/{teacher_dir}", 1)
+    found = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
+    assert list(found) == [f"utt{n}" for n in range(6)]
+    for utt_id, indexes in found.items():
+        speech = read_audio(utt_id, f"{data_dir}/{utt_id[3]}.wav", 16000)
+        embeddings, _ = teacher.embed(speech[None], torch.tensor([len(speech)]))
+        expected = Quantizer.load(quantizer).encode(embeddings[0])
+        assert indexes.dtype == np.uint8
+        np.testing.assert_array_equal(indexes, expected.numpy())
+
+
+def test_metadata_say_what_the_indexes_mean(extract, shards, quantizer, teacher_dir):
+    extract("--beam_size", "2")
+    found = finished_shard(shards, 1)
+    assert found.teacher.startswith(f"transformers/{teacher_dir.name}@")
+    assert found.quantizer_id == Quantizer.load(quantizer).id
+    assert (found.layer, found.num_codebooks, found.codebook_size) == (1, 2, 4)
+    assert (found.frame_shift_samples, found.frame_offset_samples) == (320, 199.5)
+    assert found.encode == {"beam_size": 2, "refine_passes": 4}
+    assert found.num_utterances == 6
+
+
+def test_finished_shard_is_kept(extract, shards):
+    extract()
+    before = [path.stat().st_mtime_ns for path in shard_paths(shards, 1)]
+    extract()
+    assert [path.stat().st_mtime_ns for path in shard_paths(shards, 1)] == before
+    extract(job=2)
+    assert finished_shard(shards, 2) is not None
+
+
+def test_other_settings_or_utterances_make_it_again(extract, shards, data_dir):
+    extract()
+    extract("--refine_passes", "0")
+    assert finished_shard(shards, 1).encode["refine_passes"] == 0
+    lines = (data_dir / "wav.scp").read_text().splitlines(True)
+    (data_dir / "wav.scp").write_text("".join(lines[:4]))
+    extract("--refine_passes", "0")
+    assert finished_shard(shards, 1).num_utterances == 4
+
+
+def test_other_quantizer_makes_it_again(extract, shards, quantizer, tmp_path):
+    extract()
+    old = Quantizer.load(quantizer)
+    other = Quantizer(old.codebooks + 0.1, old.mean, old.scale, old.provenance)
+    other.save(tmp_path / "other.safetensors")
+    extract(quantizer=tmp_path / "other.safetensors")
+    assert finished_shard(shards, 1).quantizer_id == other.id
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"teacher": "s3prl/other@0"}, "made for teacher 's3prl/other@0'"),
+        ({"layer": 2}, "made for layer 2, but the teacher .* has 1"),
+        ({"dim": 8}, "made for dim 8, but the teacher .* has 16"),
+    ],
+)
+def test_quantizer_of_something_else_is_refused(
+    extract, quantizer, tmp_path, ends_with_error, change, message
+):
+    import re
+
+    old = Quantizer.load(quantizer)
+    codebooks = old.codebooks[:, :, : change.pop("dim", 16)]
+    path = tmp_path / "other.safetensors"
+    Quantizer(codebooks, provenance={**old.provenance, **change}).save(path)
+    assert re.search(message, ends_with_error(extract, quantizer=path))
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("empty", "is empty"),
+        ("nan", "holds NaN"),
+        ("8 kHz", "has 8000 Hz, expected 16000 Hz"),
+        ("missing", "could not read"),
+    ],
+)
+def test_bad_audio_stops_or_is_skipped(
+    extract, shards, data_dir, ends_with_error, caplog, kind, message
+):
+    replace_audio(data_dir, kind)
+    error = ends_with_error(extract)
+    assert error.startswith("utterance utt3: ") and message in error
+    assert finished_shard(shards, 1) is None
+    assert not list(shards.iterdir())
+    caplog.clear()
+    extract("--on_error", "skip")
+    assert finished_shard(shards, 1).num_utterances == 5
+    assert f"skipped: {error}" in caplog.text
+
+
+def test_shard_with_skipped_utterances_is_kept_too(extract, shards, data_dir):
+    """Else a rerun computes all of it again because of one bad file."""
+    replace_audio(data_dir, "empty")
+    extract("--on_error", "skip")
+    before = shard_paths(shards, 1)[0].stat().st_mtime_ns
+    extract("--on_error", "skip")
+    assert shard_paths(shards, 1)[0].stat().st_mtime_ns == before
+
+
+def test_interruption_leaves_no_shard(extract, shards, monkeypatch):
+    def interrupted(utt_id, place, sample_rate):
+        if utt_id == "utt2":
+            raise KeyboardInterrupt
+        return read_audio(utt_id, place, sample_rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_audio", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            extract()
+    assert ended.value.code == 130
+    assert list(shards.iterdir()) == []
+    extract()
+    assert IndexMetadata.load(shard_paths(shards, 1)[2]).num_utterances == 6
+
+
+def test_missing_files_are_named(extract, ends_with_error, tmp_path):
+    error = ends_with_error(extract, quantizer=tmp_path / "none")
+    assert f"quantizer {tmp_path}/none: no such file" in error
+    error = ends_with_error(extract, wav_scp=tmp_path / "none.scp")
+    assert "none.scp: no such file" in error

@@ -1,0 +1,177 @@
+"""Jobs on this machine, in run.pl's manner."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from espnet_mvq.bin.run_jobs import build_jobs, main
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def work_in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def output(log):
+    lines = Path(log).read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_log_has_command_start_and_end():
+    assert main(["new/folder/x.log", "echo", "a b"]) == 0
+    lines = Path("new/folder/x.log").read_text().splitlines()
+    assert lines[0] == "# echo 'a b'"
+    assert lines[1].startswith("# Started at ")
+    assert lines[3] == "a b"
+    assert lines[-1].startswith("# Ended (code 0) at ")
+    assert lines[-1].endswith(", elapsed time 0 seconds")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_job_number_fills_log_and_command(before):
+    options = ["--gpu", "0", "--mem", "4G", "-l", "arch=*64*"]
+    words = ["N=3:4", *options] if before else [*options, "N=3:4"]
+    assert main([*words, "x.N.log", "echo", "part.N"]) == 0
+    assert (output("x.3.log"), output("x.4.log")) == (["part.3"], ["part.4"])
+
+
+def test_single_job_number():
+    assert main(["JOB=7", "x.JOB.log", "echo", "JOB"]) == 0
+    assert output("x.7.log") == ["7"]
+
+
+def test_failures_are_counted_and_their_logs_named(capsys):
+    command = ["bash", "-c", "exit $((JOB % 2))"]
+    assert main(["JOB=1:4", "log/x.JOB.log", *command]) == 1
+    message = capsys.readouterr().err
+    assert message == "run_jobs: 2 of 4 jobs failed, see log/x.{1,3}.log\n"
+    assert "# Ended (code 1)" in Path("log/x.3.log").read_text()
+    assert "# Ended (code 0)" in Path("log/x.4.log").read_text()
+
+
+def test_command_that_cannot_be_started(capsys):
+    assert main(["x.log", "no_such_program", "a"]) == 1
+    assert capsys.readouterr().err == "run_jobs: job failed, see x.log\n"
+    assert output("x.log") == [
+        "run_jobs: cannot start no_such_program: No such file or directory"
+    ]
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["echo $((1 + 1)); echo c"], ["2", "c"]),
+        (["echo", "a b", "|", "tr", "a", "c"], ["c b"]),
+        (["echo", "it's", "&&", "echo", ""], ["it's", ""]),
+        (["ls", "nowhere", "2>", "/dev/null", "||", "echo", "none"], ["none"]),
+        (["X=3", "printenv", "X"], ["3"]),
+        # Without an operator there is no shell: nothing is expanded.
+        (
+            ["printf", "%s\n", "$HOME *", "<unk>", 'a"b', ""],
+            ["$HOME *", "<unk>", 'a"b', ""],
+        ),
+    ],
+)
+def test_shell_or_no_shell(words, expected):
+    assert main(["x.log", *words]) == 0
+    assert output("x.log") == expected
+
+
+def test_max_jobs_run_bounds_the_number_at_a_time():
+    # Each job sees how many run; the folder's entries are the running jobs.
+    Path("now").mkdir()
+    command = "mkdir now/JOB; ls now | wc -l; sleep 0.2; rmdir now/JOB"
+    assert main(["--max-jobs-run", "2", "JOB=1:5", "x.JOB.log", command]) == 0
+    counts = [int(output(f"x.{i}.log")[0]) for i in range(1, 6)]
+    assert max(counts) == 2
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["JOB=4:1", "x.JOB.log", "true"], "bad job range 'JOB=4:1'"),
+        (["JOB=0:1", "x.JOB.log", "true"], "bad job range 'JOB=0:1'"),
+        (["JOB=a:b", "x.JOB.log", "true"], "bad job range 'JOB=a:b'"),
+        (["JOB=1:2", "x.log", "true"], "2 jobs would share the log x.log"),
+        (["--max-jobs-run", "0", "x.log", "true"], "--max-jobs-run must be 1"),
+        (["--max-jobs-run", "x", "x.log", "true"], "invalid int value: 'x'"),
+        (["x.log"], "no log file or no command"),
+        ([], "no log file or no command"),
+    ],
+)
+def test_refusals(words, message, capsys):
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(Path().iterdir())
+
+
+def test_log_that_cannot_be_written(capsys):
+    Path("file").touch()
+    assert main(["file/x.log", "true"]) == 1
+    assert capsys.readouterr().err.startswith("run_jobs: cannot write the log: ")
+
+
+def test_many_failures_are_shortened(capsys):
+    assert main(["JOB=1:25", "x.JOB.log", "false"]) == 1
+    assert ",19,20,...}.log" in capsys.readouterr().err
+
+
+def run_module(words, **kwargs):
+    """Start the module as recipes do."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "espnet_mvq.bin.run_jobs", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def test_jobs_do_not_eat_the_callers_standard_input():
+    process = run_module(["x.log", "cat"], stdin=subprocess.PIPE)
+    process.communicate("the rest of a loop's input\n")
+    assert process.returncode == 0 and output("x.log") == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_takes_the_whole_process_group_down(signum):
+    command = "(sleep 0.7; touch survived) & echo started; wait"
+    words = ["--max-jobs-run", "1", "JOB=1:2", "x.JOB.log", command]
+    process = run_module(words)
+    log = Path("x.1.log")
+    deadline = time.time() + 10
+    while not (log.exists() and output(log)) and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signum)
+    error = process.communicate(timeout=10)[1]
+    assert process.returncode == 1
+    assert f"(stopped by {signum.name})" in error and error.count("\n") == 1
+    assert (
+        f"# Killed: run_jobs got {signum.name}\n# Ended (code 143)" in log.read_text()
+    )
+    assert not Path("x.2.log").exists()
+    time.sleep(0.8)
+    assert not Path("survived").exists()
+
+
+def test_only_the_standard_library_is_imported():
+    code = "import sys, espnet_mvq.bin.run_jobs; print('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_log_line_of_a_shell_command_is_what_bash_runs():
+    (job,) = build_jobs("", range(1, 2), "x.log", ["echo", "a b", ">", "out"])
+    assert job.argv == ["bash", "-c", "echo 'a b' > out"]
+    assert job.line == "echo 'a b' > out"

@@ -1,0 +1,98 @@
+"""The command that trains a quantizer."""
+
+import pytest
+import torch
+
+from espnet_mvq.bin.train_quantizer import collect_frames, main
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.teachers import build_teacher
+
+
+@pytest.fixture
+def options(data_dir, teacher_options, tmp_path):
+    """The options `quantizer` was trained with."""
+    path = tmp_path / "q" / "quantizer.safetensors"
+    words = f"--wav_scp {data_dir}/wav.scp --quantizer {path} --num_codebooks 2"
+    words += " --codebook_size 4 --num_iterations 2"
+    return [*words.split(), *teacher_options]
+
+
+def test_quantizer_knows_how_it_was_made(quantizer, teacher_dir):
+    made = Quantizer.load(quantizer)
+    assert (made.num_codebooks, made.codebook_size, made.dim) == (2, 4, 16)
+    teacher = build_teacher(f"transformers/{teacher_dir}", 1)
+    assert made.provenance["teacher"] == teacher.id
+    assert (made.provenance["layer"], made.provenance["seed"]) == (1, 0)
+    assert made.provenance["corpus_utterances"] == 6
+    assert made.provenance["relative_reconstruction_error"] < 1
+
+
+def test_nothing_but_the_quantizer_is_left(quantizer):
+    assert [path.name for path in quantizer.parent.iterdir()] == [quantizer.name]
+
+
+def test_same_options_keep_the_file(quantizer, options):
+    before = quantizer.stat().st_mtime_ns
+    main(options)
+    assert quantizer.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "other", [["--seed", "1"], ["--num_codebooks", "1"], ["--layer", "2"]]
+)
+def test_other_options_train_again(quantizer, options, other):
+    before = Quantizer.load(quantizer).id
+    main([*options, *other])
+    assert Quantizer.load(quantizer).id != before
+
+
+def test_same_options_give_the_same_quantizer(quantizer, options):
+    before = Quantizer.load(quantizer).id
+    quantizer.unlink()
+    main(options)
+    assert Quantizer.load(quantizer).id == before
+
+
+def test_utterances_are_either_trained_on_or_held_out(data_dir, teacher_dir):
+    teacher = build_teacher(f"transformers/{teacher_dir}", 1)
+    places = {f"utt{n}": f"{data_dir}/{n}.wav" for n in range(6)}
+    frames, held_out = collect_frames(teacher, places, 1000, seed=0)
+    total = sum((6400 + 1600 * n - 400) // 320 + 1 for n in range(6))
+    assert len(frames) + len(held_out) == total and len(held_out) >= 19
+    assert torch.cdist(frames, held_out).min() > 0
+    other, _ = collect_frames(teacher, places, 30, seed=0)
+    assert other.shape == (30, 16)
+
+
+def test_one_utterance_is_too_few(data_dir, options, ends_with_error):
+    line = (data_dir / "wav.scp").read_text().splitlines()[0]
+    (data_dir / "wav.scp").write_text(line)
+    assert "got 1 utterances, expected at least 2" in ends_with_error(main, options)
+
+
+def test_too_few_frames_for_the_codebooks(options, ends_with_error):
+    error = ends_with_error(main, [*options, "--codebook_size", "256"])
+    assert "expected at least the codebook size 256" in error
+
+
+def test_bad_audio_names_the_utterance(data_dir, options, ends_with_error):
+    for number in range(6):
+        (data_dir / f"{number}.wav").write_bytes(b"RIFF")
+    error = ends_with_error(main, options)
+    assert error.startswith("utterance utt") and ".wav" in error
+
+
+def test_layer_out_of_range(options, ends_with_error):
+    error = ends_with_error(main, [*options, "--layer", "3"])
+    assert "got layer 3, expected 1 to 2" in error
+
+
+def test_gpu_that_is_not_there(options, ends_with_error, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch sees no GPU here" in ends_with_error(main, [*options, "--ngpu", "1"])
+
+
+@pytest.mark.parametrize("conf", ["no_such=1", "window_s=3"])
+def test_unknown_option_of_the_teacher(options, ends_with_error, conf):
+    error = ends_with_error(main, [*options, "--teacher_conf", conf])
+    assert "unknown option" in error and conf.split("=")[0] in error

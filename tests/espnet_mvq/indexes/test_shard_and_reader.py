@@ -1,0 +1,159 @@
+"""Arks of codebook indexes: written by a job, read by utterance."""
+
+import hashlib
+import shutil
+
+import kaldiio
+import numpy as np
+import pytest
+
+from espnet_mvq.indexes import CodebookIndexReader, IndexMetadata, ShardWriter
+from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
+from espnet_mvq.indexes.shard import file_sha256, finished_shard, shard_paths
+
+
+@pytest.fixture
+def metadata():
+    return IndexMetadata("teacher", 1, "0123", 2, 4, 16000, 320, 0.0)
+
+
+def some_indexes(length):
+    return np.random.randint(0, 4, (length, 2)).astype(np.uint8)
+
+
+@pytest.fixture
+def utterances():
+    """Lengths 7, 0 and 1, and an id that is longer in bytes than in characters."""
+    return {"b": some_indexes(7), "a-ü": some_indexes(0), "c": some_indexes(1)}
+
+
+@pytest.fixture
+def data_dir(tmp_path, metadata, utterances):
+    """A folder as the combination of one shard leaves it."""
+    with ShardWriter(tmp_path / "shards", 1, metadata) as shard:
+        for utt_id, indexes in utterances.items():
+            shard.write(utt_id, indexes)
+    _, scp, json_path = shard_paths(tmp_path / "shards", 1)
+    shutil.copy(scp, tmp_path / SCP_NAME)
+    shutil.copy(json_path, tmp_path / METADATA_NAME)
+    return tmp_path
+
+
+def test_round_trip(data_dir, utterances):
+    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    assert list(reader) == list(utterances) and len(reader) == 3
+    for utt_id, indexes in utterances.items():
+        assert utt_id in reader
+        assert reader[utt_id].dtype == np.int64
+        np.testing.assert_array_equal(reader[utt_id], indexes)
+    assert reader.num_missing == 0
+
+
+def test_metadata_count_and_vouch_for_the_ark(data_dir, metadata):
+    found = finished_shard(data_dir / "shards", 1)
+    assert found == metadata
+    assert (found.num_utterances, found.num_frames) == (3, 8)
+    ark = shard_paths(data_dir / "shards", 1)[0]
+    digest = hashlib.sha256(ark.read_bytes()).hexdigest()
+    assert found.shards == {"codebook_indexes.1.ark": digest} and file_sha256(ark)
+
+
+def test_ark_is_plain_kaldi(data_dir, utterances):
+    """Anyone can read it in sequence too."""
+    ark = shard_paths(data_dir / "shards", 1)[0]
+    loaded = dict(kaldiio.load_ark(str(ark)))
+    assert list(loaded) == list(utterances)
+    np.testing.assert_array_equal(loaded["b"], utterances["b"])
+
+
+def test_bytes_of_an_ark(tmp_path, metadata):
+    with ShardWriter(tmp_path, 1, metadata) as shard:
+        shard.write("a", np.array([[1, 2], [3, 0]], dtype=np.uint8))
+        shard.write("bb", np.array([[255, 7]], dtype=np.uint8))
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 2), }"
+
+    def numpy_file(rows, content):
+        """kaldiio's mark and size, then numpy's file format 1.0."""
+        padded = (header % rows).ljust(117) + b"\n"
+        size = bytes([10 + len(padded) + len(content)])
+        return b"NPY\x01" + size + b"\x93NUMPY\x01\x00\x76\x00" + padded + content
+
+    ark, scp, _ = shard_paths(tmp_path, 1)
+    first = b"a " + numpy_file(2, b"\x01\x02\x03\x00")
+    assert ark.read_bytes() == first + b"bb " + numpy_file(1, b"\xff\x07")
+    expected = f"a {ark}:2\nbb {ark}:{len(first) + 3}\n"
+    assert scp.read_text() == expected
+
+
+def test_exception_leaves_no_shard(tmp_path, metadata):
+    with pytest.raises(KeyboardInterrupt):
+        with ShardWriter(tmp_path, 1, metadata) as shard:
+            shard.write("a", some_indexes(7))
+            raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shard_that_is_made_again_is_unfinished_until_its_end(data_dir, metadata):
+    with pytest.raises(ValueError):
+        with ShardWriter(data_dir / "shards", 1, metadata):
+            assert finished_shard(data_dir / "shards", 1) is None
+            raise ValueError
+    assert finished_shard(data_dir / "shards", 1) is None
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_shard_without_one_of_its_files_is_not_finished(data_dir, missing):
+    shard_paths(data_dir / "shards", 1)[missing].unlink()
+    assert finished_shard(data_dir / "shards", 1) is None
+
+
+@pytest.mark.parametrize(
+    "indexes",
+    [np.zeros((7, 2)), np.zeros((7, 3), np.uint8), np.zeros(7, np.uint8)],
+)
+def test_writer_refuses_other_arrays(tmp_path, metadata, indexes):
+    with pytest.raises(ValueError, match=r"utterance a: .* expected uint8 \(T, 2\)"):
+        with ShardWriter(tmp_path, 1, metadata) as shard:
+            shard.write("a", indexes)
+
+
+def test_missing_utterances_are_empty_counted_and_warned_about(data_dir, caplog):
+    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    for number in range(1, 12):
+        indexes = reader[f"x{number}"]
+        assert indexes.shape == (0, 2) and indexes.dtype == np.int64
+    assert reader.num_missing == 11 and "x1" not in reader
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.split()[0] for message in messages] == ["1", "10"]
+    assert "last x10" in messages[1] and str(data_dir / SCP_NAME) in messages[1]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "overwritten"])
+def test_damaged_ark_is_named(data_dir, damage):
+    ark = shard_paths(data_dir / "shards", 1)[0]
+    content = ark.read_bytes()
+    if damage == "gone":
+        ark.unlink()
+    else:
+        ark.write_bytes(content[:30] if damage == "truncated" else b"\0" * len(content))
+    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    with pytest.raises(ValueError, match="utterance b in .*could not read .*1.ark:2 "):
+        reader["b"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((7, 2), np.float32), np.zeros((7, 3), np.uint8), np.zeros(7, np.uint8)],
+)
+def test_reader_refuses_other_arrays(data_dir, array):
+    ark = data_dir / "other.ark"
+    kaldiio.save_ark(str(ark), {"a": array}, write_function="numpy")
+    (data_dir / SCP_NAME).write_text(f"a {ark}:2\n")
+    with pytest.raises(ValueError, match=r"utterance a in .* expected uint8 \(T, 2\)"):
+        CodebookIndexReader(data_dir / SCP_NAME)["a"]
+
+
+def test_reader_needs_the_metadata(data_dir):
+    (data_dir / METADATA_NAME).unlink()
+    with pytest.raises(FileNotFoundError, match=METADATA_NAME):
+        CodebookIndexReader(data_dir / SCP_NAME)

@@ -1,0 +1,42 @@
+"""Two processes train together though one of them has no indexes."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+def train(rank, folder, model, batch):
+    """Take two steps; each rank writes its weights."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    if rank == 1:
+        batch = {k: v for k, v in batch.items() if not k.startswith("codebook")}
+    # As ESPnet: unused parameters are an error
+    parallel = DistributedDataParallel(model, find_unused_parameters=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss, stats, weight = parallel(**batch)
+        loss.backward()
+        optimizer.step()
+    names = sorted(stats)
+    torch.save((model.state_dict(), names), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_one_without_indexes(build_model, batch, tmp_path):
+    model = build_model({"layer": 1})
+    before = model.mvq.head.weight.detach().clone()
+    torch.multiprocessing.start_processes(
+        train, (str(tmp_path), model, batch), nprocs=2, start_method="fork"
+    )
+    (first, names), (second, other_names) = (
+        torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
+    )
+    assert names == other_names and "loss_mvq" in names
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not torch.equal(first["mvq.head.weight"], before)

@@ -1,0 +1,192 @@
+"""The MVQ loss of a model: taps, checks, and learning."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+CONFORMER = {
+    "encoder": "conformer",
+    "encoder_conf": {"macaron_style": True, "use_cnn_module": True},
+}
+INTERCTC = {
+    "encoder_conf": {"interctc_layer_idx": [1], "interctc_use_conditioning": True},
+    "model_conf": {"ctc_weight": 0.5, "interctc_weight": 0.5},
+}
+
+
+def tapped(model, batch):
+    """Return what the model's tap heard of a batch, and the encoder's output."""
+    outputs = []
+    handle = model.encoder.register_forward_hook(lambda *args: outputs.append(args[2]))
+    with model._mvq_tap.listening() as tap:
+        model.encode(batch["speech"], batch["speech_lengths"])
+        heard = tap.take()
+    handle.remove()
+    return heard, outputs[0]
+
+
+@pytest.mark.parametrize("options", [{}, CONFORMER, INTERCTC])
+@pytest.mark.parametrize("layer", [1, 2, -1, "encoders.0"])
+def test_any_layer_can_predict(build_model, batch, options, layer):
+    model = build_model({"layer": layer}, **options).train()
+    loss, stats, _ = model(**batch)
+    loss.backward()
+    assert float(stats["loss_mvq"]) > 0 and 0 <= float(stats["acc_mvq"]) <= 1
+    assert model.mvq.head.weight.grad.any()
+
+
+@pytest.mark.parametrize("layer, same_as", [(1, "encoders.0"), (2, "encoders.1")])
+def test_layers_are_counted_from_one(build_model, batch, layer, same_as):
+    heard = [
+        tapped(build_model({"layer": name}).eval(), batch)[0][0]
+        for name in (layer, same_as)
+    ]
+    assert torch.equal(*heard)
+
+
+def test_encoder_output_and_lengths_are_heard(build_model, batch):
+    model = build_model({"layer": -1}).eval()
+    (frames, lengths), output = tapped(model, batch)
+    assert torch.equal(frames, output[0]) and torch.equal(lengths, output[1])
+
+
+def test_encoder_that_returns_intermediate_outputs(build_model, batch):
+    model = build_model({"layer": -1}, **INTERCTC).eval()
+    (frames, lengths), output = tapped(model, batch)
+    assert isinstance(output[0], tuple)
+    assert torch.equal(frames, output[0][0]) and torch.equal(lengths, output[1])
+
+
+def test_tap_keeps_nothing_while_nobody_listens(build_model, batch):
+    model = build_model({"layer": 1})
+    model.encode(batch["speech"], batch["speech_lengths"])
+    assert model._mvq_tap.take() == (None, None)
+    model(**batch)[0].backward()
+    assert model._mvq_tap.take() == (None, None)
+
+
+def test_error_in_the_forward_ends_the_listening(build_model, batch):
+    model = build_model()
+    with pytest.raises(Exception):
+        model(**{**batch, "text_lengths": torch.tensor([99])})
+    model.encode(batch["speech"], batch["speech_lengths"])
+    assert model._mvq_tap.take() == (None, None)
+
+
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        (0, "got 0, expected 1 to 2 or -1"),
+        (3, "got 3, expected 1 to 2 or -1: TransformerEncoder has 2 blocks"),
+        (-2, "got -2"),
+        ("encoders.7", "layer 'encoders.7': TransformerEncoder has no such submodule"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(build_model, layer, message):
+    with pytest.raises(ValueError, match=message):
+        build_model({"layer": layer})
+
+
+def test_streaming_encoder_is_tapped_at_its_output(build_model, batch):
+    blocks = {"block_size": 4, "hop_size": 2, "look_ahead": 1}
+    options = {"encoder": "contextual_block_transformer", "encoder_conf": blocks}
+    conf = {"student_frame_shift_samples": 640, "student_frame_offset_samples": 480}
+    model = build_model({"layer": -1, "delay_s": 0.1, **conf}, **options)
+    _, stats, _ = model(**batch)
+    assert float(stats["mvq_frames"]) > 0
+    with pytest.raises(ValueError, match="work on chunks: use layer: -1"):
+        build_model({"layer": 1, **conf}, **options)(**batch)
+
+
+def test_recurrent_encoder_is_tapped_at_its_output(build_recurrent_model, batch):
+    shift = {"student_frame_shift_samples": 640, "student_frame_offset_samples": 0}
+    model = build_recurrent_model({"layer": -1, **shift})
+    assert float(model(**batch)[1]["mvq_frames"]) == 16 + 13 + 11
+    with pytest.raises(ValueError, match="RNNEncoder.* use layer: -1"):
+        build_recurrent_model({"layer": 1, **shift})
+
+
+def test_index_that_does_not_fit_the_codebooks_is_refused(build_model, batch):
+    batch["codebook_indexes"][1, 2, 0] = 4
+    with pytest.raises(ValueError, match="got an index 4, expected less than .* 4"):
+        build_model()(**batch)
+
+
+def test_another_number_of_codebooks_is_refused(build_model, batch):
+    batch["codebook_indexes"] = batch["codebook_indexes"][:, :, :1]
+    with pytest.raises(
+        ValueError, match=r"\(3, 30, 1\), expected \(batch, frames, 2\)"
+    ):
+        build_model()(**batch)
+
+
+def test_indexes_of_other_lengths_are_left_out_and_counted(build_model, batch, caplog):
+    caplog.set_level(logging.WARNING)
+    model = build_model({"tolerance_frames": 3}).eval()
+    expected = model(**batch)[1]["mvq_frames"]
+    batch["codebook_indexes_lengths"] = torch.tensor(
+        [30, 25, 16]
+    )  # 30, 25, 20 are true
+    two = model(**batch)[1]["mvq_frames"]
+    assert "1 utterances so far" in caplog.text
+    assert "16 frames where 20.0 were expected" in caplog.text
+    batch["codebook_indexes_lengths"] = torch.tensor([30, 25, 0])
+    assert model(**batch)[1]["mvq_frames"] == two < expected
+    batch["codebook_indexes_lengths"] = torch.tensor([30, 28, 17])  # just tolerated
+    model(**batch)
+    assert model.mvq._num_mismatches == 1
+
+
+def test_loss_is_per_utterance_and_averaged_over_codebooks(build_model, batch):
+    _, stats, _ = build_model({"layer": -1})(**batch)
+    nats = math.log(4) - float(stats["mvq_nats_below_chance"])
+    # Nearly every slot of every frame has its target: 2 of 4 slots x 2 codebooks
+    per_frame = float(stats["loss_mvq"]) * 3 / float(stats["mvq_frames"])
+    assert per_frame == pytest.approx(nats, rel=0.1)
+
+
+def test_padding_does_not_change_the_loss(build_model, batch):
+    model = build_model({"layer": -1}).eval()
+    one = {key: value[2:] for key, value in batch.items()}
+    alone = {**one, "speech": one["speech"][:, :6400]}
+    alone["codebook_indexes"] = one["codebook_indexes"][:, :20]
+    losses = [float(model(**b)[1]["loss_mvq"]) for b in (one, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_training_predicts_indexes_ever_better(build_model, batch):
+    model = build_model({"layer": 2}).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    seen = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss, stats, _ = model(**batch)
+        loss.backward()
+        optimizer.step()
+        seen.append(stats)
+    assert seen[-1]["loss_mvq"] < 0.8 * seen[0]["loss_mvq"]
+    assert seen[-1]["acc_mvq"] > seen[0]["acc_mvq"]
+    assert seen[-1]["mvq_nats_below_chance"] > 0.1
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_head_that_stays_at_chance_is_warned_about_once(
+    build_model, batch, caplog, learns
+):
+    model = build_model({"chance_warning_updates": 3}).train()
+    for _ in range(5):
+        model.mvq._warn_at_chance(5.0 if learns else 0.0)
+    assert caplog.text.count("still at chance (ln 4 nats") == (0 if learns else 1)
+
+
+@pytest.mark.parametrize("layer", [1, -1])
+def test_bfloat16_autocast_trains(build_model, batch, layer):
+    model = build_model({"layer": layer})
+    expected = model(**batch)[1]["loss_mvq"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, stats, _ = model(**batch)
+    loss.backward()
+    assert model.mvq.head.weight.grad.isfinite().all()
+    torch.testing.assert_close(stats["loss_mvq"], expected, rtol=0.05, atol=0)

@@ -1,0 +1,106 @@
+"""Quantizers taken over from k2-fsa's multi_quantization give its indexes."""
+
+import multi_quantization
+import pytest
+import torch
+
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization import quantizer as quantizer_module
+from espnet_mvq.quantization.pair_search import refine_by_pairs
+from espnet_mvq.quantization.search import GramTables
+
+
+def build_theirs(num_codebooks, codebook_size=256, dim=16):
+    """Return a random quantizer whose scales are not those it starts with."""
+    theirs = multi_quantization.Quantizer(dim, codebook_size, num_codebooks)
+    with torch.no_grad():
+        theirs.centers_scale.fill_(0.03)
+        theirs.logits_scale.fill_(-0.02)
+        theirs.to_logits.bias.normal_(std=0.1)
+    return theirs
+
+
+@pytest.mark.parametrize("num_passes", [0, 1, 5])
+@pytest.mark.parametrize(
+    "num_codebooks, codebook_size", [(1, 16), (2, 256), (4, 256), (8, 256), (8, 16)]
+)
+def test_indexes_are_theirs(num_codebooks, codebook_size, num_passes):
+    theirs = build_theirs(num_codebooks, codebook_size)
+    x = torch.randn(40, 16)
+    ours = Quantizer.from_multi_quantization(theirs.state_dict())
+    found = ours.encode(x, refine_passes=num_passes)
+    expected = theirs.encode(x, refine_indexes_iters=num_passes, as_bytes=False)
+    assert torch.equal(found.long(), expected)
+
+
+def test_indexes_are_theirs_with_sixteen_codebooks():
+    theirs, x = build_theirs(16), torch.randn(10, 16)
+    ours = Quantizer.from_multi_quantization(theirs.state_dict())
+    expected = theirs.encode(x, refine_indexes_iters=2, as_bytes=False)
+    assert torch.equal(ours.encode(x, refine_passes=2).long(), expected)
+
+
+def test_decoded_frames_are_theirs():
+    theirs = build_theirs(4)
+    ours = Quantizer.from_multi_quantization(theirs.state_dict())
+    indexes = torch.randint(0, 256, (9, 4))
+    torch.testing.assert_close(ours.decode(indexes), theirs.decode(indexes))
+
+
+def test_file_round_trip_keeps_the_classifier(tmp_path):
+    torch.save(build_theirs(2).state_dict(), tmp_path / "theirs.pt")
+    ours = Quantizer.from_multi_quantization(tmp_path / "theirs.pt")
+    ours.save(tmp_path / "quantizer.safetensors")
+    again = Quantizer.load(tmp_path / "quantizer.safetensors")
+    x = torch.randn(20, 16)
+    assert again.id == ours.id
+    assert torch.equal(
+        again.encode(x, refine_passes=0), ours.encode(x, refine_passes=0)
+    )
+
+
+def test_normalisation_of_spear_is_applied():
+    theirs = build_theirs(4)
+    mean, std = torch.randn(16), torch.rand(16) + 0.5
+    state = {"quantizer": theirs.state_dict(), "mean": mean, "std": std}
+    ours = Quantizer.from_multi_quantization(state)
+    x = torch.randn(30, 16)
+    normalised = (x - mean) / (std + 1e-5)
+    expected = theirs.encode(normalised, refine_indexes_iters=3, as_bytes=False)
+    assert torch.equal(ours.encode(x, refine_passes=3).long(), expected)
+
+
+def test_encoding_in_chunks_is_encoding_at_once(monkeypatch):
+    ours = Quantizer.from_multi_quantization(build_theirs(4).state_dict())
+    x = torch.randn(11, 16)
+    whole = ours.encode(x)
+    monkeypatch.setattr(quantizer_module, "_CHUNK_BYTES", 1)
+    assert torch.equal(ours.encode(x), whole)
+
+
+def test_given_indexes_are_refined_and_never_made_worse():
+    ours = Quantizer.from_multi_quantization(build_theirs(4).state_dict())
+    x, start = torch.randn(30, 16), torch.randint(0, 256, (30, 4))
+    found = ours.encode(x, initial_indexes=start)
+    before = (x - ours.decode(start)).square().sum(1)
+    assert ((x - ours.decode(found)).square().sum(1) <= before + 1e-4).all()
+
+
+def test_pairs_are_searched_jointly():
+    """A pair of changes that only pays together, which one at a time cannot find."""
+    codebooks = torch.tensor([[[0.0], [5.0]], [[0.0], [-4.9]]])
+    tables, x = GramTables(codebooks), torch.tensor([[0.1]])
+    unary = tables.unary_costs(x)
+    start = torch.zeros(1, 2, dtype=torch.long)
+    assert refine_by_pairs(tables, unary, start, 1).tolist() == [[1, 1]]
+
+
+def test_other_files_are_refused_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.pt: no such file"):
+        Quantizer.from_multi_quantization(tmp_path / "none.pt")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="other.pt: got no centers, .*state dict"):
+        Quantizer.from_multi_quantization(tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="text.pt: not loadable"):
+        Quantizer.from_multi_quantization(tmp_path / "text.pt")

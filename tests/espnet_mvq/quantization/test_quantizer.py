@@ -1,0 +1,167 @@
+"""Encoding, decoding and the error of a quantizer."""
+
+import pytest
+import torch
+
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization import quantizer as module
+
+
+@pytest.fixture
+def quantizer():
+    return Quantizer(
+        torch.randn(2, 4, 8), mean=torch.randn(8), scale=torch.rand(8) + 0.5
+    )
+
+
+@pytest.mark.parametrize("shape", [(8,), (7, 8), (2, 7, 8), (0, 8), (2, 0, 8)])
+def test_encode_and_decode_keep_leading_dimensions(quantizer, shape):
+    indexes = quantizer.encode(torch.randn(shape))
+    assert indexes.shape == (*shape[:-1], 2) and indexes.dtype == torch.uint8
+    decoded = quantizer.decode(indexes)
+    assert decoded.shape == shape and decoded.dtype == torch.float32
+
+
+def test_decode_adds_entries_and_undoes_the_normalisation(quantizer):
+    indexes = torch.randint(0, 4, (7, 2))
+    expected = [
+        (quantizer.codebooks[0, i] + quantizer.codebooks[1, j]) * quantizer.scale
+        + quantizer.mean
+        for i, j in indexes.tolist()
+    ]
+    torch.testing.assert_close(quantizer.decode(indexes), torch.stack(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_exact_sums_come_back(quantizer, dtype):
+    indexes = torch.randint(0, 4, (7, 2)).to(dtype)
+    found = quantizer.encode(quantizer.decode(indexes), beam_size=16)
+    assert torch.equal(found.long(), indexes.long())
+
+
+def test_all_values_of_a_byte_are_used():
+    quantizer = Quantizer(torch.arange(256.0).reshape(1, 256, 1))
+    x = torch.arange(256.0).unsqueeze(1)
+    assert quantizer.encode(x).flatten().tolist() == list(range(256))
+    assert torch.equal(quantizer.decode(quantizer.encode(x)), x)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("initial", [False, True])
+def test_encoding_in_chunks_equals_encoding_at_once(monkeypatch, beam_size, initial):
+    quantizer = Quantizer(torch.randn(3, 8, 8))
+    x = torch.randn(20, 8)
+    options = {"beam_size": beam_size}
+    if initial:
+        options["initial_indexes"] = torch.randint(0, 8, (20, 3))
+    whole = quantizer.encode(x, **options)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 2000)  # a few frames
+    assert torch.equal(quantizer.encode(x, **options), whole)
+    error = quantizer.relative_reconstruction_error(x, whole)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 1)
+    assert torch.equal(quantizer.encode(x, **options), whole)
+    assert quantizer.relative_reconstruction_error(x, whole) == pytest.approx(error)
+
+
+def test_half_precision_frames(quantizer):
+    x = torch.randn(7, 8)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        rounded = x.to(dtype)
+        expected = quantizer.encode(rounded.float())
+        assert torch.equal(quantizer.encode(rounded), expected)
+
+
+def test_loading_other_codebooks_renews_the_cached_tables(quantizer):
+    x = torch.randn(7, 8)
+    first = quantizer.encode(x)
+    other = Quantizer(quantizer.codebooks.flip(1), quantizer.mean, quantizer.scale)
+    assert torch.equal(other.encode(x).long(), 3 - first.long())
+    quantizer.load_state_dict(other.state_dict())
+    assert torch.equal(quantizer.encode(x), other.encode(x))
+
+
+def test_relative_reconstruction_error_by_the_formula(quantizer):
+    x = torch.randn(2, 7, 8)
+    rest = (x - quantizer.decode(quantizer.encode(x))).square().sum()
+    spread = (x - x.reshape(-1, 8).mean(0)).square().sum()
+    error = quantizer.relative_reconstruction_error(x)
+    assert error == pytest.approx(float(rest / spread), rel=1e-5)
+    worse = quantizer.relative_reconstruction_error(x, torch.zeros(2, 7, 2).long())
+    assert worse > error
+
+
+def test_error_of_always_answering_the_mean_is_one():
+    x = torch.randn(7, 8)
+    quantizer = Quantizer(torch.zeros(1, 2, 8), mean=x.mean(0))
+    assert quantizer.relative_reconstruction_error(x) == pytest.approx(1, rel=1e-5)
+
+
+def test_error_of_equal_frames_is_refused(quantizer):
+    with pytest.raises(ValueError, match="all 3 frames are equal"):
+        quantizer.relative_reconstruction_error(torch.ones(3, 8))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_first_bad_frame_is_named(quantizer, value, monkeypatch):
+    x = torch.randn(2, 7, 8)
+    x[1, 3, 2] = x[1, 5, 0] = value
+    with pytest.raises(ValueError, match=r"NaN or infinity in frame 10 "):
+        quantizer.encode(x)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 1)
+    with pytest.raises(ValueError, match=r"NaN or infinity in frame 10 "):
+        quantizer.encode(x)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3, 7), torch.zeros(3, 8, dtype=torch.int64), torch.tensor(1.0)]
+)
+def test_frames_of_another_shape_or_type_are_refused(quantizer, x):
+    with pytest.raises(ValueError, match=r"expected float \(\*, 8\)"):
+        quantizer.encode(x)
+
+
+@pytest.mark.parametrize(
+    "indexes, message",
+    [
+        (torch.zeros(7, 3, dtype=torch.int64), r"expected \(\*, 2\)"),
+        (torch.zeros(7, 2), "expected an integer type"),
+        (torch.zeros(7, 2, dtype=torch.bool), "expected an integer type"),
+        (torch.full((7, 2), 4), "values from 4 to 4, expected 0 to 3"),
+        (torch.full((7, 2), -1), "values from -1 to -1"),
+        (torch.tensor(1), "got shape"),
+    ],
+)
+def test_bad_indexes_are_refused(quantizer, indexes, message):
+    with pytest.raises(ValueError, match=message):
+        quantizer.decode(indexes)
+    with pytest.raises(ValueError, match=message):
+        quantizer.encode(torch.zeros(7, 8), initial_indexes=indexes)
+
+
+def test_initial_indexes_of_other_frames_are_refused(quantizer):
+    with pytest.raises(ValueError, match="got 6 frames, x has 7"):
+        quantizer.encode(torch.zeros(7, 8), initial_indexes=torch.zeros(6, 2).long())
+
+
+@pytest.mark.parametrize("options", [{"beam_size": 0}, {"refine_passes": -1}])
+def test_search_settings_out_of_range_are_refused(quantizer, options):
+    with pytest.raises(ValueError, match="expected at least 1 and 0"):
+        quantizer.encode(torch.zeros(7, 8), **options)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((torch.zeros(4, 8),), "codebooks: got shape"),
+        ((torch.zeros(0, 4, 8),), "none of them 0"),
+        ((torch.zeros(2, 1, 8),), "expected 2 to 256"),
+        ((torch.zeros(2, 257, 8),), "expected 2 to 256"),
+        ((torch.full((2, 4, 8), float("nan")),), "codebooks: got NaN"),
+        ((torch.zeros(2, 4, 8), torch.zeros(7)), r"mean: .* expected \(8,\)"),
+        ((torch.zeros(2, 4, 8), None, torch.zeros(8)), "scale: got zero"),
+        ((torch.zeros(2, 4, 8), None, -torch.ones(8)), "scale: got zero, negative"),
+    ],
+)
+def test_what_makes_no_quantizer_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Quantizer(*arguments)

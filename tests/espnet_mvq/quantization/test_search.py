@@ -1,0 +1,143 @@
+"""Code search against exhaustive search and against plain loops."""
+
+import itertools
+
+import pytest
+import torch
+
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization.search import GramTables, beam_search, refine
+
+SIZES = [(1, 4), (2, 4), (3, 3), (4, 2)]  # number of codebooks, codebook size
+
+
+def random_case(num_codebooks, codebook_size, num_frames=20, dim=8):
+    codebooks = torch.randn(num_codebooks, codebook_size, dim)
+    return codebooks, torch.randn(num_frames, dim)
+
+
+def squared_error(codebooks, x, indexes):
+    """Return ||x - sum of the chosen entries||^2 in double precision, (F,)."""
+    total = torch.zeros_like(x, dtype=torch.float64)
+    for frame, row in enumerate(indexes.tolist()):
+        for n, index in enumerate(row):
+            total[frame] += codebooks[n, index]
+    return (x - total).square().sum(1)
+
+
+def exhaustive_search(codebooks, x):
+    """Try all K^N index vectors on each frame."""
+    num_codebooks, codebook_size, _ = codebooks.shape
+    every = itertools.product(range(codebook_size), repeat=num_codebooks)
+    every = torch.tensor(list(every))
+    best = []
+    for frame in x:
+        errors = squared_error(codebooks, frame.expand(len(every), -1), every)
+        best.append(every[errors.argmin()])
+    return torch.stack(best)
+
+
+def greedy_search(codebooks, x):
+    """Take from each codebook in turn the entry nearest to what is left over."""
+    indexes = []
+    residual = x.clone()
+    for entries in codebooks:
+        distance = torch.cdist(residual, entries)
+        indexes.append(distance.argmin(1))
+        residual = residual - entries[indexes[-1]]
+    return torch.stack(indexes, dim=1)
+
+
+@pytest.mark.parametrize("num_codebooks, codebook_size", SIZES)
+def test_wide_beam_finds_the_best_of_all_indexes(num_codebooks, codebook_size):
+    codebooks, x = random_case(num_codebooks, codebook_size)
+    quantizer = Quantizer(codebooks)
+    beam_size = codebook_size**num_codebooks
+    found = quantizer.encode(x, beam_size=beam_size, refine_passes=0)
+    assert torch.equal(found.long(), exhaustive_search(codebooks, x))
+
+
+@pytest.mark.parametrize("num_codebooks, codebook_size", SIZES)
+def test_cost_is_the_error_but_for_the_norm(num_codebooks, codebook_size):
+    codebooks, x = random_case(num_codebooks, codebook_size)
+    indexes = torch.randint(0, codebook_size, (len(x), num_codebooks))
+    tables = GramTables(codebooks)
+    cost = tables.total_cost(tables.unary_costs(x), indexes)
+    error = cost + x.square().sum(1)
+    torch.testing.assert_close(
+        error.double(), squared_error(codebooks, x, indexes), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("num_codebooks, codebook_size", SIZES)
+def test_beam_of_one_is_residual_greedy(num_codebooks, codebook_size):
+    codebooks, x = random_case(num_codebooks, codebook_size)
+    found = Quantizer(codebooks).encode(x, beam_size=1, refine_passes=0)
+    assert torch.equal(found.long(), greedy_search(codebooks, x))
+
+
+def test_wider_beam_is_better_on_average():
+    codebooks, x = random_case(4, 8, num_frames=200)
+    errors = [
+        squared_error(codebooks, x, Quantizer(codebooks).encode(x, beam_size=b)).mean()
+        for b in (1, 4, 16)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+@pytest.mark.parametrize("num_codebooks, codebook_size", SIZES)
+def test_refinement_never_makes_a_frame_worse(num_codebooks, codebook_size):
+    codebooks, x = random_case(num_codebooks, codebook_size, num_frames=50)
+    initial = torch.randint(0, codebook_size, (50, num_codebooks))
+    before = squared_error(codebooks, x, initial)
+    for passes in (1, 2, 5):
+        refined = Quantizer(codebooks).encode(
+            x, refine_passes=passes, initial_indexes=initial
+        )
+        after = squared_error(codebooks, x, refined)
+        assert (after <= before + 1e-5).all()
+        assert after.sum() < before.sum()
+
+
+def test_no_refinement_passes_keep_the_initial_indexes():
+    codebooks, x = random_case(3, 4)
+    initial = torch.randint(0, 4, (len(x), 3))
+    kept = Quantizer(codebooks).encode(x, refine_passes=0, initial_indexes=initial)
+    assert torch.equal(kept.long(), initial)
+
+
+def test_refinement_ends_where_no_single_change_helps():
+    codebooks, x = random_case(3, 4)
+    quantizer = Quantizer(codebooks)
+    initial = torch.randint(0, 4, (len(x), 3))
+    fixed = quantizer.encode(x, refine_passes=100, initial_indexes=initial)
+    again = quantizer.encode(x, refine_passes=100, initial_indexes=fixed)
+    assert torch.equal(fixed, again)
+    error = squared_error(codebooks, x, fixed)
+    for n, index in itertools.product(range(3), range(4)):
+        changed = fixed.clone()
+        changed[:, n] = index
+        assert (squared_error(codebooks, x, changed) >= error - 1e-5).all()
+
+
+def test_refinement_changes_nothing_where_entries_are_equally_good():
+    codebooks, x = random_case(2, 4)
+    quantizer = Quantizer(torch.cat([codebooks, codebooks], dim=1))
+    fixed = Quantizer(codebooks).encode(x, refine_passes=100)
+    found = quantizer.encode(x, refine_passes=1, initial_indexes=fixed + 4)
+    assert torch.equal(found, fixed + 4)
+
+
+def test_refinement_leaves_its_input_alone():
+    codebooks, x = random_case(2, 4)
+    tables = GramTables(codebooks)
+    initial = torch.zeros(len(x), 2, dtype=torch.int64)
+    refine(tables, tables.unary_costs(x), initial, 3)
+    assert initial.sum() == 0
+
+
+def test_beam_search_returns_one_index_for_each_codebook():
+    codebooks, x = random_case(3, 4)
+    tables = GramTables(codebooks)
+    found = beam_search(tables, tables.unary_costs(x), 2)
+    assert found.shape == (len(x), 3) and found.dtype == torch.int64

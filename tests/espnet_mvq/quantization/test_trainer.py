@@ -1,0 +1,155 @@
+"""Quantizer training: what it reaches and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from espnet_mvq.quantization import Quantizer, QuantizerTrainer
+from espnet_mvq.quantization.kmeans import residual_kmeans
+
+
+def trainer(**options):
+    defaults = dict(codebook_size=8, num_iterations=4, kmeans_iterations=3)
+    return QuantizerTrainer(8, 2, **{**defaults, **options})
+
+
+@pytest.fixture
+def frames():
+    return torch.randn(300, 8) @ torch.randn(8, 8) + 3
+
+
+def test_error_is_below_that_of_residual_kmeans():
+    frames = torch.randn(1200, 8) @ torch.randn(8, 8) + 3
+    held_out, frames = frames[:200], frames[200:]
+    trained = QuantizerTrainer(8, 4, codebook_size=8, num_iterations=8).fit(
+        frames, held_out
+    )
+    codebooks = residual_kmeans(
+        frames - frames.mean(0), 4, 8, 10, torch.Generator().manual_seed(0)
+    )
+    start = Quantizer(codebooks, frames.mean(0))
+    for x in (frames, held_out):
+        error = trained.relative_reconstruction_error(x)
+        greedy = start.encode(x, beam_size=1, refine_passes=0)
+        assert error < 0.9 * start.relative_reconstruction_error(x, greedy)
+
+
+def test_seed_decides(frames):
+    ids = [trainer(seed=seed).fit(frames).id for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_training_leaves_the_global_random_state_alone(frames):
+    state = torch.get_rng_state()
+    trainer().fit(frames)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 3])
+def test_any_number_of_codebooks(frames, num_codebooks):
+    quantizer = QuantizerTrainer(
+        8, num_codebooks, codebook_size=4, num_iterations=2
+    ).fit(frames)
+    assert quantizer.codebooks.shape == (num_codebooks, 4, 8)
+    assert quantizer.relative_reconstruction_error(frames) < 0.95
+
+
+def test_provenance_has_the_given_and_the_figures(frames):
+    held_out = torch.randn(50, 8)
+    quantizer = trainer(seed=3).fit(frames, held_out, {"teacher": "t"})
+    made = quantizer.provenance
+    assert made["teacher"] == "t" and made["seed"] == 3
+    assert made["training_frames"] == 300 and made["rounds"] == 4
+    error = quantizer.relative_reconstruction_error(held_out)
+    assert made["relative_reconstruction_error"] == pytest.approx(error, abs=1e-6)
+
+
+def test_a_twentieth_is_held_out_by_default(frames):
+    assert trainer().fit(frames).provenance["training_frames"] == 285
+
+
+def test_few_frames_train_without_any_held_out():
+    quantizer = trainer(codebook_size=4).fit(torch.randn(12, 8))
+    assert quantizer.provenance["relative_reconstruction_error"] < 1
+
+
+def test_patience_ends_training_early(frames):
+    quantizer = trainer(num_iterations=60, patience=1, noise=0.0).fit(frames)
+    assert quantizer.provenance["rounds"] < 60
+
+
+def test_arrays_and_memory_maps_are_as_tensors(frames, tmp_path):
+    expected = trainer().fit(frames).id
+    np.save(tmp_path / "frames.npy", frames.numpy())
+    mapped = np.load(tmp_path / "frames.npy", mmap_mode="r")
+    assert trainer().fit(mapped).id == expected
+    assert trainer().fit(frames.numpy().astype(np.float64)).id == expected
+
+
+def test_iterator_short_enough_is_as_a_tensor(frames):
+    expected = trainer().fit(frames).id
+    assert trainer().fit(iter(frames.split(70))).id == expected
+    chunks = (chunk.numpy() for chunk in frames.split(70))
+    assert trainer().fit(chunks).id == expected
+
+
+def test_iterator_is_sampled_down(frames):
+    quantizer = trainer(max_frames=100).fit(iter(frames.split(70)), frames[:50])
+    assert quantizer.provenance["training_frames"] == 100
+
+
+def test_mean_is_taken_out(frames):
+    quantizer = trainer().fit(frames, frames[:50])
+    torch.testing.assert_close(quantizer.mean, frames.mean(0))
+    assert torch.equal(quantizer.scale, torch.ones(8))
+
+
+def test_mean_std_scales_channels_but_constant_ones(frames, caplog):
+    frames = frames * torch.logspace(-2, 2, 8)
+    frames[:, 5] = 7.0
+    quantizer = trainer(normalize="mean_std").fit(frames, frames[:50])
+    expected = frames.std(0, unbiased=False)
+    expected[5] = 1
+    torch.testing.assert_close(quantizer.scale, expected, rtol=1e-4, atol=0)
+    assert "1 of 8 channels are constant" in caplog.text
+    assert quantizer.decode(quantizer.encode(frames))[:, 5].sub(7).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "frames, message",
+    [
+        (torch.randn(5, 8), "got 5 training frames, expected at least .* size 8"),
+        (torch.ones(50, 8), "all 50 training frames are equal"),
+        (torch.randn(50, 7), r"frames: got shape \(50, 7\), expected .*8\)"),
+        (torch.randn(50), r"frames: got shape \(50,\)"),
+        (iter([]), "got no frames at all"),
+    ],
+)
+def test_frames_nothing_can_be_learned_from_are_refused(frames, message):
+    with pytest.raises(ValueError, match=message):
+        trainer().fit(frames, torch.randn(20, 8))
+
+
+def test_bad_frames_are_counted_and_the_first_is_named(frames):
+    frames[7, 3] = float("nan")
+    frames[9, 3] = float("inf")
+    with pytest.raises(ValueError, match=r"in 2 of 300 frames, first in frame 7 "):
+        trainer().fit(frames)
+    with pytest.raises(ValueError, match="held_out: got NaN"):
+        trainer().fit(torch.randn(50, 8), frames)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"codebook_size": 1}, "codebook_size: got 1, expected 2 to 256"),
+        ({"codebook_size": 257}, "codebook_size: got 257, expected 2 to 256"),
+        ({"max_frames": 0}, "max_frames: got 0"),
+        ({"kmeans_iterations": 0}, "kmeans_iterations: got 0"),
+        ({"num_iterations": 0}, "num_iterations: got 0"),
+        ({"normalize": "std"}, "normalize: got 'std', expected 'mean' or 'mean_std'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(**options)

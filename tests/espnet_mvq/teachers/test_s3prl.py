@@ -1,0 +1,130 @@
+"""Teachers out of s3prl, offline: filterbanks and a model in a folder."""
+
+import pytest
+import torch
+
+from espnet_mvq.teachers import TeacherError, build_teacher
+
+
+@pytest.fixture
+def hubert_dir(save_model):
+    from transformers import Wav2Vec2FeatureExtractor
+
+    path = save_model("Hubert", feat_extract_norm="group")
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def specs(hubert_dir):
+    return {
+        "fbank": ("fbank", None, 0),
+        "hubert": ("hf_hubert_custom", str(hubert_dir), 1),
+    }
+
+
+def spec_of(upstream, checkpoint):
+    return f"s3prl/{upstream}" + (f":{checkpoint}" if checkpoint else "")
+
+
+@pytest.mark.parametrize("kind", ["fbank", "hubert"])
+def test_equals_the_upstream_itself(specs, speech, kind):
+    from s3prl.nn import S3PRLUpstream
+
+    upstream, checkpoint, layer = specs[kind]
+    model = S3PRLUpstream(upstream, path_or_url=checkpoint).eval()
+    length = torch.tensor([9600])
+    with torch.no_grad():
+        states, lengths = model(speech[0][:1], length)
+    teacher = build_teacher(spec_of(upstream, checkpoint), layer)
+    found, found_lengths = teacher.embed(speech[0][:1], length)
+    expected = states[layer][:, : int(lengths[layer])]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert found_lengths.tolist() == lengths[layer].tolist()
+    assert teacher.frame_shift_samples == model.downsample_rates[layer]
+    assert (teacher.dim, teacher.layer) == (model.hidden_sizes[layer], layer)
+
+
+@pytest.mark.parametrize("kind", ["fbank", "hubert"])
+def test_embeddings_do_not_depend_on_the_batch(specs, check_batch_independence, kind):
+    upstream, checkpoint, layer = specs[kind]
+    teacher = build_teacher(spec_of(upstream, checkpoint), layer)
+    check_batch_independence(teacher)
+
+
+def test_layers_are_counted_from_one(hubert_dir, speech):
+    """As those of the same model read by transformers."""
+    for layer in (0, 1, 2, -1):
+        pair = [
+            build_teacher(spec, layer)
+            for spec in (
+                f"s3prl/hf_hubert_custom:{hubert_dir}",
+                f"transformers/{hubert_dir}",
+            )
+        ]
+        found, expected = (t.embed(speech[0][:1], speech[1][:1])[0] for t in pair)
+        frames = min(found.shape[1], expected.shape[1])
+        assert abs(found.shape[1] - expected.shape[1]) <= 1
+        torch.testing.assert_close(
+            found[:, :frames], expected[:, :frames], rtol=1e-4, atol=1e-4
+        )
+        assert pair[0].layer == pair[1].layer
+
+
+def test_id_stands_for_name_and_weights(save_model, hubert_dir):
+    teacher = build_teacher(f"s3prl/hf_hubert_custom:{hubert_dir}")
+    again = build_teacher(f"s3prl/hf_hubert_custom:{hubert_dir}")
+    assert teacher.id == again.id
+    assert teacher.id.startswith("s3prl/hf_hubert_custom:tiny@")
+    other = save_model("Hubert", seed=1)
+    (other / "preprocessor_config.json").write_bytes(
+        (hubert_dir / "preprocessor_config.json").read_bytes()
+    )
+    assert build_teacher(f"s3prl/hf_hubert_custom:{other}").id != teacher.id
+
+
+def test_frame_offset_is_an_option():
+    assert build_teacher("s3prl/fbank", 0).frame_offset_samples == 199.5
+    teacher = build_teacher("s3prl/fbank", 0, frame_offset_samples=12.5)
+    assert teacher.frame_offset_samples == 12.5
+
+
+@pytest.mark.parametrize("num_samples", [1, 100, 400])
+def test_short_audio(specs, num_samples):
+    upstream, checkpoint, layer = specs["hubert"]
+    teacher = build_teacher(spec_of(upstream, checkpoint), layer)
+    speech = torch.randn(1, num_samples)
+    found, lengths = teacher.embed(speech, torch.tensor([num_samples]))
+    assert found.shape == (1, int(lengths), 16) and found.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("s3prl/wavlm_lage", "no upstream 'wavlm_lage'; did you mean .*wavlm_large"),
+        ("s3prl/zzzzzz", "no upstream 'zzzzzz'; see s3prl's docs"),
+        ("s3prl/hf_hubert_custom", "expected s3prl/hf_hubert_custom:CHECKPOINT"),
+        ("s3prl/hubert_local", "expected s3prl/hubert_local:CHECKPOINT"),
+        ("s3prl/fbank:x.pt", "expected no ':'"),
+        ("s3prl/hubert_local:/none.pt", "no such checkpoint: /none.pt"),
+    ],
+)
+def test_wrong_names_are_refused(spec, message):
+    with pytest.raises(TeacherError, match=f"teacher {spec}: .*{message}"):
+        build_teacher(spec)
+
+
+def test_checkpoint_that_cannot_be_loaded(tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"nothing")
+    with pytest.raises(TeacherError, match="s3prl could not load it"):
+        build_teacher(f"s3prl/hubert_local:{tmp_path}/x.pt")
+
+
+def test_layer_out_of_range():
+    with pytest.raises(TeacherError, match="got layer 1, expected 1 to 0"):
+        build_teacher("s3prl/fbank", 1)
+
+
+def test_unknown_option_is_named():
+    with pytest.raises(TeacherError, match="unknown option: .*window_s"):
+        build_teacher("s3prl/fbank", 0, window_s=1)

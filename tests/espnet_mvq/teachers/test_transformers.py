@@ -1,0 +1,145 @@
+"""Teachers out of transformers against the models called directly."""
+
+import pytest
+import torch
+
+from espnet_mvq.teachers import TeacherError, build_teacher
+
+KINDS = [
+    ("Hubert", {"feat_extract_norm": "group"}),
+    ("Hubert", {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
+    ("Wav2Vec2", {"feat_extract_norm": "group"}),
+    ("Wav2Vec2", {"feat_extract_norm": "layer"}),
+    ("WavLM", {"feat_extract_norm": "group"}),
+    ("WavLM", {"feat_extract_norm": "layer"}),
+]
+
+
+def hidden_states(path, waveform, normalize):
+    from transformers import AutoModel
+
+    if normalize:
+        waveform = (waveform - waveform.mean()) / waveform.std(unbiased=False)
+    with torch.no_grad():
+        model = AutoModel.from_pretrained(path).eval()
+        return model(waveform[None], output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize("kind, options", KINDS)
+def test_equals_the_model_itself(save_model, speech, kind, options):
+    path = save_model(kind, **options)
+    waveform = 3 * speech[0][0] + 0.2
+    normalize = options["feat_extract_norm"] == "layer"
+    states = hidden_states(path, waveform, normalize)
+    for layer in (0, 1, 2, -1):
+        teacher = build_teacher(f"transformers/{path}", layer)
+        found, lengths = teacher.embed(waveform[None], torch.tensor([9600]))
+        torch.testing.assert_close(found, states[layer], rtol=1e-4, atol=1e-4)
+        assert lengths.tolist() == [states[layer].shape[1]]
+        assert teacher.layer == (2 if layer == -1 else layer)
+
+
+@pytest.mark.parametrize("kind, options", KINDS)
+def test_embeddings_do_not_depend_on_the_batch(
+    save_model, check_batch_independence, kind, options
+):
+    path = save_model(kind, **options)
+    check_batch_independence(build_teacher(f"transformers/{path}", 1))
+
+
+def test_preprocessor_file_decides_on_normalisation(save_model, speech):
+    from transformers import Wav2Vec2FeatureExtractor
+
+    path = save_model("Hubert", feat_extract_norm="group")
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(path)
+    waveform = 3 * speech[0][0] + 0.2
+    found, _ = build_teacher(f"transformers/{path}", 1).embed(
+        waveform[None], torch.tensor([9600])
+    )
+    expected = hidden_states(path, waveform, normalize=True)[1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_frames_of_the_convolutions(save_model):
+    teacher = build_teacher(f"transformers/{save_model('Hubert')}")
+    assert (teacher.sample_rate, teacher.frame_shift_samples) == (16000, 320)
+    assert (teacher.frame_offset_samples, teacher.dim) == (199.5, 16)
+
+
+@pytest.mark.parametrize("num_samples, frames", [(1, 1), (399, 1), (400, 1), (720, 2)])
+def test_short_audio_has_at_least_a_frame(save_model, num_samples, frames):
+    teacher = build_teacher(f"transformers/{save_model('Hubert')}", 1)
+    speech = torch.randn(1, num_samples)
+    embeddings, lengths = teacher.embed(speech, torch.tensor([num_samples]))
+    assert embeddings.shape == (1, frames, 16) and lengths.tolist() == [frames]
+    assert embeddings.isfinite().all()
+
+
+def test_id_stands_for_name_and_weights(save_model):
+    first, same, other = (
+        build_teacher(f"transformers/{save_model('Hubert', seed)}")
+        for seed in (0, 0, 1)
+    )
+    assert first.id == same.id != other.id
+    assert first.id.startswith("transformers/tiny@")
+
+
+def test_weights_saved_as_half_precision_are_run_as_float32(save_model, speech):
+    from transformers import HubertModel
+
+    path = save_model("Hubert")
+    HubertModel.from_pretrained(path).half().save_pretrained(path)
+    embeddings, _ = build_teacher(f"transformers/{path}").embed(*speech)
+    assert embeddings.dtype == torch.float32
+
+
+@pytest.mark.parametrize("layer", [3, -2])
+def test_layer_out_of_range(save_model, layer):
+    path = save_model("Hubert")
+    with pytest.raises(TeacherError, match=f"got layer {layer}, expected 1 to 2"):
+        build_teacher(f"transformers/{path}", layer)
+
+
+def test_folder_that_holds_no_model(tmp_path):
+    with pytest.raises(TeacherError, match="no config.json in .*expected the folder"):
+        build_teacher(f"transformers/{tmp_path}")
+
+
+def test_name_that_is_no_model():
+    with pytest.raises(TeacherError, match="transformers/no such: no such model"):
+        build_teacher("transformers/no such")
+
+
+def test_damaged_or_missing_weights_are_refused(save_model):
+    path = save_model("Hubert")
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(TeacherError, match="could not load its weights"):
+        build_teacher(f"transformers/{path}")
+    weights.unlink()
+    with pytest.raises(TeacherError, match="could not load its weights"):
+        build_teacher(f"transformers/{path}")
+
+
+def test_checkpoint_that_lacks_weights_is_refused(save_model):
+    from safetensors.torch import load_file, save_file
+
+    path = save_model("Hubert")
+    weights = load_file(path / "model.safetensors")
+    weights.pop("encoder.layers.1.final_layer_norm.weight")
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    message = "1 weights are missing .* encoder.layers.1.final_layer_norm.weight"
+    with pytest.raises(TeacherError, match=message):
+        build_teacher(f"transformers/{path}")
+
+
+def test_model_of_another_type_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(TeacherError, match="type 'bert', expected one of whisper, hu"):
+        build_teacher(f"transformers/{tmp_path}")
+
+
+@pytest.mark.parametrize("spec", ["hubert", "nobody/x", "transformers/", "s3prl"])
+def test_spec_without_back_end_or_name_is_refused(spec):
+    with pytest.raises(TeacherError, match="BACKEND/NAME .* s3prl, transformers"):
+        build_teacher(spec)

@@ -1,0 +1,125 @@
+"""Whisper's encoder as a teacher: windows, padding, and weights of both kinds."""
+
+import pytest
+import torch
+
+from espnet_mvq.teachers import TeacherError, build_teacher
+
+WINDOW_S = 1.0  # the tiny model has 50 positions of 20 ms
+
+
+@pytest.fixture
+def path(save_model):
+    return save_model("Whisper")
+
+
+def hidden_states(path, waveform):
+    """Run the saved model on at most one window padded with silence."""
+    from transformers import WhisperFeatureExtractor, WhisperModel
+
+    features = WhisperFeatureExtractor(feature_size=80)(
+        waveform.numpy(),
+        sampling_rate=16000,
+        padding="max_length",
+        max_length=16000,
+        return_tensors="pt",
+    ).input_features
+    encoder = WhisperModel.from_pretrained(path).get_encoder().eval()
+    with torch.no_grad():
+        return encoder(features, output_hidden_states=True).hidden_states
+
+
+def embed(teacher, waveform):
+    return teacher.embed(waveform[None], torch.tensor([len(waveform)]))[0][0]
+
+
+@pytest.mark.parametrize("model", ["Model", "Encoder"])
+def test_equals_the_model_itself(save_model, speech, model):
+    path = save_model("Whisper")
+    states = hidden_states(path, speech[0][0])
+    saved = save_model("Whisper", model=model)
+    for layer in (0, 1, 2, -1):
+        teacher = build_teacher(f"transformers/{saved}", layer, window_s=WINDOW_S)
+        found = embed(teacher, speech[0][0])
+        torch.testing.assert_close(found, states[layer][0, :30], rtol=0, atol=1e-5)
+
+
+def test_whole_model_and_encoder_have_the_same_id(save_model):
+    ids = {
+        build_teacher(
+            f"transformers/{save_model('Whisper', model=model)}", window_s=1.0
+        ).id
+        for model in ("Model", "Encoder")
+    }
+    assert len(ids) == 1
+
+
+def test_embeddings_do_not_depend_on_the_batch(path, check_batch_independence):
+    for window_s in (WINDOW_S, 0):
+        teacher = build_teacher(f"transformers/{path}", 1, window_s=window_s)
+        check_batch_independence(teacher)
+
+
+def test_speech_of_several_windows_is_joined(path):
+    teacher = build_teacher(f"transformers/{path}", 1, window_s=WINDOW_S)
+    waveform = 0.1 * torch.randn(2 * 16000 + 4000)
+    found = embed(teacher, waveform)
+    expected = [embed(teacher, part) for part in waveform.split(16000)]
+    assert [len(part) for part in expected] == [50, 50, 13]
+    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=0)
+
+
+def test_shorter_windows_cut_earlier(path):
+    teacher = build_teacher(f"transformers/{path}", 1, window_s=0.5)
+    waveform = 0.1 * torch.randn(12000)
+    parts = torch.cat([embed(teacher, part) for part in waveform.split(8000)])
+    torch.testing.assert_close(embed(teacher, waveform), parts, rtol=0, atol=0)
+    whole = embed(build_teacher(f"transformers/{path}", 1, window_s=1.0), waveform)
+    assert (whole - parts).abs().max() > 1e-3
+
+
+def test_own_length_windows(path):
+    """window_s 0: no silence is appended, long speech is cut at the most there is."""
+    teacher = build_teacher(f"transformers/{path}", 1, window_s=0)
+    waveform = 0.1 * torch.randn(16000 + 3200)
+    found = embed(teacher, waveform)
+    assert len(found) == 60
+    full = hidden_states(path, waveform[:16000])[1][0]
+    torch.testing.assert_close(found[:50], full, rtol=0, atol=1e-5)
+    assert len(embed(teacher, waveform[:1000])) == 4
+
+
+@pytest.mark.parametrize("num_samples", [1, 160, 320])
+@pytest.mark.parametrize("window_s", [0, WINDOW_S])
+def test_short_audio_has_one_frame(path, num_samples, window_s):
+    teacher = build_teacher(f"transformers/{path}", 1, window_s=window_s)
+    found = embed(teacher, torch.randn(num_samples))
+    assert found.shape == (1, 16) and found.isfinite().all()
+
+
+def test_frames_and_id(path):
+    teacher = build_teacher(f"transformers/{path}", window_s=WINDOW_S)
+    assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (320, 0)
+    assert (teacher.dim, teacher.sample_rate, teacher.layer) == (16, 16000, 2)
+    ids = [build_teacher(f"transformers/{path}", window_s=s).id for s in (1.0, 0.5, 0)]
+    assert len(set(ids)) == 3 and ids[0] == teacher.id
+    assert "window_s=0.5" in ids[1] and "window_s" not in ids[0]
+
+
+def test_id_does_not_change_with_use(path):
+    teacher = build_teacher(f"transformers/{path}", window_s=0)
+    embed(teacher, torch.randn(8000))
+    again = embed(teacher, torch.ones(16000))
+    fresh = build_teacher(f"transformers/{path}", window_s=0)
+    torch.testing.assert_close(again, embed(fresh, torch.ones(16000)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("window_s", [-1, 1.5, 30])
+def test_window_out_of_range(path, window_s):
+    with pytest.raises(TeacherError, match=f"window_s {window_s}.* expected 0 to 1 s"):
+        build_teacher(f"transformers/{path}", window_s=window_s)
+
+
+def test_layer_out_of_range(path):
+    with pytest.raises(TeacherError, match="got layer 3, expected 1 to 2"):
+        build_teacher(f"transformers/{path}", 3, window_s=WINDOW_S)

@@ -1,0 +1,145 @@
+"""The launcher is the interpreter, with the plugin registered."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments, cwd, module_paths=()):
+    """Run `python -m espnet_mvq.run` with these arguments."""
+    paths = os.pathsep.join([str(ROOT), *map(str, module_paths)])
+    return subprocess.run(
+        [sys.executable, "-m", "espnet_mvq.run", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_command_string_with_arguments_and_exit_code(tmp_path):
+    code = "import sys; print(sys.argv); sys.exit(3)"
+    done = run("-c", code, "a b", "-m", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (3, "['-c', 'a b', '-m']\n")
+    assert done.stderr == ""
+
+
+def test_script_with_arguments(tmp_path):
+    (tmp_path / "x.py").write_text("import sys; print(__name__, sys.argv[1:])")
+    done = run("x.py", "--option", "-", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "__main__ ['--option', '-']\n")
+
+
+def test_interpreter_options_and_other_modules(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import sys\nif __name__ == '__main__': sys.exit(len(sys.argv) + 40)\n"
+    )
+    assert run("-m", "mine", "a", cwd=tmp_path).returncode == 42
+    assert run("-V", cwd=tmp_path).stdout.startswith("Python 3")
+    assert run("-m", "no_such_module", cwd=tmp_path).returncode == 1
+    assert run("-m", cwd=tmp_path).returncode == 2
+
+
+def test_standard_input_is_passed_on(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "espnet_mvq.run"],
+        cwd=ROOT,
+        input="print(6 * 7)",
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "42\n"
+
+
+# Stands in for the registration, which takes long, in every process that starts
+SITECUSTOMIZE = """
+import espnet2.bin
+import espnet_mvq
+espnet2.bin.__path__.append({folder!r})
+espnet_mvq.registered = 0
+def register():
+    espnet_mvq.registered += 1
+espnet_mvq.register = register
+"""
+SPAWNING_MODULE = """
+import multiprocessing
+import sys
+import espnet_mvq
+
+def child(queue):
+    queue.put(espnet_mvq.registered)
+
+def main(cmd=None):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    print("registered:", espnet_mvq.registered, queue.get(timeout=60), sys.argv[1:])
+    process.join()
+    sys.exit(5)
+"""
+
+
+def test_spawned_process_registers_too(tmp_path):
+    """ESPnet spawns one process per GPU from its modules `espnet2.bin.*`."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "spawning.py").write_text(SPAWNING_MODULE)
+    site = SITECUSTOMIZE.format(folder=str(tmp_path / "bin"))
+    (tmp_path / "sitecustomize.py").write_text(site)
+    arguments = "-m", "espnet2.bin.spawning", "--x"
+    done = run(*arguments, cwd=tmp_path, module_paths=[tmp_path])
+    assert done.stdout == "registered: 1 1 ['--x']\n", done.stderr
+    assert done.returncode == 5
+
+
+def launch_here(monkeypatch, *arguments):
+    """Run the launcher inside this process, until the command exits."""
+    from espnet_mvq.run import main
+
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+
+
+def test_print_config_shows_our_options(monkeypatch):
+    from espnet2.tasks.asr import ASRTask
+
+    import espnet_mvq
+
+    espnet_mvq.register()
+    # ESPnet looks there for the model whose options it prints
+    monkeypatch.setattr(sys, "argv", ["asr_train", "--model", "mvq"])
+    output = io.StringIO()
+    ASRTask.print_config(file=output)
+    config = yaml.safe_load(output.getvalue())
+    assert config["model"] == "mvq"
+    assert config["model_conf"]["ctc_weight"] == 0.5
+    assert config["model_conf"]["mvq_conf"]["weight"] == 1.0
+    assert config["model_conf"]["mvq_conf"]["layer"] == -1
+
+
+def test_help_lists_our_model(monkeypatch, capsys):
+    launch_here(monkeypatch, "espnet2.bin.asr_train", "--help")
+    output = capsys.readouterr().out
+    choices = output[output.index("--model ") :].split("--model_conf")[0]
+    assert "mvq" in choices
+
+
+@pytest.mark.parametrize("name", ["__mp_main__", "somewhere"])
+def test_only_the_main_module_of_a_spawned_process_registers(monkeypatch, name):
+    import runpy
+
+    import espnet_mvq
+
+    called = []
+    monkeypatch.setattr(espnet_mvq, "register", lambda: called.append(1))
+    runpy.run_path(str(ROOT / "espnet_mvq" / "run.py"), run_name=name)
+    assert called == ([1] if name == "__mp_main__" else [])

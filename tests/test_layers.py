@@ -1,0 +1,160 @@
+"""Which modules may import which: the layers of the package, checked in its sources.
+
+5 commands (bin, run.py), 4 plugin, 3 teachers and indexes, 2 distillation,
+1 quantization. Imports go downwards or stay inside one folder.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "espnet_mvq"
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+LAYERS = {
+    "bin": 5,
+    "run": 5,
+    "plugin": 4,
+    "teachers": 3,
+    "indexes": 3,
+    "distillation": 2,
+    "quantization": 1,
+}
+# What these folders may import besides the standard library and the package
+THIRD_PARTY = {
+    "quantization": {"torch", "numpy", "safetensors"},
+    "distillation": {"torch"},
+}
+MAX_LINES = 400
+
+
+def imported_modules(source):
+    """Yield the modules that a source imports, at any depth, and their lines."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield "." * node.level + (node.module or ""), node.lineno
+            else:
+                yield node.module, node.lineno
+                # `from espnet_mvq import plugin` imports espnet_mvq.plugin
+                for alias in node.names:
+                    if node.module == "espnet_mvq" and alias.name in LAYERS:
+                        yield f"espnet_mvq.{alias.name}", node.lineno
+
+
+def folder_of(path):
+    return path.split("/")[0].removesuffix(".py")
+
+
+def is_allowed(path, module):
+    """Say whether the file at a path below the package may import a module."""
+    folder, top = folder_of(path), module.split(".")[0]
+    if top == "":
+        return False  # relative imports hide where they lead
+    if top == "espnet":
+        return False
+    if top == "espnet2":
+        return folder == "plugin" or path == "teachers/espnet.py"
+    if top == "espnet_mvq":
+        return is_downward(path, module)
+    if folder in THIRD_PARTY and top not in sys.stdlib_module_names:
+        return top in THIRD_PARTY[folder]
+    return True
+
+
+def is_downward(path, module):
+    """Say whether an import inside the package stays in its folder or goes down."""
+    folder = folder_of(path)
+    there = (module.split(".") + ["__init__"])[1]
+    if folder == "__init__":
+        # `register()` is the one door from the top
+        return module == "espnet_mvq.plugin.registration"
+    if there == "__init__" or there == folder:
+        return True  # the version; a sibling
+    return LAYERS[there] < LAYERS[folder]
+
+
+def violations(path, source):
+    """List the imports of a source that its layer does not allow."""
+    return [
+        f"espnet_mvq/{path}:{line} imports {module}"
+        for module, line in imported_modules(source)
+        if not is_allowed(path, module)
+    ]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_imports_go_down(path):
+    assert violations(path, (PACKAGE / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "path, source",
+    [
+        ("quantization/a.py", "from espnet_mvq.distillation import losses"),
+        ("quantization/a.py", "def f():\n    import yaml"),
+        ("distillation/a.py", "import espnet_mvq.teachers.base"),
+        ("distillation/a.py", "import numpy"),
+        ("distillation/a.py", "import safetensors.torch"),
+        ("teachers/a.py", "from espnet_mvq.indexes import scp"),
+        ("teachers/a.py", "import espnet2"),
+        ("indexes/a.py", "from espnet_mvq import plugin"),
+        ("plugin/a.py", "from espnet_mvq.bin.options import command"),
+        ("plugin/a.py", "from espnet.utils.cli_utils import strtobool"),
+        ("bin/a.py", "if True:\n    from espnet2.tasks.asr import ASRTask"),
+        ("bin/a.py", "from . import options"),
+        ("run.py", "import espnet2.bin.asr_train"),
+        ("__init__.py", "from espnet_mvq.quantization import Quantizer"),
+    ],
+)
+def test_checker_catches(path, source):
+    assert len(violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    "path, source",
+    [
+        ("quantization/a.py", "import math, torch, numpy as np, safetensors"),
+        ("quantization/a.py", "from espnet_mvq.quantization.search import refine"),
+        ("distillation/a.py", "from espnet_mvq.quantization import Quantizer"),
+        ("teachers/espnet.py", "from espnet2.tasks.asr import ASRTask"),
+        ("plugin/a.py", "import espnet2\nfrom espnet_mvq.indexes import scp"),
+        ("bin/a.py", "from espnet_mvq import __version__, plugin"),
+    ],
+)
+def test_checker_lets_pass(path, source):
+    assert violations(path, source) == []
+
+
+def test_every_folder_has_a_layer():
+    assert {folder_of(path) for path in FILES} <= {*LAYERS, "__init__"}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_module_has_a_docstring_and_is_not_too_long(path):
+    source = (PACKAGE / path).read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(source)), f"{path} has no docstring"
+    assert len(source.splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize(
+    "module", ["espnet_mvq", "espnet_mvq.run", "espnet_mvq.bin.run_jobs"]
+)
+def test_import_is_light(module):
+    """These start with every job and every command line."""
+    heavy = "{'torch', 'numpy', 'espnet2', 'transformers', 's3prl'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
