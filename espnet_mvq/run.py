@@ -13,8 +13,15 @@ import os
 import sys
 from typing import List, Optional
 
-# Commands of these packages see the plugin; others need not wait for the import.
-_PACKAGES = ("espnet2.bin.", "espnet_mvq.bin.")
+_PACKAGE = "espnet2.bin."
+# Commands of ESPnet that build no model need not wait for the plugin's import.
+_WITHOUT_MODEL = (
+    "aggregate_stats_dirs",
+    "launch",
+    "pack",
+    "split_scps",
+    "tokenize_text",
+)
 
 if __name__ == "__mp_main__":
     # A process spawned by a training (multi-GPU) imports its parent's main module
@@ -31,7 +38,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         argv: Arguments after `python3 -m espnet_mvq.run`. Default: the command line's.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) < 2 or argv[0] != "-m" or not argv[1].startswith(_PACKAGES):
+    if not _takes_plugin(argv):
         os.execv(sys.executable, [sys.executable, *argv])
     from espnet_mvq import register
 
@@ -41,6 +48,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     module = importlib.import_module(argv[1])
     sys.argv = [module.__file__, *argv[2:]]
     module.main()
+
+
+def _takes_plugin(argv: List[str]) -> bool:
+    """Say whether these arguments run a command of ESPnet that builds models."""
+    if len(argv) < 2 or argv[0] != "-m" or not argv[1].startswith(_PACKAGE):
+        return False
+    return argv[1][len(_PACKAGE) :] not in _WITHOUT_MODEL
 
 
 if __name__ == "__main__":

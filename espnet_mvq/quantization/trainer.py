@@ -142,7 +142,8 @@ class QuantizerTrainer:
             # Too little data to hold any out: choose by the training error.
             y = x.cpu() * scale + mean
 
-        state = self._resume(x)
+        settings = self._settings(x, y)
+        state = self._resume(settings)
         if state is None:
             state = self._initialise(x, generator)
             self._evaluate(state, y, mean, scale)
@@ -153,7 +154,7 @@ class QuantizerTrainer:
                 break
             self._round(x, state, max(0.0, 1 - state.iteration / warmth))
             self._evaluate(state, y, mean, scale)
-            self._save_checkpoint(state)
+            self._save_checkpoint(state, settings)
         logging.info(
             f"quantizer: relative reconstruction error {state.best_error:.4f} held-out "
             f"after round {state.best_iteration} of {state.iteration}"
@@ -166,7 +167,7 @@ class QuantizerTrainer:
             "normalize": self.normalize,
         }
         return Quantizer(
-            state.best_codebooks, mean, scale, {**(provenance or {}), **figures}
+            state.best_codebooks.cpu(), mean, scale, {**(provenance or {}), **figures}
         )
 
     def _gather(self, frames: Frames, name: str) -> torch.Tensor:
@@ -258,30 +259,30 @@ class QuantizerTrainer:
             state.best_iteration = state.iteration
             state.best_codebooks = state.codebooks
 
-    def _settings(self, x: torch.Tensor) -> str:
+    def _settings(self, *frames: torch.Tensor) -> str:
         """Identify settings and frames, so that only its own checkpoint is resumed."""
         settings = {
-            k: str(v)
-            for k, v in vars(self).items()
-            if k not in ("checkpoint", "device")
+            name: str(value)
+            for name, value in vars(self).items()
+            if name not in ("checkpoint", "device")
         }
-        return str(settings) + str(tuple(x.shape)) + f"{x.double().sum().item():.6e}"
+        sums = [f"{tuple(x.shape)} {x.double().sum().item():.6e}" for x in frames]
+        return f"{settings} {sums}"
 
-    def _save_checkpoint(self, state: _State) -> None:
+    def _save_checkpoint(self, state: _State, settings: str) -> None:
+        """Keep the state of a training, if it is to be kept."""
         if self.checkpoint is None:
             return
         temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
-        torch.save({"settings": self._current_settings, **vars(state)}, temporary)
+        torch.save({"settings": settings, **vars(state)}, temporary)
         temporary.replace(self.checkpoint)
 
-    def _resume(self, x: torch.Tensor) -> Optional[_State]:
-        if self.checkpoint is None:
-            return None
-        self._current_settings = self._settings(x)
-        if not self.checkpoint.is_file():
+    def _resume(self, settings: str) -> Optional[_State]:
+        """Return the state of a training that broke off, None if there is none."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
             return None
         saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if saved.pop("settings") != self._current_settings:
+        if saved.pop("settings") != settings:
             logging.warning(
                 f"quantizer: {self.checkpoint} is of other settings or frames; "
                 "training starts anew"

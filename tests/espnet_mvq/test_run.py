@@ -143,3 +143,19 @@ def test_only_the_main_module_of_a_spawned_process_registers(monkeypatch, name):
     monkeypatch.setattr(espnet_mvq, "register", lambda: called.append(1))
     runpy.run_path(str(ROOT / "espnet_mvq" / "run.py"), run_name=name)
     assert called == ([1] if name == "__mp_main__" else [])
+
+
+def test_commands_that_build_no_model_do_not_wait_for_the_plugin(tmp_path):
+    done = run("-m", "espnet2.bin.tokenize_text", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "--token_type" in done.stdout
+    assert "espnet_mvq" not in done.stderr
+
+
+def test_commands_without_models_are_those_of_espnet():
+    import espnet2.bin
+
+    from espnet_mvq.run import _WITHOUT_MODEL
+
+    folder = Path(espnet2.bin.__path__[0])
+    for name in _WITHOUT_MODEL:
+        assert "espnet2.tasks" not in (folder / f"{name}.py").read_text(), name
