@@ -302,6 +302,7 @@ fi
 
 if runs 14; then
     log "stage 14: Report"
+    # shellcheck disable=SC2086
     ${python} pyscripts/distillation_report.py --baseline "${baseline_exp}" \
         --student "${mvq_exp}" --inference "${inference_tag}" --test_sets ${test_sets} \
         --index_metadata "${data_dir}/${train_set}/codebook_indexes.json" \

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # How jobs are run; the same variables as in ESPnet's recipes. Here: as processes of
 # this machine. On a cluster, inside an ESPnet checkout, use its back ends, for example
 #   export train_cmd="slurm.pl"; export cuda_cmd="slurm.pl"

@@ -1,9 +1,12 @@
+# shellcheck shell=bash
 # Sourced by the recipes: finds the Python that espnet_mvq is installed in.
 MAIN_ROOT=$(cd ../../.. && pwd)
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -f "${MAIN_ROOT}/.venv/bin/activate" ]; then
     # Made by `make venv`
+    # shellcheck source=/dev/null
     . "${MAIN_ROOT}/.venv/bin/activate"
 fi
+# shellcheck disable=SC2154  # set by the script that sources this one
 if ! command -v "${python%% *}" >/dev/null || ! ${python} -c "import espnet_mvq" 2>/dev/null; then
     echo "$0: Error: espnet_mvq is not installed for '${python}': run 'make venv' in" \
         "${MAIN_ROOT}, or activate the environment it is installed in" >&2
