@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Union
 
+import numpy as np
+
 SCP_NAME = "codebook_indexes.scp"
 METADATA_NAME = "codebook_indexes.json"
 FILE_FORMAT = "espnet_mvq.codebook_indexes"
@@ -89,6 +91,22 @@ class IndexMetadata:
     def beside(cls, scp: Union[str, Path]) -> "IndexMetadata":
         """Read the metadata that lie beside an scp of codebook indexes."""
         return cls.load(Path(scp).parent / METADATA_NAME)
+
+    def check_indexes(self, indexes: np.ndarray) -> None:
+        """Refuse an array that is not what these metadata describe.
+
+        Args:
+            indexes: Codebook indexes of an utterance, expected uint8 (T, N).
+
+        Raises:
+            ValueError: Saying what was got and expected.
+        """
+        shape_ok = indexes.ndim == 2 and indexes.shape[1] == self.num_codebooks
+        if indexes.dtype != np.uint8 or not shape_ok:
+            raise ValueError(
+                f"got {indexes.dtype} of shape {indexes.shape}, expected uint8 (T, "
+                f"{self.num_codebooks})"
+            )
 
     def differences(self, other: "IndexMetadata") -> List[str]:
         """Say where two files' indexes do not mean the same, one line for each."""

@@ -40,19 +40,12 @@ class CodebookIndexReader(Mapping):
         place = self._places[utt_id]
         try:
             indexes = kaldiio.load_mat(place)
+            self.metadata.check_indexes(indexes)
         except Exception as error:  # a damaged ark raises whatever its bytes provoke
             raise ValueError(
                 f"utterance {utt_id} in {self._scp}: could not read {place} "
                 f"({type(error).__name__}: {error}); extract the indexes again"
             ) from error
-        shape_ok = indexes.ndim == 2
-        shape_ok = shape_ok and indexes.shape[1] == self.metadata.num_codebooks
-        if indexes.dtype != np.uint8 or not shape_ok:
-            raise ValueError(
-                f"utterance {utt_id} in {self._scp}: got {indexes.dtype} of shape "
-                f"{indexes.shape}, expected uint8 (T, {self.metadata.num_codebooks}) "
-                "as the metadata say; extract the indexes again"
-            )
         return indexes.astype(np.int64)
 
     def __contains__(self, utt_id: object) -> bool:

@@ -44,13 +44,10 @@ class ShardWriter:
             utt_id: The utterance.
             indexes: Codebook indexes, uint8, (T, N).
         """
-        shape_ok = indexes.ndim == 2
-        shape_ok = shape_ok and indexes.shape[1] == self.metadata.num_codebooks
-        if indexes.dtype != np.uint8 or not shape_ok:
-            raise ValueError(
-                f"utterance {utt_id}: got {indexes.dtype} of shape {indexes.shape}, "
-                f"expected uint8 (T, {self.metadata.num_codebooks})"
-            )
+        try:
+            self.metadata.check_indexes(indexes)
+        except ValueError as error:
+            raise ValueError(f"utterance {utt_id}: {error}") from error
         # Kaldi's layout, `utt_id value`; the scp points behind the utterance id.
         offset = self._file.tell() + len(utt_id.encode()) + 1
         kaldiio.save_ark(self._file, {utt_id: indexes}, write_function="numpy")
