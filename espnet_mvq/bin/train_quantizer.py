@@ -101,9 +101,19 @@ def main(cmd=None) -> None:
 
 
 def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
-    """Say whether a quantizer file was trained with these options."""
-    stored = Quantizer.load(path).provenance
-    return all(stored.get(key) == value for key, value in provenance.items())
+    """Say whether a quantizer file is whole and was trained with these options."""
+    try:
+        stored = Quantizer.load(path).provenance
+    except ValueError as error:
+        logging.warning(f"{error}: trained anew")
+        return False
+    other = [key for key, value in provenance.items() if stored.get(key) != value]
+    if other:
+        logging.warning(
+            f"{path} was trained with another {', '.join(other)}; it is replaced when "
+            "the training is done"
+        )
+    return not other
 
 
 def collect_frames(

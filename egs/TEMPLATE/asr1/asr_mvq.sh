@@ -120,8 +120,8 @@ runs() {
 
 # failed LOGS...: show the errors of jobs that failed and end
 failed() {
-    log "Error: a job failed. Its log ends:" >&2
-    grep -h -A2 -E "ERROR|Error:|error:" "$@" 2>/dev/null | tail -n 12 >&2 ||
+    log "Error: a job failed: $*" >&2
+    grep -h -E "ERROR|Error:|error:" "$@" 2>/dev/null | tail -n 5 >&2 ||
         tail -qn 12 "$@" >&2
     exit 1
 }

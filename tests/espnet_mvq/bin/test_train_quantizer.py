@@ -46,6 +46,14 @@ def test_other_options_train_again(quantizer, options, other):
     assert Quantizer.load(quantizer).id != before
 
 
+def test_damaged_file_is_trained_anew(quantizer, options, caplog):
+    before = Quantizer.load(quantizer).id
+    quantizer.write_bytes(quantizer.read_bytes()[:200])
+    main(options)
+    assert Quantizer.load(quantizer).id == before
+    assert any("not a whole safetensors file" in r.message for r in caplog.records)
+
+
 def test_same_options_give_the_same_quantizer(quantizer, options):
     before = Quantizer.load(quantizer).id
     quantizer.unlink()
