@@ -8,8 +8,9 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 requirements = [
-    # The host. Its 202511 wheel asks for setuptools < 74, so pip picks a torch that can
-    # live with that; espnet_mvq itself asks for no version of torch.
+    # The host: 202511 for Python 3.10 and 3.11, 202611 for 3.12. The former asks for
+    # setuptools < 74, so pip picks a torch that can live with that; espnet_mvq itself
+    # asks for no version of torch.
     "espnet>=202511",
     "torch",
     "torchaudio",  # ESPnet's front ends, s3prl
@@ -21,10 +22,12 @@ requirements = [
     "soundfile",  # audio
     "tqdm",  # progress bars
     "jiwer>=4",  # word and character error rates
-    # What ESPnet 202511 imports or its recipes use without its wheel asking for it:
+    # What ESPnet's training imports, or its recipes use, without its wheel asking for it
+    # (202511 leaves out the next three, 202611 all four):
     "tensorboard",  # its trainer
     "matplotlib",  # its trainer
     "resampy",  # its speed perturbation
+    "editdistance",  # its error rates in validation
 ]
 extras = {
     # The maintained fork: the original fails to import with torchaudio >= 2.9
