@@ -33,7 +33,7 @@ def without_indexes(batch, how):
     return batch
 
 
-@pytest.mark.parametrize("init", [None, "xavier_uniform", "chainer"])
+@pytest.mark.parametrize("init", [None, "xavier_uniform", "kaiming_normal"])
 def test_initial_weights_are_those_of_stock(build_model, init):
     weights = build_model(model="espnet", init=init).state_dict()
     ours = build_model(init=init).state_dict()
@@ -41,7 +41,7 @@ def test_initial_weights_are_those_of_stock(build_model, init):
     assert different == []
 
 
-@pytest.mark.parametrize("init", [None, "xavier_uniform", "chainer"])
+@pytest.mark.parametrize("init", [None, "xavier_uniform", "kaiming_normal"])
 def test_random_state_after_building_is_that_of_stock(build_model, init):
     """Dropout and the order of batches go on from it."""
     build_model(model="espnet", init=init)
