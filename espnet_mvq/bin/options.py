@@ -3,7 +3,6 @@
 import argparse
 import functools
 import logging
-import os
 import sys
 from typing import Any, Callable, Tuple
 
@@ -89,9 +88,6 @@ def setup_logging(args: argparse.Namespace) -> None:
         format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
     )
     print(" ".join([sys.executable, *sys.argv]), file=sys.stderr)
-    # kaldiio and others draw on these threads too
-    if "OMP_NUM_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def _key_and_value(text: str) -> Tuple[str, Any]:
