@@ -6,7 +6,6 @@ import logging
 import time
 from typing import Dict
 
-import torch
 from tqdm import tqdm
 
 from espnet_mvq import __version__
@@ -134,10 +133,10 @@ def extract(
             logging.warning(f"skipped: {error}")
             shard.metadata.skipped.append(utt_id)
             continue
-        embeddings, _ = teacher.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))
+        embeddings = teacher.embed_utterance(speech)
         try:
             indexes = quantizer.encode(
-                embeddings[0],
+                embeddings,
                 beam_size=shard.metadata.encode["beam_size"],
                 refine_passes=shard.metadata.encode["refine_passes"],
             )

@@ -146,7 +146,7 @@ def collect_frames(
         (held_out, utt_ids[:num_held_out]),
         (training, utt_ids[num_held_out:]),
     ):
-        wanted = min(2 * reservoir.max_frames, 10**12)
+        wanted = 2 * reservoir.max_frames
         progress = tqdm(total=wanted, unit="frame", mininterval=5)
         for embeddings in embed_utterances(teacher, chosen, places):
             reservoir.add(embeddings)
@@ -167,13 +167,13 @@ def embed_utterances(
     """Yield the embeddings (T, D) of one utterance after the other."""
     for utt_id in utt_ids:
         speech = read_audio(utt_id, places[utt_id], teacher.sample_rate)
-        embeddings, _ = teacher.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))
+        embeddings = teacher.embed_utterance(speech)
         if not embeddings.isfinite().all():
             raise ValueError(
                 f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
                 f"at layer {teacher.layer}; check the audio and the teacher's precision"
             )
-        yield embeddings[0].cpu()
+        yield embeddings.cpu()
 
 
 if __name__ == "__main__":

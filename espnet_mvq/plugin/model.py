@@ -195,9 +195,8 @@ class MVQMixin:
         # DDP wants a gradient for every parameter in every step.
         unused = 0.0 * sum(p.sum() for p in self.mvq.parameters())
         mvq_stats = nan_stats(loss.device)
-        if indexes is None or frames is None or not index_lengths.any():
-            loss = loss + unused
-        else:
+        loss = loss + unused
+        if indexes is not None and frames is not None and index_lengths.any():
             samples = speech_lengths if speech.dim() == 2 else None
             config = self.mvq.config
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.weight > 0):
@@ -205,9 +204,7 @@ class MVQMixin:
                     frames, lengths, indexes, index_lengths, samples
                 )
             if config.weight > 0:
-                loss = loss + config.weight * mvq_loss + unused
-            else:
-                loss = loss + unused
+                loss = loss + config.weight * mvq_loss
         stats = {**stats, "loss": loss.detach(), **mvq_stats}
         return force_gatherable((loss, stats, weight), loss.device)
 

@@ -49,9 +49,17 @@ class Teacher(ABC):
             of frames of each utterance, int64, (B,).
         """
 
-    def frames_of(self, num_samples: int) -> float:
-        """Return how many frames so many samples should give, about."""
-        return num_samples / self.frame_shift_samples
+    def embed_utterance(self, speech: torch.Tensor) -> torch.Tensor:
+        """Embed one utterance.
+
+        Args:
+            speech: Waveform in [-1, 1], float, (S,).
+
+        Returns:
+            Embeddings, float32, (T, D).
+        """
+        embeddings, _ = self.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))
+        return embeddings[0]
 
 
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
