@@ -203,8 +203,8 @@ def _preprocessor(name: str, config: Any) -> Tuple[bool, int]:
     from transformers import AutoFeatureExtractor
 
     if Path(name).is_dir() and not Path(name, "preprocessor_config.json").is_file():
-        # The rule these models were trained by.
-        return config.feat_extract_norm == "layer", 16_000
+        # The rule these models were trained by; data2vec knows layer norm alone.
+        return getattr(config, "feat_extract_norm", "layer") == "layer", 16_000
     extractor = AutoFeatureExtractor.from_pretrained(name)
     return bool(extractor.do_normalize), extractor.sampling_rate
 

@@ -12,6 +12,8 @@ KINDS = [
     ("Wav2Vec2", {"feat_extract_norm": "layer"}),
     ("WavLM", {"feat_extract_norm": "group"}),
     ("WavLM", {"feat_extract_norm": "layer"}),
+    ("UniSpeechSat", {"feat_extract_norm": "layer"}),
+    ("Data2VecAudio", {}),
 ]
 
 
@@ -29,7 +31,7 @@ def hidden_states(path, waveform, normalize):
 def test_equals_the_model_itself(save_model, speech, kind, options):
     path = save_model(kind, **options)
     waveform = 3 * speech[0][0] + 0.2
-    normalize = options["feat_extract_norm"] == "layer"
+    normalize = options.get("feat_extract_norm", "layer") == "layer"
     states = hidden_states(path, waveform, normalize)
     for layer in (0, 1, 2, -1):
         teacher = build_teacher(f"transformers/{path}", layer)
