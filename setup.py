@@ -15,6 +15,7 @@ requirements = [
     "torch",
     "torchaudio",  # ESPnet's front ends, s3prl
     "numpy",
+    "numba",  # compiled code search on CPUs
     "pyyaml",  # configurations
     "kaldiio",  # arks of codebook indexes
     "safetensors",  # quantizer files
@@ -43,7 +44,10 @@ extras = {
         "multi_quantization==0.1.1",  # the library whose quantizers we can read
     ],
 }
-extras["all"] = sorted({name for group in extras.values() for name in group})
+extras["benchmark"] = ["faiss-cpu", "multi_quantization==0.1.1"]  # to compare with
+extras["all"] = sorted(
+    {name for key in extras if key != "benchmark" for name in extras[key]}
+)
 
 setup(
     name="espnet-mvq",

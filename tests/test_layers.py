@@ -25,7 +25,7 @@ LAYERS = {
 }
 # What these folders may import besides the standard library and the package
 THIRD_PARTY = {
-    "quantization": {"torch", "numpy", "safetensors"},
+    "quantization": {"torch", "numpy", "numba", "safetensors", "tqdm"},
     "distillation": {"torch"},
 }
 MAX_LINES = 400

@@ -1,8 +1,10 @@
-"""Choosing and checking the frames a quantizer is trained on."""
+"""Choosing frames for training, and checks of frames and indexes."""
 
 from typing import List
 
 import torch
+
+MAX_CODEBOOK_SIZE = 256  # an index is one byte
 
 
 class Reservoir:
@@ -55,6 +57,57 @@ class Reservoir:
             frames, keys = frames[kept], keys[kept]
             self._threshold = float(keys.max())
         self._frames, self._keys, self._held = [frames], [keys], len(keys)
+
+
+def check_codebook_size(codebook_size: int) -> None:
+    """Refuse a codebook size whose indexes do not fit into one byte.
+
+    Raises:
+        ValueError: If the size is not between 2 and 256.
+    """
+    if not 2 <= codebook_size <= MAX_CODEBOOK_SIZE:
+        raise ValueError(
+            f"codebook_size: got {codebook_size}, expected 2 to {MAX_CODEBOOK_SIZE}: "
+            "an index is stored in one byte"
+        )
+
+
+def check_frames(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return embeddings (*, D) as (F, D), or refuse them.
+
+    Raises:
+        ValueError: If they are not float, or of another dimension.
+    """
+    if x.dim() < 1 or x.shape[-1] != dim or not x.is_floating_point():
+        raise ValueError(
+            f"encode: got {x.dtype} of shape {tuple(x.shape)}, expected float "
+            f"(*, {dim}): this quantizer's dimension is {dim}"
+        )
+    return x.reshape(-1, dim)
+
+
+def check_indexes(
+    indexes: torch.Tensor, num_codebooks: int, codebook_size: int
+) -> torch.Tensor:
+    """Return codebook indexes (*, N) as int64 (F, N), or refuse them.
+
+    Raises:
+        ValueError: If they are not integers from 0 to K - 1, or not N of them.
+    """
+    if indexes.dim() < 1 or indexes.shape[-1] != num_codebooks:
+        raise ValueError(
+            f"indexes: got shape {tuple(indexes.shape)}, expected "
+            f"(*, {num_codebooks}): one index for each codebook"
+        )
+    if indexes.is_floating_point() or indexes.dtype == torch.bool:
+        raise ValueError(f"indexes: got {indexes.dtype}, expected an integer type")
+    flat = indexes.reshape(-1, num_codebooks).long()
+    if flat.numel() and not (0 <= flat.min() and flat.max() < codebook_size):
+        raise ValueError(
+            f"indexes: got values from {flat.min()} to {flat.max()}, expected 0 "
+            f"to {codebook_size - 1}"
+        )
+    return flat
 
 
 def check_training_frames(x: torch.Tensor, codebook_size: int) -> None:

@@ -7,20 +7,30 @@ from typing import Any, Dict, Mapping, Optional, Union
 
 import torch
 
-from espnet_mvq.quantization.multi_quantization import convert_multi_quantization
-from espnet_mvq.quantization.pair_search import refine_by_pairs
+from espnet_mvq.quantization.fastest_search import find_indexes, search_bytes
+from espnet_mvq.quantization.frames import (
+    check_codebook_size,
+    check_frames,
+    check_indexes,
+)
+from espnet_mvq.quantization.gram import GramTables
+from espnet_mvq.quantization.multi_quantization import (
+    convert_multi_quantization,
+    make_multi_quantization,
+)
 from espnet_mvq.quantization.quantizer_file import (
     FILE_FORMAT,
     FILE_VERSION,
     read_quantizer_file,
     write_quantizer_file,
 )
-from espnet_mvq.quantization.search import GramTables, beam_search, refine
+from espnet_mvq.quantization.search import SearchEffort
+from espnet_mvq.quantization.tournament_search import (
+    refine_by_tournament,
+    tournament_bytes,
+)
 
-MAX_CODEBOOK_SIZE = 256  # an index is one byte
-
-# What the cost tables of one chunk of frames may take. A beam search holds about
-# `beam_size` tables of its own size per frame beside the (N, K) table.
+# What the cost tables of one chunk of frames may take.
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -140,9 +150,12 @@ class Quantizer(torch.nn.Module):
         self,
         x: torch.Tensor,
         *,
-        beam_size: int = 4,
-        refine_passes: int = 4,
+        beam_size: int = 8,
+        refine_passes: int = 5,
+        pair_candidates: int = 2,
+        perturbation_rounds: int = 0,
         initial_indexes: Optional[torch.Tensor] = None,
+        method: str = "auto",
     ) -> torch.Tensor:
         """Pick codebook indexes that approximate each teacher embedding.
 
@@ -150,20 +163,27 @@ class Quantizer(torch.nn.Module):
 
         Args:
             x: Teacher embeddings, float, (*, D), unnormalised.
-            beam_size: Width of the beam search; 1 = greedy. A quantizer that has a
-                classifier takes that one's first indexes instead.
+            beam_size: Width of the beam search; 1 = greedy.
             refine_passes: Most passes of refinement after the search; a frame stops
-                early when a pass changes nothing. With a classifier: that many passes
-                of multi_quantization's search, which gives its indexes.
+                early when a pass changes nothing.
+            pair_candidates: Entries of a codebook that refinement tries together with
+                the best answer of another codebook; 0: one codebook at a time only.
+            perturbation_rounds: Times that refinement starts again from indexes
+                changed at random. 16 take a little more off the error, for a third of
+                the speed.
             initial_indexes: Indexes to refine instead of searching, (*, N). The result
                 is never worse than these.
+            method: "beam" for the search described here; "tournament" for
+                multi_quantization's, which gives that library's indexes for its
+                quantizers and as many `refine_passes`; "auto" is "tournament" for
+                these quantizers, "beam" for all others.
 
         Returns:
             Codebook indexes, uint8, (*, N), on x's device.
 
         Raises:
             ValueError: If the last dimension of x is not D, if x holds NaN or
-                infinity, or if initial_indexes do not fit x.
+                infinity, if initial_indexes do not fit x, or an option is out of range.
 
         Example:
             >>> quantizer = Quantizer(torch.tensor([[[0.0, 0.0], [4.0, 4.0]]]))
@@ -171,26 +191,24 @@ class Quantizer(torch.nn.Module):
             tensor([[1],
                     [0]], dtype=torch.uint8)
         """
-        frames = self._check_frames(x)
-        if beam_size < 1 or refine_passes < 0:
-            raise ValueError(
-                f"got beam_size {beam_size} and refine_passes {refine_passes}, "
-                "expected at least 1 and 0"
-            )
+        frames = check_frames(x, self.dim)
+        effort = SearchEffort(
+            beam_size, refine_passes, pair_candidates, perturbation_rounds
+        )
         initial = None
         if initial_indexes is not None:
-            initial = self._check_indexes(initial_indexes)
+            initial = check_indexes(
+                initial_indexes, self.num_codebooks, self.codebook_size
+            )
             if len(initial) != len(frames):
                 raise ValueError(
                     f"initial_indexes: got {len(initial)} frames, x has {len(frames)}"
                 )
+        by_tournament = self._is_tournament(method) and initial is None
         tables = self._gram_tables()
-        width = beam_size if initial is None else 1
-        frame_bytes = 4 * self.codebook_size * (2 * self.num_codebooks + 3 * width)
-        by_classifier = initial is None and self.classifier_weight is not None
-        if by_classifier:
-            # The last merge: 32 choices squared, each of N/2 by N/2 inner products
-            frame_bytes += 12 * 32**2 * self.num_codebooks**2 // 4
+        frame_bytes = search_bytes(self.num_codebooks, self.codebook_size, effort)
+        if by_tournament:
+            frame_bytes += tournament_bytes(self.num_codebooks)
         chunk = max(1, _CHUNK_BYTES // frame_bytes)
         out = torch.empty(
             len(frames), self.num_codebooks, dtype=torch.uint8, device=x.device
@@ -199,17 +217,28 @@ class Quantizer(torch.nn.Module):
             part = slice(start, start + chunk)
             normalised = self._normalise(frames[part], start)
             unary = tables.unary_costs(normalised)
-            if by_classifier:
+            if by_tournament:
                 indexes = self._classify(normalised)
-                indexes = refine_by_pairs(tables, unary, indexes, refine_passes)
+                indexes = refine_by_tournament(tables, unary, indexes, refine_passes)
             else:
-                if initial is None:
-                    indexes = beam_search(tables, unary, beam_size)
-                else:
-                    indexes = initial[part].to(unary.device)
-                indexes = refine(tables, unary, indexes, refine_passes)
+                first = None if initial is None else initial[part].to(unary.device)
+                indexes = find_indexes(tables, unary, effort, first)
             out[part] = indexes.to(x.device, torch.uint8)
         return out.reshape(*x.shape[:-1], self.num_codebooks)
+
+    def _is_tournament(self, method: str) -> bool:
+        """Say whether a method of `encode` means the tournament, or refuse it."""
+        if method not in ("auto", "beam", "tournament"):
+            raise ValueError(
+                f"method: got {method!r}, expected 'auto', 'beam' or 'tournament'"
+            )
+        has_classifier = self.classifier_weight is not None
+        if method == "tournament" and not has_classifier:
+            raise ValueError(
+                "method: got 'tournament', but this quantizer has no classifier to "
+                "start it from; expected one read by from_multi_quantization"
+            )
+        return method != "beam" and has_classifier
 
     @torch.no_grad()
     def decode(self, indexes: torch.Tensor) -> torch.Tensor:
@@ -224,7 +253,9 @@ class Quantizer(torch.nn.Module):
         Raises:
             ValueError: If the last dimension is not N or an index is out of range.
         """
-        flat = self._check_indexes(indexes).to(self.codebooks.device)
+        flat = check_indexes(indexes, self.num_codebooks, self.codebook_size).to(
+            self.codebooks.device
+        )
         offsets = torch.arange(self.num_codebooks, device=flat.device)
         rows = flat + offsets * self.codebook_size
         total = torch.nn.functional.embedding_bag(
@@ -250,7 +281,7 @@ class Quantizer(torch.nn.Module):
             indexes = self.encode(x)
         frames = x.reshape(-1, self.dim)
         indexes = indexes.reshape(-1, self.num_codebooks)
-        mean = frames.double().mean(0)
+        mean = frames.mean(0, dtype=torch.float64)
         error = variance = 0.0
         chunk = max(1, _CHUNK_BYTES // (32 * self.dim))
         for part, part_indexes in zip(frames.split(chunk), indexes.split(chunk)):
@@ -327,6 +358,23 @@ class Quantizer(torch.nn.Module):
             provenance={"made_by": "multi_quantization"},
         )
 
+    def to_multi_quantization(self, path: Union[str, Path]) -> None:
+        """Write a checkpoint that k2-fsa's multi_quantization loads.
+
+        It holds a state dict for `multi_quantization.Quantizer(D, K, N)`. That library
+        then searches in its own way, from a linear classifier: its indexes are not
+        those of `encode`, but those of `from_multi_quantization(path).encode`.
+
+        Args:
+            path: Where to write, normally `*.pt`. With scales other than 1 the file
+                has SPEAR's form {"quantizer": state dict, "mean": ..., "std": ...}.
+
+        Raises:
+            ValueError: If N or K is no power of two.
+        """
+        checkpoint = make_multi_quantization(**self.state_dict(), identity=self.id)
+        torch.save(checkpoint, path)
+
     def _classify(self, normalised: torch.Tensor) -> torch.Tensor:
         """Return the classifier's indexes, int64, (B, N), of frames (B, D)."""
         logits = normalised @ self.classifier_weight.T + self.classifier_bias
@@ -345,42 +393,3 @@ class Quantizer(torch.nn.Module):
                 "expected finite embeddings; check the teacher's precision and audio"
             )
         return normalised
-
-    def _check_frames(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x as (F, D) or refuse it."""
-        if x.dim() < 1 or x.shape[-1] != self.dim or not x.is_floating_point():
-            raise ValueError(
-                f"encode: got {x.dtype} of shape {tuple(x.shape)}, expected float "
-                f"(*, {self.dim}): this quantizer's dimension is {self.dim}"
-            )
-        return x.reshape(-1, self.dim)
-
-    def _check_indexes(self, indexes: torch.Tensor) -> torch.Tensor:
-        """Return indexes as int64 (F, N) or refuse them."""
-        if indexes.dim() < 1 or indexes.shape[-1] != self.num_codebooks:
-            raise ValueError(
-                f"indexes: got shape {tuple(indexes.shape)}, expected "
-                f"(*, {self.num_codebooks}): one index for each codebook"
-            )
-        if indexes.is_floating_point() or indexes.dtype == torch.bool:
-            raise ValueError(f"indexes: got {indexes.dtype}, expected an integer type")
-        flat = indexes.reshape(-1, self.num_codebooks).long()
-        if flat.numel() and not (0 <= flat.min() and flat.max() < self.codebook_size):
-            raise ValueError(
-                f"indexes: got values from {flat.min()} to {flat.max()}, expected 0 "
-                f"to {self.codebook_size - 1}"
-            )
-        return flat
-
-
-def check_codebook_size(codebook_size: int) -> None:
-    """Refuse a codebook size whose indexes do not fit into one byte.
-
-    Raises:
-        ValueError: If the size is not between 2 and 256.
-    """
-    if not 2 <= codebook_size <= MAX_CODEBOOK_SIZE:
-        raise ValueError(
-            f"codebook_size: got {codebook_size}, expected 2 to {MAX_CODEBOOK_SIZE}: "
-            "an index is stored in one byte"
-        )

@@ -1,88 +1,77 @@
-"""Search for codebook indexes in the Gram domain.
+"""Search for codebook indexes, in plain torch: for GPUs, and the reference elsewhere.
 
-The squared error of approximating a frame x by a sum of codebook entries is
+A beam search over the codebooks gives first indexes. Refinement then changes one
+codebook at a time, and two at a time where that does not help any more. Perturbation
+starts refinement again from changed indexes and keeps what turns out better. No step
+returns worse indexes than it was given.
 
-    ||x - sum_n c_n[i_n]||^2 = ||x||^2 + sum_n (||c_n[i_n]||^2 - 2 <x, c_n[i_n]>)
-                                       + 2 sum_{n<m} <c_n[i_n], c_m[i_m]>
-
-so one product with the codebooks and one table of inner products between entries
-are all a search needs: after that nothing depends on the embedding dimension D.
-In this module "cost" is the error without the constant ||x||^2.
+`compiled_search` does the same, frame by frame, on CPUs.
 """
 
+from dataclasses import dataclass
+from typing import Optional
+
 import torch
-import torch.nn.functional as F
+
+from espnet_mvq.quantization.gram import GramTables
 
 
-class GramTables:
-    """Inner products between all codebook entries, laid out for the searches.
+@dataclass(frozen=True)
+class SearchEffort:
+    """How hard to search.
 
-    Args:
-        codebooks: Codebook entries, float, (N, K, D).
+    Attributes:
+        beam_size: Partial choices kept per frame; 1 is the greedy residual search.
+        refine_passes: Most passes of refinement; a frame stops early when a pass
+            changes nothing.
+        pair_candidates: Entries of a codebook that are tried together with the best
+            answer of another codebook; 0: only one codebook changes at a time.
+        perturbation_rounds: Times that refinement starts again from changed indexes.
     """
 
-    def __init__(self, codebooks: torch.Tensor):
-        num_codebooks, codebook_size, dim = codebooks.shape
-        self.num_codebooks = num_codebooks
-        self.codebook_size = codebook_size
-        self.entries = codebooks.reshape(num_codebooks * codebook_size, dim)
-        gram = self.entries @ self.entries.T
-        self.norms = gram.diagonal().reshape(num_codebooks, codebook_size).clone()
-        # blocks[n][r] holds the inner products of entry r (of any codebook) with the
-        # K entries of codebook n: one contiguous row per look-up.
-        self.blocks = (
-            gram.reshape(-1, num_codebooks, codebook_size).transpose(0, 1).contiguous()
-        )
-        # Row number of entry 0 of each codebook in `entries` and `blocks[n]`.
-        self.offsets = torch.arange(num_codebooks, device=codebooks.device)
-        self.offsets = self.offsets * codebook_size
+    beam_size: int = 8
+    refine_passes: int = 4
+    pair_candidates: int = 2
+    perturbation_rounds: int = 0
 
-    def unary_costs(self, x: torch.Tensor) -> torch.Tensor:
-        """Cost of each entry on its own.
+    def __post_init__(self):
+        for name, least in (
+            ("beam_size", 1),
+            ("refine_passes", 0),
+            ("pair_candidates", 0),
+            ("perturbation_rounds", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)}, expected at least {least}"
+                )
 
-        Args:
-            x: Frames in the quantizer's space, float, (B, D).
 
-        Returns:
-            Costs, float, (B, N, K): ||c||^2 - 2 <x, c>.
-        """
-        products = x @ self.entries.T
-        shape = (len(x), self.num_codebooks, self.codebook_size)
-        return torch.sub(self.norms, products.reshape(shape), alpha=2)
+def search(
+    tables: GramTables,
+    unary: torch.Tensor,
+    effort: SearchEffort,
+    initial: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Find codebook indexes.
 
-    def cross_costs(self, indexes: torch.Tensor, n: int) -> torch.Tensor:
-        """Interaction of codebook n's entries with the entries already chosen.
+    Args:
+        tables: Gram tables of the codebooks.
+        unary: From `GramTables.unary_costs`, float, (B, N, K).
+        effort: How hard to search.
+        initial: Indexes to start from in place of a beam search, int64, (B, N).
 
-        Args:
-            indexes: Row numbers in `entries`, int64, (B, M), M >= 1.
-            n: The codebook, counted from 0.
-
-        Returns:
-            Costs, float, (B, K): 2 * sum over the M rows of <row, c_n[k]>.
-        """
-        return F.embedding_bag(indexes, self.blocks[n], mode="sum").mul_(2)
-
-    def gram(self) -> torch.Tensor:
-        """Return the inner products of all entries, float, (N * K, N * K)."""
-        size = self.num_codebooks * self.codebook_size
-        return self.blocks.transpose(0, 1).reshape(size, size)
-
-    def total_cost(self, unary: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
-        """Cost of whole index vectors.
-
-        Args:
-            unary: From `unary_costs`, float, (B, N, K).
-            indexes: int64, (B, N).
-
-        Returns:
-            Costs, float, (B,).
-        """
-        cost = unary.gather(2, indexes.unsqueeze(2)).squeeze(2).sum(1)
-        rows = indexes + self.offsets
-        for n in range(1, self.num_codebooks):
-            cross = self.cross_costs(rows[:, :n], n)
-            cost = cost + cross.gather(1, indexes[:, n : n + 1]).squeeze(1)
-        return cost
+    Returns:
+        Codebook indexes, int64, (B, N).
+    """
+    if initial is None:
+        indexes = beam_search(tables, unary, effort.beam_size)
+    else:
+        indexes = initial
+    indexes = refine(
+        tables, unary, indexes, effort.refine_passes, effort.pair_candidates
+    )
+    return perturb(tables, unary, indexes, effort)
 
 
 def beam_search(
@@ -124,44 +113,168 @@ def beam_search(
 
 
 def refine(
-    tables: GramTables, unary: torch.Tensor, indexes: torch.Tensor, num_passes: int
+    tables: GramTables,
+    unary: torch.Tensor,
+    indexes: torch.Tensor,
+    num_passes: int,
+    pair_candidates: int = 0,
 ) -> torch.Tensor:
-    """Improve indexes by changing one codebook at a time (ICM), others fixed.
+    """Improve indexes by changing one codebook, or two at once, others fixed.
 
-    An index changes only where that lowers the cost, so no frame ever gets worse; a
-    frame is left alone as soon as a whole pass has changed nothing in it.
+    A pass tries one codebook after the other (ICM). Where that changes nothing, pairs
+    are tried; a frame is left alone when a whole pass has changed nothing in it.
 
     Args:
         tables: Gram tables of the codebooks.
         unary: From `GramTables.unary_costs`, float, (B, N, K).
         indexes: Indexes to start from, int64, (B, N).
-        num_passes: Most passes over the codebooks.
+        num_passes: Most passes.
+        pair_candidates: See `SearchEffort`.
 
     Returns:
-        Codebook indexes, int64, (B, N).
+        Codebook indexes, int64, (B, N); nowhere worse than the given ones.
     """
-    num_codebooks = tables.num_codebooks
-    if num_codebooks == 1:
-        # One codebook: the best entry is known without any search.
-        return unary[:, 0].argmin(dim=1, keepdim=True) if num_passes else indexes
     indexes = indexes.clone()
     active = torch.arange(len(indexes), device=indexes.device)
-    part, part_unary = indexes.clone(), unary
     for _ in range(num_passes):
-        rows = part + tables.offsets
-        changed = torch.zeros(len(part), dtype=torch.bool, device=part.device)
-        for n in range(num_codebooks):
-            others = torch.cat([rows[:, :n], rows[:, n + 1 :]], dim=1)
-            cost = tables.cross_costs(others, n).add_(part_unary[:, n])
-            lowest, best = cost.min(dim=1)
-            old = part[:, n]
-            better = lowest < cost.gather(1, old.unsqueeze(1)).squeeze(1)
-            part[:, n] = torch.where(better, best, old)
-            rows[:, n] = part[:, n] + tables.offsets[n]
-            changed |= better
+        part, part_unary = indexes[active], unary[active]
+        changed = _change_singles(tables, part_unary, part)
+        if pair_candidates > 0 and tables.num_codebooks > 1:
+            stuck = (~changed).nonzero().squeeze(1)
+            stuck_part = part[stuck]
+            changed[stuck] = _change_pairs(
+                tables, part_unary[stuck], stuck_part, pair_candidates
+            )
+            part[stuck] = stuck_part
         indexes[active] = part
         active = active[changed]
         if len(active) == 0:
             break
-        part, part_unary = part[changed], part_unary[changed]
     return indexes
+
+
+def _change_singles(
+    tables: GramTables, unary: torch.Tensor, indexes: torch.Tensor
+) -> torch.Tensor:
+    """Give each codebook in turn its best entry; return which frames changed, (B,)."""
+    changed = torch.zeros(len(indexes), dtype=torch.bool, device=indexes.device)
+    for n in range(tables.num_codebooks):
+        cost = tables.conditional_costs(unary, indexes, n)
+        lowest, best = cost.min(dim=1)
+        old = indexes[:, n]
+        now = cost.gather(1, old.unsqueeze(1)).squeeze(1)
+        better = lowest < now - tables.tolerance
+        indexes[:, n] = torch.where(better, best, old)
+        changed |= better
+    return changed
+
+
+def _change_pairs(
+    tables: GramTables, unary: torch.Tensor, indexes: torch.Tensor, candidates: int
+) -> torch.Tensor:
+    """Give each codebook in turn another entry, if a second codebook's answer pays.
+
+    Args:
+        tables: Gram tables of the codebooks.
+        unary: (B, N, K).
+        indexes: int64, (B, N); changed in place.
+        candidates: Entries tried per codebook.
+
+    Returns:
+        Which frames changed, bool, (B,).
+    """
+    num_codebooks, codebook_size = tables.num_codebooks, tables.codebook_size
+    blocks = tables.cross.reshape(-1, codebook_size)
+    everywhere = torch.arange(len(indexes), device=indexes.device)
+    changed = torch.zeros_like(everywhere, dtype=torch.bool)
+    costs = torch.stack(
+        [tables.conditional_costs(unary, indexes, n) for n in range(num_codebooks)], 1
+    )
+    for n in range(num_codebooks):
+        old = indexes[:, n]
+        alone = costs[:, n] - costs[:, n].gather(1, old.unsqueeze(1))
+        alone.scatter_(1, old.unsqueeze(1), float("inf"))
+        alone, entries = alone.topk(min(candidates, codebook_size - 1), largest=False)
+        gain = torch.full_like(alone[:, 0], -tables.tolerance)
+        choice = indexes.clone()
+        for c in range(entries.shape[1]):
+            new = entries[:, c]
+            for m in range(num_codebooks):
+                if m == n:
+                    continue
+                answer = costs[:, m].clone()
+                answer += blocks[(new + n * codebook_size) * num_codebooks + m]
+                answer -= blocks[(old + n * codebook_size) * num_codebooks + m]
+                lowest, best = answer.min(dim=1)
+                now = answer.gather(1, indexes[:, m : m + 1]).squeeze(1)
+                total = alone[:, c] + lowest - now
+                better = total < gain
+                gain = torch.where(better, total, gain)
+                pair = indexes.clone()
+                pair[:, n], pair[:, m] = new, best
+                choice = torch.where(better.unsqueeze(1), pair, choice)
+        moved = everywhere[gain < -tables.tolerance]
+        indexes[moved] = choice[moved]
+        changed[moved] = True
+        for m in range(num_codebooks):
+            costs[moved, m] = tables.conditional_costs(unary[moved], choice[moved], m)
+    return changed
+
+
+def perturb(
+    tables: GramTables, unary: torch.Tensor, indexes: torch.Tensor, effort: SearchEffort
+) -> torch.Tensor:
+    """Change some codebooks at random, refine, keep what is better; again and again.
+
+    All frames get the same random changes, so what is found for a frame does not
+    depend on the frames around it.
+
+    Args:
+        tables: Gram tables of the codebooks.
+        unary: From `GramTables.unary_costs`, float, (B, N, K).
+        indexes: Indexes to start from, int64, (B, N).
+        effort: Its `perturbation_rounds` and `refine_passes` count here.
+
+    Returns:
+        Codebook indexes, int64, (B, N); nowhere worse than the given ones.
+
+    Source: the iterated local search of LSQ (Martinez et al. 2016).
+    """
+    if effort.perturbation_rounds == 0 or tables.num_codebooks == 1:
+        return indexes
+    indexes = indexes.clone()
+    cost = tables.total_cost(unary, indexes)
+    for change in perturbations(effort.perturbation_rounds, *unary.shape[1:]):
+        trial = indexes.clone()
+        for n, entry in change.tolist():
+            trial[:, n] = entry
+        trial = refine(tables, unary, trial, effort.refine_passes)
+        trial_cost = tables.total_cost(unary, trial)
+        better = trial_cost < cost - tables.tolerance
+        indexes[better] = trial[better]
+        cost = torch.where(better, trial_cost, cost)
+    return indexes
+
+
+def perturbations(rounds: int, num_codebooks: int, codebook_size: int) -> torch.Tensor:
+    """Draw which codebooks change, and to which entries, in each round.
+
+    Half of the codebooks change: fewer are put back by refinement, more are as good as
+    a start from nowhere (measured with 8 codebooks).
+
+    Args:
+        rounds: Rounds R.
+        num_codebooks: Number of codebooks N.
+        codebook_size: Entries K of each codebook.
+
+    Returns:
+        Pairs of codebook and entry, int64, (R, max(1, N // 2), 2); always the same.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, num_codebooks // 2)
+    drawn = []
+    for _ in range(rounds):
+        codebooks = torch.randperm(num_codebooks, generator=generator)[:count]
+        entries = torch.randint(codebook_size, (count,), generator=generator)
+        drawn.append(torch.stack([codebooks, entries], dim=1))
+    return torch.stack(drawn) if drawn else torch.empty(0, count, 2, dtype=torch.int64)

@@ -12,13 +12,13 @@ table, so no vector of the embedding dimension is formed.
 
 import torch
 
-from espnet_mvq.quantization.search import GramTables
+from espnet_mvq.quantization.gram import GramTables
 
 
-def refine_by_pairs(
+def refine_by_tournament(
     tables: GramTables, unary: torch.Tensor, indexes: torch.Tensor, num_passes: int
 ) -> torch.Tensor:
-    """Run passes of the pairwise tournament.
+    """Run passes of the tournament.
 
     Args:
         tables: Gram tables; the number of codebooks is a power of two.
@@ -34,17 +34,24 @@ def refine_by_pairs(
     return indexes
 
 
+def tournament_bytes(num_codebooks: int) -> int:
+    """Estimate what the tables of one frame take, in bytes.
+
+    The last merge has 32 choices squared, each of N/2 by N/2 inner products.
+    """
+    return 12 * 32**2 * num_codebooks**2 // 4
+
+
 def _one_pass(
     tables: GramTables, unary: torch.Tensor, indexes: torch.Tensor
 ) -> torch.Tensor:
     num_frames, num_codebooks, codebook_size = unary.shape
     current = indexes + tables.offsets  # rows of the entries chosen now, (B, N)
-    cost = _single_changes(tables, unary, indexes, current)  # (B, groups, choices)
+    cost = _single_changes(tables, unary, indexes)  # (B, groups, choices)
     # Rows each choice would put in place of the current ones: (B, groups, choices, L)
     rows = torch.arange(num_codebooks * codebook_size, device=unary.device)
     rows = rows.reshape(1, num_codebooks, codebook_size, 1)
     rows = rows.expand(num_frames, -1, -1, -1)
-    gram = tables.gram()
     length = 1
     while rows.shape[1] > 1 or rows.shape[2] > 1:
         kept = _num_kept(codebook_size, length)
@@ -54,24 +61,18 @@ def _one_pass(
             cost, best = cost[:, :, :kept], best[:, :, :kept, None]
             rows = rows.gather(2, best.expand(-1, -1, -1, length))
             continue
-        cost, rows = _merge(gram, current, cost, rows)
+        cost, rows = _merge(tables.cross, current, cost, rows)
         length *= 2
     return rows.reshape(num_frames, num_codebooks) - tables.offsets
 
 
 def _single_changes(
-    tables: GramTables,
-    unary: torch.Tensor,
-    indexes: torch.Tensor,
-    current: torch.Tensor,
+    tables: GramTables, unary: torch.Tensor, indexes: torch.Tensor
 ) -> torch.Tensor:
     """Return how much each entry would change the cost, alone: (B, N, K)."""
     costs = []
     for n in range(tables.num_codebooks):
-        cost = unary[:, n].clone()
-        if tables.num_codebooks > 1:
-            others = torch.cat([current[:, :n], current[:, n + 1 :]], dim=1)
-            cost += tables.cross_costs(others, n)
+        cost = tables.conditional_costs(unary, indexes, n)
         costs.append(cost - cost.gather(1, indexes[:, n : n + 1]))
     return torch.stack(costs, dim=1)
 
@@ -85,12 +86,12 @@ def _num_kept(codebook_size: int, length: int) -> int:
 
 
 def _merge(
-    gram: torch.Tensor, current: torch.Tensor, cost: torch.Tensor, rows: torch.Tensor
+    cross: torch.Tensor, current: torch.Tensor, cost: torch.Tensor, rows: torch.Tensor
 ):
     """Pair the choices of neighbouring groups: half the groups, choices squared.
 
     Args:
-        gram: Inner products of all entries, (N * K, N * K).
+        cross: Doubled inner products of all entries, (N * K, N * K).
         current: Rows chosen now, int64, (B, N).
         cost: Cost change of each choice, (B, groups, choices).
         rows: Rows of each choice, int64, (B, groups, choices, L).
@@ -103,15 +104,15 @@ def _merge(
     even, odd = rows[:, 0::2], rows[:, 1::2]
     even_now, odd_now = now[:, 0::2], now[:, 1::2]
 
-    # <change of a, change of b> summed over the codebooks of both groups
+    # 2 <change of a, change of b> summed over the codebooks of both groups
     def inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return gram[left[:, :, :, None, :, None], right[:, :, None, :, None, :]].sum(
+        return cross[left[:, :, :, None, :, None], right[:, :, None, :, None, :]].sum(
             dim=(4, 5)
         )
 
     product = inner(even, odd) - inner(even, odd_now) - inner(even_now, odd)
     product = product + inner(even_now, odd_now)
-    cost = cost[:, 0::2, :, None] + cost[:, 1::2, None, :] + 2 * product
+    cost = cost[:, 0::2, :, None] + cost[:, 1::2, None, :] + product
     shape = (num_frames, groups // 2, choices, choices, length)
     pairs = torch.cat(
         [even[:, :, :, None].expand(shape), odd[:, :, None, :].expand(shape)], dim=4

@@ -145,7 +145,7 @@ def test_initial_indexes_of_other_frames_are_refused(quantizer):
 
 @pytest.mark.parametrize("options", [{"beam_size": 0}, {"refine_passes": -1}])
 def test_search_settings_out_of_range_are_refused(quantizer, options):
-    with pytest.raises(ValueError, match="expected at least 1 and 0"):
+    with pytest.raises(ValueError, match="expected at least"):
         quantizer.encode(torch.zeros(7, 8), **options)
 
 

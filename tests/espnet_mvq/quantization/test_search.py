@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from espnet_mvq.quantization import Quantizer
-from espnet_mvq.quantization.search import GramTables, beam_search, refine
+from espnet_mvq.quantization.gram import GramTables
+from espnet_mvq.quantization.search import (
+    SearchEffort,
+    beam_search,
+    perturb,
+    refine,
+)
 
 SIZES = [(1, 4), (2, 4), (3, 3), (4, 2)]  # number of codebooks, codebook size
 
@@ -106,18 +112,62 @@ def test_no_refinement_passes_keep_the_initial_indexes():
     assert torch.equal(kept.long(), initial)
 
 
-def test_refinement_ends_where_no_single_change_helps():
+@pytest.mark.parametrize("pair_candidates", [0, 3])
+def test_refinement_ends_where_no_change_helps(pair_candidates):
     codebooks, x = random_case(3, 4)
     quantizer = Quantizer(codebooks)
     initial = torch.randint(0, 4, (len(x), 3))
-    fixed = quantizer.encode(x, refine_passes=100, initial_indexes=initial)
-    again = quantizer.encode(x, refine_passes=100, initial_indexes=fixed)
+    options = {"refine_passes": 100, "pair_candidates": pair_candidates}
+    fixed = quantizer.encode(x, initial_indexes=initial, **options)
+    again = quantizer.encode(x, initial_indexes=fixed, **options)
     assert torch.equal(fixed, again)
     error = squared_error(codebooks, x, fixed)
     for n, index in itertools.product(range(3), range(4)):
         changed = fixed.clone()
         changed[:, n] = index
-        assert (squared_error(codebooks, x, changed) >= error - 1e-5).all()
+        # With all 3 other entries as candidates no pair of changes helps either
+        for m, other in itertools.product(range(3), range(4)):
+            if m != n and pair_candidates:
+                changed[:, m] = other
+            assert (squared_error(codebooks, x, changed) >= error - 1e-5).all()
+            changed[:, m] = index if m == n else fixed[:, m]
+
+
+def test_pairs_are_changed_where_no_single_change_helps():
+    """A pair of changes that only pays together."""
+    codebooks = torch.tensor([[[0.0], [5.0]], [[0.0], [-4.9]]])
+    tables, x = GramTables(codebooks), torch.tensor([[0.1], [0.0]])
+    unary = tables.unary_costs(x)
+    start = torch.zeros(2, 2, dtype=torch.long)
+    assert refine(tables, unary, start, 5).tolist() == [[0, 0], [0, 0]]
+    assert refine(tables, unary, start, 5, 1).tolist() == [[1, 1], [0, 0]]
+
+
+def test_perturbation_finds_better_indexes_and_loses_nothing():
+    codebooks, x = random_case(4, 16, num_frames=300)
+    tables = GramTables(codebooks)
+    unary = tables.unary_costs(x)
+    start = refine(tables, unary, torch.zeros(300, 4, dtype=torch.long), 9)
+    found = perturb(tables, unary, start, SearchEffort(perturbation_rounds=8))
+    before = squared_error(codebooks, x, start)
+    after = squared_error(codebooks, x, found)
+    assert (after <= before + 1e-5).all() and after.sum() < 0.98 * before.sum()
+
+
+def test_perturbations_do_not_depend_on_the_other_frames():
+    codebooks, x = random_case(4, 16, num_frames=30)
+    quantizer = Quantizer(codebooks)
+    together = quantizer.encode(x, perturbation_rounds=4)
+    alone = [quantizer.encode(frame, perturbation_rounds=4) for frame in x]
+    assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize(
+    "option", ["beam_size", "refine_passes", "pair_candidates", "perturbation_rounds"]
+)
+def test_efforts_below_the_least_are_refused(option):
+    with pytest.raises(ValueError, match=f"{option}: got -1, expected at least"):
+        Quantizer(torch.randn(2, 4, 8)).encode(torch.zeros(1, 8), **{option: -1})
 
 
 def test_refinement_changes_nothing_where_entries_are_equally_good():

@@ -1,0 +1,96 @@
+"""The compiled search against the same search in torch."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from espnet_mvq.quantization import Quantizer, compiled_search, fastest_search, search
+from espnet_mvq.quantization.gram import GramTables
+from espnet_mvq.quantization.search import SearchEffort
+
+EFFORTS = [
+    SearchEffort(1, 0, 0, 0),
+    SearchEffort(5, 0, 0, 0),
+    SearchEffort(300, 0, 0, 0),
+    SearchEffort(1, 3, 0, 0),
+    SearchEffort(4, 9, 2, 0),
+    SearchEffort(2, 9, 50, 0),
+    SearchEffort(4, 5, 1, 6),
+]
+SIZES = [(1, 20), (2, 33), (5, 7), (8, 64)]  # number of codebooks, codebook size
+
+
+def random_tables(num_codebooks, codebook_size, num_frames=150, dim=12):
+    """Return Gram tables of unequal codebooks, and costs of random frames."""
+    codebooks = torch.randn(num_codebooks, codebook_size, dim)
+    codebooks /= torch.arange(1, num_codebooks + 1).reshape(-1, 1, 1)
+    tables = GramTables(codebooks)
+    return tables, tables.unary_costs(torch.randn(num_frames, dim))
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("num_codebooks, codebook_size", SIZES)
+def test_indexes_are_those_of_torch(num_codebooks, codebook_size, effort):
+    tables, unary = random_tables(num_codebooks, codebook_size)
+    expected = search.search(tables, unary, effort)
+    found = compiled_search.search(tables, unary, effort)
+    assert found.dtype == torch.int64
+    # Rounding may decide ties otherwise, and a tie may lead elsewhere.
+    assert (found == expected).float().mean() > 0.99
+    torch.testing.assert_close(
+        tables.total_cost(unary, found).mean(),
+        tables.total_cost(unary, expected).mean(),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_given_indexes_lead_where_torch_goes_and_are_left_alone(effort):
+    tables, unary = random_tables(4, 16)
+    start = torch.randint(0, 16, (len(unary), 4))
+    kept = start.clone()
+    expected = search.search(tables, unary, effort, start)
+    found = compiled_search.search(tables, unary, effort, start)
+    assert torch.equal(start, kept)
+    assert (found == expected).float().mean() > 0.99
+    assert (
+        tables.total_cost(unary, found) <= tables.total_cost(unary, start) + 1e-4
+    ).all()
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    tables, unary = random_tables(4, 32, num_frames=700)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(compiled_search.search(tables, unary, SearchEffort()))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+def test_no_frames_give_no_indexes():
+    tables, unary = random_tables(3, 8, num_frames=0)
+    assert compiled_search.search(tables, unary, SearchEffort()).shape == (0, 3)
+
+
+def test_quantizer_works_without_the_compiled_search(monkeypatch):
+    quantizer, x = Quantizer(torch.randn(4, 32, 8)), torch.randn(100, 8)
+    expected = quantizer.encode(x)
+    monkeypatch.setattr(fastest_search, "compiled_search", None)
+    assert (quantizer.encode(x) == expected).float().mean() > 0.99
+
+
+def test_quantizer_is_importable_without_numba():
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import torch; from espnet_mvq.quantization import Quantizer\n"
+        "print(Quantizer(torch.randn(2, 4, 8)).encode(torch.randn(3, 8)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "torch.Size([3, 2])" in done.stdout, done.stderr
