@@ -4,10 +4,10 @@ import multi_quantization
 import pytest
 import torch
 
-from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.quantization import quantizer as quantizer_module
-from espnet_mvq.quantization.pair_search import refine_by_pairs
-from espnet_mvq.quantization.search import GramTables
+from espnet_mvq.quantization.gram import GramTables
+from espnet_mvq.quantization.tournament_search import refine_by_tournament
 
 
 def build_theirs(num_codebooks, codebook_size=256, dim=16):
@@ -92,7 +92,95 @@ def test_pairs_are_searched_jointly():
     tables, x = GramTables(codebooks), torch.tensor([[0.1]])
     unary = tables.unary_costs(x)
     start = torch.zeros(1, 2, dtype=torch.long)
-    assert refine_by_pairs(tables, unary, start, 1).tolist() == [[1, 1]]
+    assert refine_by_tournament(tables, unary, start, 1).tolist() == [[1, 1]]
+
+
+def trained_quantizer(num_codebooks=4, **options):
+    """Return a quantizer trained on correlated frames, and other such frames."""
+    torch.manual_seed(0)
+    frames = torch.randn(3000, 8) @ torch.randn(8, 16) + 0.1 * torch.randn(3000, 16)
+    frames = frames + 3
+    trainer = QuantizerTrainer(
+        16, num_codebooks, codebook_size=16, num_iterations=4, **options
+    )
+    return trainer.fit(frames[:2800]), frames[2800:]
+
+
+@pytest.mark.parametrize("num_passes", [0, 1, 5])
+def test_indexes_are_theirs_with_a_trained_checkpoint(num_passes):
+    torch.manual_seed(0)
+    frames = torch.randn(2000, 4) @ torch.randn(4, 16) + 0.1 * torch.randn(2000, 16)
+    trainer = multi_quantization.QuantizerTrainer(16, 2, torch.device("cpu"), 30, 30)
+    while not trainer.done():
+        trainer.step(frames[torch.randint(2000, (128,))])
+    theirs = trainer.get_quantizer()
+    ours = Quantizer.from_multi_quantization(theirs.state_dict())
+    expected = theirs.encode(frames[:300], num_passes, as_bytes=False)
+    found = ours.encode(frames[:300], refine_passes=num_passes)
+    assert torch.equal(found.long(), expected)
+
+
+def test_our_search_on_their_codebooks_is_not_worse():
+    theirs, x = build_theirs(4), torch.randn(200, 16)
+    ours = Quantizer.from_multi_quantization(theirs.state_dict())
+    errors = [
+        ours.relative_reconstruction_error(x, ours.encode(x, method=method))
+        for method in ("beam", "tournament")
+    ]
+    assert errors[0] < 1.02 * errors[1]
+
+
+@pytest.mark.parametrize("normalize", ["mean", "mean_std"])
+def test_exported_quantizer_is_loaded_by_theirs(tmp_path, normalize):
+    ours, y = trained_quantizer(normalize=normalize)
+    ours.to_multi_quantization(tmp_path / "theirs.pt")
+    state = torch.load(tmp_path / "theirs.pt", weights_only=True)
+    theirs = multi_quantization.Quantizer(16, 16, 4)
+    normalised = y
+    if normalize == "mean_std":
+        normalised = (y - state["mean"]) / (state["std"] + 1e-5)
+        state = state["quantizer"]
+    theirs.load_state_dict(state)
+    indexes = theirs.encode(normalised, as_bytes=False)
+    again = Quantizer.from_multi_quantization(tmp_path / "theirs.pt")
+    assert torch.equal(again.encode(y).long(), indexes)
+    torch.testing.assert_close(again.decode(indexes), ours.decode(indexes))
+    best = ours.relative_reconstruction_error(y)
+    assert ours.relative_reconstruction_error(y, indexes) < 1.3 * best
+
+
+def test_exported_classifier_finds_most_of_what_refinement_finds(tmp_path):
+    """Without any refinement the derived classifier is far better than chance."""
+    ours, y = trained_quantizer(num_codebooks=2)
+    ours.to_multi_quantization(tmp_path / "theirs.pt")
+    again = Quantizer.from_multi_quantization(tmp_path / "theirs.pt")
+    right = again.encode(y, refine_passes=0) == ours.encode(y)
+    assert right.float().mean() > 0.4  # chance is 1/16
+
+
+def test_taken_over_quantizer_goes_back_unchanged(tmp_path):
+    theirs, x = build_theirs(4), torch.randn(30, 16)
+    ours = Quantizer.from_multi_quantization(theirs.state_dict())
+    ours.to_multi_quantization(tmp_path / "again.pt")
+    again = multi_quantization.Quantizer(16, 256, 4)
+    again.load_state_dict(torch.load(tmp_path / "again.pt", weights_only=True))
+    assert torch.equal(again.encode(x), theirs.encode(x))
+
+
+def test_sizes_that_theirs_has_not_are_refused(tmp_path):
+    for codebooks, what in (
+        (torch.randn(3, 4, 8), "num_codebooks 3"),
+        (torch.randn(2, 10, 8), "codebook_size 10"),
+    ):
+        with pytest.raises(ValueError, match=f"got {what}, expected a power of two"):
+            Quantizer(codebooks).to_multi_quantization(tmp_path / "theirs.pt")
+
+
+def test_tournament_without_a_classifier_is_refused():
+    with pytest.raises(ValueError, match="no classifier to start"):
+        Quantizer(torch.randn(2, 4, 8)).encode(torch.zeros(1, 8), method="tournament")
+    with pytest.raises(ValueError, match="method: got 'pairs'"):
+        Quantizer(torch.randn(2, 4, 8)).encode(torch.zeros(1, 8), method="pairs")
 
 
 def test_other_files_are_refused_by_name(tmp_path):
