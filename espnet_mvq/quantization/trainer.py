@@ -3,17 +3,27 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Union
+from typing import Any, Dict, Iterable, Optional, Tuple, Union
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from espnet_mvq.quantization.frames import Reservoir, check_training_frames
+from espnet_mvq.quantization.frames import (
+    Reservoir,
+    check_codebook_size,
+    check_training_frames,
+)
 from espnet_mvq.quantization.kmeans import residual_kmeans
 from espnet_mvq.quantization.least_squares import refit_codebooks
-from espnet_mvq.quantization.quantizer import Quantizer, check_codebook_size
+from espnet_mvq.quantization.quantizer import Quantizer
 
 Frames = Union[torch.Tensor, np.ndarray, Iterable[torch.Tensor]]
+
+# Residual k-means only starts the training: more frames gain nothing in the end.
+_KMEANS_FRAMES_PER_ENTRY = 128
+_FRAMES_OF_RIDGE = 200  # frames per entry from which on the ridge is as it is given
+_CLEARLY = 1e-3  # by how much an error must fall to count as progress
 
 
 @dataclass
@@ -26,16 +36,18 @@ class _State:
     best_error: float
     best_iteration: int
     best_codebooks: torch.Tensor
+    last_progress: int = 0  # the last round that was clearly better
 
 
 class QuantizerTrainer:
     """Trains a `Quantizer` on teacher embeddings.
 
-    Starts from residual k-means, then alternates: search the indexes of all training
-    frames (starting from the last ones), solve for the best codebooks in closed form.
-    While noise is added to the codebooks before the search (less every round), the
-    alternation can leave poor local optima. The codebooks with the lowest held-out
-    error win; training ends early when that error has stopped to fall.
+    Starts from residual k-means, then alternates: search better indexes for all
+    training frames (from the last ones, with random perturbations), solve for the best
+    codebooks in closed form. A ridge that falls from round to round keeps entries that
+    few frames use from running away, so that all entries stay in use. The codebooks
+    with the lowest held-out error win; training ends early when that error has stopped
+    to fall.
 
     Args:
         dim: Dimension D of the embeddings.
@@ -43,21 +55,23 @@ class QuantizerTrainer:
         codebook_size: Entries K of each codebook, 2 to 256.
         seed: Seed of everything random; same seed and frames, same quantizer.
         num_iterations: Most rounds of search and refit after initialisation.
-        patience: Rounds without a lower held-out error, after the noise has died
-            away, before training ends.
+        patience: Rounds in which the held-out error fell by less than a thousandth
+            before training ends.
         normalize: "mean" subtracts the mean of each channel, "mean_std" also divides
             by its standard deviation, so all channels count alike.
-        max_frames: Frames kept (a random sample) when `fit` is given an iterator.
+        max_frames: Frames trained on at most; of more, a random sample.
         kmeans_iterations: Rounds of each k-means in the initialisation.
-        noise: Standard deviation of the first round's noise, relative to the
-            entries of each codebook.
-        ridge: Regulariser of the refit, in frames per entry.
+        perturbation_rounds: See `Quantizer.encode`; for the search in each round.
+        ridge: Regulariser of the first and the last refit, in frames per entry; with
+            fewer than 200 frames per entry it is as much smaller.
         device: Where to train.
         checkpoint: File that keeps the state after each round; a training that finds
             one with the same settings goes on from there. None: no checkpoints.
+        progress: Show a progress bar; None: where the log is a terminal.
 
-    Source: alternation and annealed noise after LSQ++ (Martinez et al. 2018);
-        purpose and additive form after Guo et al. 2022 (arXiv:2211.00508).
+    Source: alternation after LSQ and LSQ++ (Martinez et al. 2016, 2018); purpose and
+        additive form after Guo et al. 2022 (arXiv:2211.00508), whose training by
+        gradient descent is compared in benchmarks/RESULTS.md.
     """
 
     def __init__(
@@ -67,15 +81,16 @@ class QuantizerTrainer:
         *,
         codebook_size: int = 256,
         seed: int = 0,
-        num_iterations: int = 12,
+        num_iterations: int = 16,
         patience: int = 3,
         normalize: str = "mean",
         max_frames: int = 160_000,
-        kmeans_iterations: int = 10,
-        noise: float = 0.25,
-        ridge: float = 1.0,
+        kmeans_iterations: int = 5,
+        perturbation_rounds: int = 2,
+        ridge: Tuple[float, float] = (20.0, 5.0),
         device: Union[str, torch.device] = "cpu",
         checkpoint: Optional[Union[str, Path]] = None,
+        progress: Optional[bool] = None,
     ):
         check_codebook_size(codebook_size)
         for name, value in (
@@ -87,6 +102,11 @@ class QuantizerTrainer:
         ):
             if value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
+        if perturbation_rounds < 0 or min(ridge) <= 0:
+            raise ValueError(
+                f"got perturbation_rounds {perturbation_rounds} and ridge {ridge}, "
+                "expected at least 0 and two positive numbers"
+            )
         if normalize not in ("mean", "mean_std"):
             raise ValueError(
                 f"normalize: got {normalize!r}, expected 'mean' or 'mean_std'"
@@ -100,10 +120,11 @@ class QuantizerTrainer:
         self.normalize = normalize
         self.max_frames = max_frames
         self.kmeans_iterations = kmeans_iterations
-        self.noise = noise
+        self.perturbation_rounds = perturbation_rounds
         self.ridge = ridge
         self.device = torch.device(device)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.progress = progress
 
     def fit(
         self,
@@ -147,14 +168,21 @@ class QuantizerTrainer:
         if state is None:
             state = self._initialise(x, generator)
             self._evaluate(state, y, mean, scale)
-        warmth = max(1, self.num_iterations // 2)  # rounds with noise
-        while state.iteration < self.num_iterations:
-            waited = state.iteration - max(state.best_iteration, warmth)
-            if waited >= self.patience:
-                break
-            self._round(x, state, max(0.0, 1 - state.iteration / warmth))
-            self._evaluate(state, y, mean, scale)
-            self._save_checkpoint(state, settings)
+        hidden = None if self.progress is None else not self.progress
+        with tqdm(
+            total=self.num_iterations,
+            initial=state.iteration,
+            desc="quantizer",
+            unit="round",
+            disable=hidden,
+        ) as bar:
+            while state.iteration < self.num_iterations:
+                if state.iteration - state.last_progress >= self.patience:
+                    break
+                self._round(x, state)
+                self._evaluate(state, y, mean, scale)
+                self._save_checkpoint(state, settings)
+                bar.update()
         logging.info(
             f"quantizer: relative reconstruction error {state.best_error:.4f} held-out "
             f"after round {state.best_iteration} of {state.iteration}"
@@ -172,9 +200,18 @@ class QuantizerTrainer:
 
     def _gather(self, frames: Frames, name: str) -> torch.Tensor:
         """Return frames as one float tensor (F, D) on the CPU."""
-        if isinstance(frames, np.ndarray):
-            frames = torch.from_numpy(np.array(frames, dtype=np.float32))
-        if not isinstance(frames, torch.Tensor):
+        if isinstance(frames, (np.ndarray, torch.Tensor)):
+            if frames.ndim == 2 and len(frames) > self.max_frames:
+                generator = torch.Generator().manual_seed(self.seed)
+                rows = torch.randperm(len(frames), generator=generator)
+                rows = rows[: self.max_frames].sort().values
+                # Only these rows of a memory map are read.
+                frames = frames[
+                    rows.numpy() if isinstance(frames, np.ndarray) else rows
+                ]
+            if isinstance(frames, np.ndarray):
+                frames = torch.from_numpy(np.array(frames, dtype=np.float32))
+        else:
             reservoir = Reservoir(self.max_frames, self.seed)
             for chunk in frames:
                 reservoir.add(torch.as_tensor(chunk))
@@ -196,10 +233,10 @@ class QuantizerTrainer:
 
     def _normalisation(self, x: torch.Tensor):
         """Return mean and scale (D,) of training frames (F, D)."""
-        mean = x.double().mean(0).float()
+        mean = x.mean(0, dtype=torch.float64).float()
         if self.normalize == "mean":
             return mean, torch.ones_like(mean)
-        scale = (x - mean).double().square().mean(0).sqrt().float()
+        scale = (x - mean).square().mean(0, dtype=torch.float64).sqrt().float()
         constant = scale < 1e-6 * scale.max()
         if constant.any():
             logging.warning(
@@ -209,34 +246,35 @@ class QuantizerTrainer:
         return mean, torch.where(constant, torch.ones_like(scale), scale)
 
     def _initialise(self, x: torch.Tensor, generator: torch.Generator) -> _State:
-        """Residual k-means, and the indexes it gives."""
+        """Residual k-means on a part of the frames, and the indexes it gives."""
+        order = torch.randperm(len(x), generator=generator)
+        part = order[: _KMEANS_FRAMES_PER_ENTRY * self.codebook_size].sort().values
         codebooks = residual_kmeans(
-            x,
+            x[part.to(x.device)],
             self.num_codebooks,
             self.codebook_size,
             self.kmeans_iterations,
             generator,
         )
-        indexes = Quantizer(codebooks).encode(x, beam_size=1)
+        indexes = Quantizer(codebooks).encode(x, beam_size=1, pair_candidates=0)
         return _State(0, codebooks, indexes, float("inf"), 0, codebooks)
 
-    def _round(self, x: torch.Tensor, state: _State, warmth: float) -> None:
-        """Search all indexes, with noise while `warmth` (1 to 0) lasts, and refit."""
-        codebooks = state.codebooks
-        if warmth > 0:
-            # Seeded by the round, so a resumed training goes the same way.
-            generator = torch.Generator().manual_seed(
-                self.seed * 100_003 + state.iteration + 1
-            )
-            noise = torch.randn(codebooks.shape, generator=generator).to(x.device)
-            spread = codebooks.std(dim=1, keepdim=True)
-            codebooks = codebooks + self.noise * warmth * spread * noise
-        searcher = Quantizer(codebooks).to(x.device)
+    def _round(self, x: torch.Tensor, state: _State) -> None:
+        """Search better indexes of all frames, and refit the codebooks."""
+        searcher = Quantizer(state.codebooks).to(x.device)
         state.indexes = searcher.encode(
-            x, refine_passes=3, initial_indexes=state.indexes
+            x,
+            refine_passes=3,
+            pair_candidates=0,
+            perturbation_rounds=self.perturbation_rounds,
+            initial_indexes=state.indexes,
         )
+        first, last = self.ridge
+        done = state.iteration / max(1, self.num_iterations - 1)
+        ridge = first * (last / first) ** done
+        ridge *= min(1.0, len(x) / self.codebook_size / _FRAMES_OF_RIDGE)
         state.codebooks = refit_codebooks(
-            x, state.indexes.long(), self.codebook_size, self.ridge
+            x, state.indexes.long(), self.codebook_size, ridge
         )
         state.iteration += 1
 
@@ -248,25 +286,32 @@ class QuantizerTrainer:
         scale: torch.Tensor,
     ) -> None:
         """Log the held-out error of frames (F, D) and remember the best round."""
-        quantizer = Quantizer(state.codebooks.cpu(), mean, scale).to(self.device)
+        # A beam search does best when the codebooks that move most come first.
+        order = state.codebooks.var(1).sum(1).argsort(descending=True)
+        codebooks = state.codebooks[order]
+        quantizer = Quantizer(codebooks.cpu(), mean, scale).to(self.device)
         error = quantizer.relative_reconstruction_error(y)
         logging.info(
             f"quantizer: round {state.iteration}/{self.num_iterations}, relative "
             f"reconstruction error {error:.4f} held-out"
         )
+        if error < (1 - _CLEARLY) * state.best_error:
+            state.last_progress = state.iteration
         if error < state.best_error:
             state.best_error = error
             state.best_iteration = state.iteration
-            state.best_codebooks = state.codebooks
+            state.best_codebooks = codebooks
 
     def _settings(self, *frames: torch.Tensor) -> str:
         """Identify settings and frames, so that only its own checkpoint is resumed."""
         settings = {
             name: str(value)
             for name, value in vars(self).items()
-            if name not in ("checkpoint", "device")
+            if name not in ("checkpoint", "device", "progress")
         }
-        sums = [f"{tuple(x.shape)} {x.double().sum().item():.6e}" for x in frames]
+        sums = [
+            f"{tuple(x.shape)} {x.sum(dtype=torch.float64).item():.6e}" for x in frames
+        ]
         return f"{settings} {sums}"
 
     def _save_checkpoint(self, state: _State, settings: str) -> None:

@@ -74,7 +74,7 @@ def test_few_frames_train_without_any_held_out():
 
 
 def test_patience_ends_training_early(frames):
-    quantizer = trainer(num_iterations=60, patience=1, noise=0.0).fit(frames)
+    quantizer = trainer(num_iterations=60, patience=1).fit(frames)
     assert quantizer.provenance["rounds"] < 60
 
 

@@ -17,7 +17,7 @@ def checkpoint(tmp_path):
 
 
 def trainer(**options):
-    defaults = dict(codebook_size=8, num_iterations=4, kmeans_iterations=2)
+    defaults = dict(codebook_size=8, num_iterations=4, kmeans_iterations=2, patience=9)
     return QuantizerTrainer(8, 2, **{**defaults, **options})
 
 
@@ -25,10 +25,10 @@ def interrupt(frames, checkpoint, monkeypatch, after=2, **options):
     """Train until an interruption in the round after so many."""
     original = QuantizerTrainer._round
 
-    def one_round(self, x, state, warmth):
+    def one_round(self, x, state):
         if state.iteration == after:
             raise KeyboardInterrupt
-        original(self, x, state, warmth)
+        original(self, x, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(QuantizerTrainer, "_round", one_round)
@@ -63,7 +63,13 @@ def test_finished_training_is_not_done_again(frames, checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"seed": 1}, {"ridge": 2.0}, {"noise": 0.1}, {"normalize": "mean_std"}]
+    "options",
+    [
+        {"seed": 1},
+        {"ridge": (40.0, 5.0)},
+        {"perturbation_rounds": 1},
+        {"normalize": "mean_std"},
+    ],
 )
 def test_checkpoint_of_other_settings_is_ignored(
     frames, checkpoint, monkeypatch, caplog, options
@@ -85,7 +91,7 @@ def test_checkpoint_of_other_frames_is_ignored(frames, checkpoint, monkeypatch, 
 def test_more_rounds_after_an_interruption_are_as_many_rounds_at_once(
     frames, checkpoint, monkeypatch
 ):
-    """The noise of a round depends on the number of rounds, so must the checkpoint."""
+    """The ridge of a round depends on the number of rounds, so must the checkpoint."""
     interrupt(frames, checkpoint, monkeypatch, num_iterations=4)
     found = trainer(checkpoint=checkpoint, num_iterations=8).fit(frames)
     assert found.id == trainer(num_iterations=8).fit(frames).id
