@@ -3,13 +3,12 @@
 
 import argparse
 import logging
-import random
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
-from tqdm import tqdm
 
+from espnet_mvq.bin.frame_sampling import sample_frames, shuffle_over_speakers
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_teacher_options,
@@ -19,9 +18,7 @@ from espnet_mvq.bin.options import (
 )
 from espnet_mvq.indexes.scp import read_scp
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
-from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.teachers import Teacher
-from espnet_mvq.teachers.audio import read_audio
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -32,6 +29,11 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--wav_scp", required=True, help="wav.scp of the training set")
+    parser.add_argument(
+        "--utt2spk",
+        help="speakers, so that all of them are covered (default: the file of this "
+        "name beside wav.scp, if there is one)",
+    )
     parser.add_argument("--quantizer", required=True, help="safetensors file to write")
     add_teacher_options(parser)
     parser.add_argument(
@@ -44,7 +46,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--max_frames", type=int, default=160_000, help="training frames at most"
     )
     parser.add_argument(
-        "--num_iterations", type=int, default=12, help="rounds of search and refit"
+        "--oversampling",
+        type=float,
+        default=2.0,
+        help="the teacher runs on this many times as many frames as are kept: with "
+        "more, fewer frames come from each utterance",
+    )
+    parser.add_argument(
+        "--num_iterations", type=int, default=16, help="rounds of search and refit"
     )
     parser.add_argument(
         "--normalize",
@@ -65,6 +74,7 @@ def main(cmd=None) -> None:
     args = get_parser().parse_args(cmd)
     setup_logging(args)
     places = read_scp(args.wav_scp)
+    speakers = read_speakers(args.utt2spk, args.wav_scp)
     teacher, device = teacher_from_options(args)
     path = Path(args.quantizer)
     provenance = {
@@ -73,6 +83,7 @@ def main(cmd=None) -> None:
         "num_codebooks": args.num_codebooks,
         "codebook_size": args.codebook_size,
         "max_frames": args.max_frames,
+        "oversampling": args.oversampling,
         "num_iterations": args.num_iterations,
         "normalize": args.normalize,
         "seed": args.seed,
@@ -93,11 +104,22 @@ def main(cmd=None) -> None:
         device=device,
         checkpoint=checkpoint,
     )
-    frames, held_out = collect_frames(teacher, places, args.max_frames, args.seed)
+    frames, held_out = collect_frames(
+        teacher, places, args.max_frames, args.seed, speakers, args.oversampling
+    )
     quantizer = trainer.fit(frames, held_out, provenance)
     quantizer.save(path)
     checkpoint.unlink(missing_ok=True)
     logging.info(f"wrote {path}: {quantizer}")
+
+
+def read_speakers(utt2spk: Optional[str], wav_scp: str) -> Optional[Dict[str, str]]:
+    """Read the speaker of each utterance, None if no file says it."""
+    path = Path(utt2spk) if utt2spk else Path(wav_scp).with_name("utt2spk")
+    if not utt2spk and not path.is_file():
+        logging.info(f"{path}: no such file; utterances are drawn without regard to it")
+        return None
+    return read_scp(path)
 
 
 def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
@@ -117,63 +139,50 @@ def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
 
 
 def collect_frames(
-    teacher: Teacher, places: Dict[str, str], max_frames: int, seed: int
+    teacher: Teacher,
+    places: Dict[str, str],
+    max_frames: int,
+    seed: int,
+    speakers: Optional[Dict[str, str]] = None,
+    oversampling: float = 2.0,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Embed random utterances of the whole corpus and sample their frames.
-
-    The teacher runs on about twice as much audio as frames are kept, so that these
-    come from many utterances. One utterance in twenty (at least one) is held out.
+    """Sample training frames, and held-out frames of other utterances.
 
     Args:
         teacher: The teacher.
         places: Audio by utterance.
-        max_frames: Training frames kept.
+        max_frames: Training frames kept; at most a tenth as many are held out.
         seed: Seed of the choice.
+        speakers: Speaker by utterance.
+        oversampling: See `sample_frames`.
 
     Returns:
         Training and held-out frames, float, (F, D).
+
+    Raises:
+        ValueError: If there is only one utterance.
     """
     if len(places) < 2:
         raise ValueError(
             f"got {len(places)} utterances, expected at least 2: one is held out"
         )
-    utt_ids = sorted(places)
-    random.Random(seed).shuffle(utt_ids)
-    num_held_out = max(1, len(utt_ids) // 20)
-    held_out = Reservoir(max(1, min(10_000, max_frames // 10)), seed)
-    training = Reservoir(max_frames, seed)
-    for reservoir, chosen in (
-        (held_out, utt_ids[:num_held_out]),
-        (training, utt_ids[num_held_out:]),
-    ):
-        wanted = 2 * reservoir.max_frames
-        progress = tqdm(total=wanted, unit="frame", mininterval=5)
-        for embeddings in embed_utterances(teacher, chosen, places):
-            reservoir.add(embeddings)
-            progress.update(len(embeddings))
-            if reservoir.num_seen >= wanted:
-                break
-        progress.close()
-    logging.info(
-        f"frames: {training.num_seen} seen for training and {held_out.num_seen} held "
-        f"out, of {len(utt_ids)} utterances in the corpus"
+    utt_ids = shuffle_over_speakers(list(places), speakers, seed)
+    num_held_out = max(1, len(utt_ids) // 20)  # one utterance in twenty
+    held_out, training = (
+        sample_frames(
+            teacher,
+            {utt_id: places[utt_id] for utt_id in chosen},
+            count,
+            seed,
+            speakers,
+            oversampling,
+        )
+        for chosen, count in (
+            (utt_ids[:num_held_out], max(1, min(10_000, max_frames // 10))),
+            (utt_ids[num_held_out:], max_frames),
+        )
     )
-    return training.frames(), held_out.frames()
-
-
-def embed_utterances(
-    teacher: Teacher, utt_ids: List[str], places: Dict[str, str]
-) -> Iterator[torch.Tensor]:
-    """Yield the embeddings (T, D) of one utterance after the other."""
-    for utt_id in utt_ids:
-        speech = read_audio(utt_id, places[utt_id], teacher.sample_rate)
-        embeddings = teacher.embed_utterance(speech)
-        if not embeddings.isfinite().all():
-            raise ValueError(
-                f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
-                f"at layer {teacher.layer}; check the audio and the teacher's precision"
-            )
-        yield embeddings.cpu()
+    return training, held_out
 
 
 if __name__ == "__main__":

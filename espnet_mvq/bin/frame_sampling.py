@@ -1,0 +1,96 @@
+"""Random frames of teacher embeddings, drawn over a whole corpus."""
+
+import logging
+import random
+from typing import Dict, Iterator, List, Optional, Sequence
+
+import torch
+from tqdm import tqdm
+
+from espnet_mvq.quantization.frames import Reservoir
+from espnet_mvq.teachers import Teacher
+from espnet_mvq.teachers.audio import read_audio
+
+
+def shuffle_over_speakers(
+    utt_ids: Sequence[str], speakers: Optional[Dict[str, str]], seed: int
+) -> List[str]:
+    """Shuffle utterances so that the first ones cover as many speakers as possible.
+
+    One random utterance of each speaker comes first, then a second one of each, and so
+    on. Without speakers, and for utterances without one, the order is just random.
+
+    Args:
+        utt_ids: Utterances, in any order.
+        speakers: Speaker by utterance.
+        seed: Seed of the order; the same utterances come in the same order.
+
+    Returns:
+        The utterances.
+    """
+    shuffled = sorted(utt_ids)
+    random.Random(seed).shuffle(shuffled)
+    if not speakers:
+        return shuffled
+    turns: Dict[str, int] = {}
+    turn = {}
+    for utt_id in shuffled:
+        speaker = speakers.get(utt_id, utt_id)
+        turn[utt_id] = turns[speaker] = turns.get(speaker, -1) + 1
+    return sorted(shuffled, key=turn.__getitem__)
+
+
+def sample_frames(
+    teacher: Teacher,
+    places: Dict[str, str],
+    max_frames: int,
+    seed: int = 0,
+    speakers: Optional[Dict[str, str]] = None,
+    oversampling: float = 2.0,
+) -> torch.Tensor:
+    """Sample frames of random utterances, all speakers alike.
+
+    Args:
+        teacher: The teacher.
+        places: Audio by utterance.
+        max_frames: Frames kept.
+        seed: Seed of the choice of utterances and frames.
+        speakers: Speaker by utterance.
+        oversampling: The teacher runs on this many times as many frames as are kept:
+            more utterances give fewer frames each.
+
+    Returns:
+        Embeddings, float, (at most max_frames, D).
+    """
+    reservoir = Reservoir(max_frames, seed)
+    wanted = oversampling * max_frames
+    utt_ids = shuffle_over_speakers(list(places), speakers, seed)
+    num_utterances = 0
+    with tqdm(total=int(wanted), unit="frame", mininterval=5) as progress:
+        for embeddings in embed_utterances(teacher, utt_ids, places):
+            reservoir.add(embeddings)
+            num_utterances += 1
+            progress.update(len(embeddings))
+            if reservoir.num_seen >= wanted:
+                break
+    frames = reservoir.frames()
+    logging.info(
+        f"frames: {len(frames)} of the {reservoir.num_seen} in {num_utterances} random "
+        f"utterances (the corpus has {len(places)})"
+    )
+    return frames
+
+
+def embed_utterances(
+    teacher: Teacher, utt_ids: Sequence[str], places: Dict[str, str]
+) -> Iterator[torch.Tensor]:
+    """Yield the embeddings (T, D) of one utterance after the other."""
+    for utt_id in utt_ids:
+        speech = read_audio(utt_id, places[utt_id], teacher.sample_rate)
+        embeddings = teacher.embed_utterance(speech)
+        if not embeddings.isfinite().all():
+            raise ValueError(
+                f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
+                f"at layer {teacher.layer}; check the audio and the teacher's precision"
+            )
+        yield embeddings.cpu()
