@@ -12,11 +12,16 @@ import yaml
 from espnet_mvq.teachers import Teacher, build_teacher
 
 
-def add_teacher_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which teacher runs, and where."""
+def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add the options that say which teacher runs, and where.
+
+    Args:
+        parser: Gets the options.
+        required: The command does not work without a teacher.
+    """
     parser.add_argument(
         "--teacher",
-        required=True,
+        required=required,
         help="s3prl/UPSTREAM, s3prl/UPSTREAM:CHECKPOINT or transformers/NAME_OR_DIR",
     )
     parser.add_argument(

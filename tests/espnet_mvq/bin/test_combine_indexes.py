@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = sorted(
     path.stem
     for path in (ROOT / "espnet_mvq" / "bin").glob("*.py")
-    if path.stem not in ("__init__", "options", "run_jobs")
+    if "def get_parser(" in path.read_text(encoding="utf-8") and path.stem != "run_jobs"
 )
 
 

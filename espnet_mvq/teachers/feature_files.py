@@ -1,0 +1,174 @@
+"""Reading teacher embeddings that were written by other programs."""
+
+import re
+from pathlib import Path
+from typing import Callable, Dict, Iterator, Tuple, Union
+
+import kaldiio
+import numpy as np
+
+_ARK_PLACE = re.compile(r":\d+$")
+_CHECKED_VALUES = 2**22  # values looked at at once: a memory map stays on the disk
+
+
+def read_features(path: Union[str, Path]) -> Iterator[Tuple[str, np.ndarray]]:
+    """Read one utterance's embeddings after the other.
+
+    Args:
+        path: One of
+            `NAME.npy`: all frames in one array (F, D), one "utterance" NAME; it is
+            memory-mapped, never read as a whole;
+            `NAME.scp`: lines `utt_id place`, where place is a `.npy` file or
+            `ARK:OFFSET` as Kaldi writes matrices;
+            `NAME.h5` or `NAME.hdf5`: a dataset (T, D) for each utterance, needs h5py.
+
+    Returns:
+        Iterator of utterance ids and embeddings, float as stored, (T, D), in the
+        file's order (HDF5: sorted).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is of another kind; or, when that utterance is reached,
+            if its array is damaged, not float (T, D), of another D than those before,
+            or holds NaN or infinity.
+
+    Example:
+        >>> for utt_id, embeddings in read_features("dump/feats.scp"):  # doctest: +SKIP
+        ...     print(utt_id, embeddings.shape)
+    """
+    path = Path(path)
+    readers: Dict[str, Callable[[Path], Iterator[Tuple[str, str, np.ndarray]]]] = {
+        ".npy": _read_npy,
+        ".scp": _read_scp,
+        ".h5": _read_hdf5,
+        ".hdf5": _read_hdf5,
+    }
+    if path.suffix not in readers:
+        raise ValueError(
+            f"features {path}: got the ending {path.suffix!r}, expected one of "
+            f"{', '.join(readers)}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"features {path}: no such file; expected teacher embeddings"
+        )
+    return _checked(path, readers[path.suffix](path))
+
+
+def _checked(
+    path: Path, utterances: Iterator[Tuple[str, str, np.ndarray]]
+) -> Iterator[Tuple[str, np.ndarray]]:
+    """Pass on (utt_id, array) of (utt_id, place, array), all of one dimension."""
+    first = None
+    for utt_id, place, array in utterances:
+        name = f"utterance {utt_id} in {place}"
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            got = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"{name}: got {got}, expected a float array (T, D)")
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise ValueError(
+                f"{name}: got shape {array.shape}, expected (T, D): frames, dimension"
+            )
+        if first is None:
+            first = utt_id, array.shape[1]
+        elif array.shape[1] != first[1]:
+            raise ValueError(
+                f"{name}: got dimension {array.shape[1]}, but utterance {first[0]} has "
+                f"{first[1]}; expected embeddings of one teacher and layer"
+            )
+        _check_finite(name, array)
+        yield utt_id, array
+    if first is None:
+        raise ValueError(f"features {path}: got no utterances, expected at least one")
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    """Refuse NaN and infinity in an array (T, D)."""
+    step = max(1, _CHECKED_VALUES // array.shape[1])
+    for start in range(0, len(array), step):
+        finite = np.isfinite(array[start : start + step]).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"{name}: got NaN or infinity in frame {start + int(finite.argmin())} "
+                "(counted from 0); expected finite embeddings, write them again"
+            )
+
+
+def _read_npy(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
+    yield path.stem, str(path), _load(path.stem, str(path))
+
+
+def _read_scp(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
+    seen = set()
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            columns = line.strip().split(maxsplit=1)
+            if len(columns) != 2:
+                raise ValueError(
+                    f"{path}:{number}: got {line.rstrip()!r}, expected 'utt_id place'"
+                )
+            utt_id, place = columns
+            if utt_id in seen:
+                raise ValueError(
+                    f"{path}:{number}: got utterance {utt_id} again, expected each "
+                    "once; take one of the lines out"
+                )
+            seen.add(utt_id)
+            yield utt_id, place, _load(utt_id, place)
+
+
+def _load(utt_id: str, place: str) -> np.ndarray:
+    """Load the array of one utterance from a `.npy` file or `ARK:OFFSET`."""
+    name = f"utterance {utt_id} in {place}"
+    is_npy = place.endswith(".npy")
+    if not is_npy and not _ARK_PLACE.search(place):
+        raise ValueError(
+            f"{name}: expected a .npy file or ARK:OFFSET; write the features into files"
+        )
+    file = Path(place if is_npy else _ARK_PLACE.sub("", place))
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{name}: no such file {file}; relative places count from the folder the "
+            "command is started in"
+        )
+    try:
+        if is_npy:
+            return np.load(place, mmap_mode="r", allow_pickle=False)
+        return kaldiio.load_mat(place)
+    except Exception as error:  # numpy's and kaldiio's, by kind of damage
+        raise ValueError(
+            f"{name}: not readable ({type(error).__name__}: {error}); expected a whole "
+            "array, write or copy it again"
+        ) from error
+
+
+def _read_hdf5(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError(
+            f"features {path}: h5py cannot be imported ({error}); pip install h5py"
+        ) from error
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(
+            f"features {path}: not a whole HDF5 file ({error}); write or copy it again"
+        ) from error
+    with file:
+        utt_ids = []
+
+        def collect(name, item):
+            if isinstance(item, h5py.Dataset):
+                utt_ids.append(name)
+
+        file.visititems(collect)
+        for utt_id in utt_ids:
+            try:
+                array = np.asarray(file[utt_id])
+            except OSError as error:
+                raise ValueError(
+                    f"utterance {utt_id} in {path}: not readable ({error}); write or "
+                    "copy the file again"
+                ) from error
+            yield utt_id, str(path), array

@@ -1,0 +1,307 @@
+"""The command that reports how good a quantizer is."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+import torch
+
+from espnet_mvq import __version__
+from espnet_mvq.bin import inspect_quantizer as module
+from espnet_mvq.bin.inspect_quantizer import main, sample
+from espnet_mvq.bin.quality_page import make_page
+from espnet_mvq.bin.quality_text import findings, text_report, worst_channels
+from espnet_mvq.quantization import Quantizer, QuantizerTrainer
+
+
+@pytest.fixture
+def frames():
+    return torch.randn(240, 8) * torch.arange(1, 9)
+
+
+@pytest.fixture
+def path(frames, tmp_path):
+    """Train a quantizer of 2 codebooks with 4 entries."""
+    path = tmp_path / "q" / "quantizer.safetensors"
+    path.parent.mkdir()
+    trainer = QuantizerTrainer(8, 2, codebook_size=4, num_iterations=2)
+    trainer.fit(frames, frames, {"teacher": "<b>own</b>"}).save(path)
+    return path
+
+
+@pytest.fixture
+def feats(frames, tmp_path):
+    """Write 6 utterances of 40 frames."""
+    scp = tmp_path / "feats.scp"
+    with kaldiio.WriteHelper(f"ark,scp:{tmp_path}/feats.ark,{scp}") as writer:
+        for n, part in enumerate(frames.split(40)):
+            writer(f"utt{n}", part.numpy())
+    return scp
+
+
+@pytest.fixture
+def content(path, feats):
+    """Return what the command writes to JSON."""
+    main([str(path), "--feats", str(feats)])
+    return json.loads((path.parent / "quantizer_report.json").read_text())
+
+
+def test_report_describes_quantizer_and_frames(content, path, feats, frames):
+    quantizer = Quantizer.load(path)
+    assert content["format"] == "espnet_mvq.quality_report"
+    assert content["espnet_mvq_version"] == __version__
+    assert content["quantizer"] == {
+        "file": str(path),
+        "id": quantizer.id,
+        "num_codebooks": 2,
+        "codebook_size": 4,
+        "dim": 8,
+        "has_classifier": False,
+        "provenance": quantizer.provenance,
+    }
+    expected = {"source": str(feats), "measured": 240, "seen": 240, "utterances": 6}
+    assert content["frames"] == expected
+    error = quantizer.relative_reconstruction_error(frames)
+    assert content["quality"]["relative_error"] == pytest.approx(error)
+    assert content["quality"]["probe"]["num_train_frames"] == 120
+    assert not list(path.parent.glob("*.tmp*"))
+
+
+def test_report_is_printed(path, feats, capsys):
+    main([str(path), "--feats", str(feats)])
+    content = json.loads((path.parent / "quantizer_report.json").read_text())
+    report = text_report(content)
+    where = f"page with figures: {path.parent}/quantizer_report.html"
+    assert capsys.readouterr().out == f"{report}\n{where}\n"
+    assert f"{content['quality']['relative_error']:.4f}  beam, 5 passes\n" in report
+
+
+def test_page_needs_nothing_from_elsewhere(content, path):
+    page = (path.parent / "quantizer_report.html").read_text(encoding="utf-8")
+    links = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]+)", page)
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert not re.search(r"url\((?![\"']?#)|@import|<script|<link", page)
+    assert page.count("<svg") == page.count("</svg>") == page.count("<figure>") == 6
+    assert "&lt;b&gt;own&lt;/b&gt;" in page and "<b>own</b>" not in page
+    assert page == make_page(content)
+
+
+def test_same_seed_same_report_in_another_folder(content, path, feats, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    main([str(path), "--feats", str(feats), "--output_dir", str(folder)])
+    assert json.loads((folder / "quantizer_report.json").read_text()) == content
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "quantizer_report.html",
+        "quantizer_report.json",
+    ]
+
+
+def test_sample_of_the_frames(path, feats, frames, tmp_path):
+    options = [str(path), "--feats", str(feats), "--max_frames", "100"]
+    main(options)
+    report = path.parent / "quantizer_report.json"
+    first = json.loads(report.read_text())
+    assert (first["frames"]["measured"], first["frames"]["seen"]) == (100, 240)
+    main([*options, "--seed", "1"])
+    second = json.loads(report.read_text())
+    assert first["quality"]["relative_error"] != second["quality"]["relative_error"]
+
+
+def test_sample_knows_the_utterances(frames):
+    utterances = [(f"utt{n}", part) for n, part in enumerate(frames.split(40))]
+    utterances += [("utt5", frames[:3])]  # a second piece
+    found, utt_ids, num_seen = sample(iter(utterances), 30, 0, float("inf"))
+    assert found.shape == (30, 8) and num_seen == 243
+    for frame, utt_id in zip(found, utt_ids):
+        here = torch.cat([part for name, part in utterances if name == utt_id])
+        assert (here == frame).all(1).any()
+    _, utt_ids, num_seen = sample(iter(utterances), 30, 0, 60)
+    assert num_seen == 80 and set(utt_ids) == {"utt0", "utt1"}
+
+
+def test_one_array_is_read_in_pieces(path, frames, tmp_path, content, monkeypatch):
+    np.save(tmp_path / "all.npy", frames.numpy().astype(np.float64))
+    monkeypatch.setattr(module, "_CHUNK_FRAMES", 7)
+    main([str(path), "--feats", str(tmp_path / "all.npy")])
+    found = json.loads((path.parent / "quantizer_report.json").read_text())
+    assert found["frames"]["utterances"] == 1 and found["frames"]["seen"] == 240
+    for name in ("relative_error", "usage", "errors"):
+        assert found["quality"][name] == content["quality"][name]
+
+
+def test_quantizer_of_multi_quantization(path, feats, frames):
+    quantizer = Quantizer.load(path)
+    state = {
+        "centers": quantizer.codebooks,
+        "centers_scale": torch.zeros(()),
+        "logits_scale": torch.zeros(()),
+        "to_logits.weight": torch.randn(8, 8),
+        "to_logits.bias": torch.zeros(8),
+    }
+    checkpoint = path.with_name("theirs.pt")
+    torch.save(state, checkpoint)
+    main([str(checkpoint), "--feats", str(feats)])
+    found = json.loads((path.parent / "quantizer_report.json").read_text())
+    assert found["quantizer"]["has_classifier"]
+    assert found["quality"]["effort"][0]["search"] == "classifier, 0 passes"
+
+
+def test_audio_and_teacher(quantizer, data_dir, teacher_options, capsys):
+    main([str(quantizer), "--wav_scp", f"{data_dir}/wav.scp", *teacher_options])
+    total = sum((6400 + 1600 * n - 400) // 320 + 1 for n in range(6))
+    found = json.loads((quantizer.parent / "quantizer_report.json").read_text())
+    assert found["frames"]["measured"] == found["frames"]["seen"] == total
+    assert found["frames"]["utterances"] == 6
+
+
+def test_teacher_of_another_layer(
+    quantizer, data_dir, teacher_options, ends_with_error
+):
+    words = ["--wav_scp", f"{data_dir}/wav.scp", *teacher_options, "--layer", "2"]
+    error = ends_with_error(main, [str(quantizer), *words])
+    assert "made for layer 1, but the teacher" in error
+
+
+def test_features_of_another_dimension(path, frames, tmp_path, ends_with_error):
+    np.save(tmp_path / "x.npy", frames[:, :5].numpy())
+    error = ends_with_error(main, [str(path), "--feats", str(tmp_path / "x.npy")])
+    assert "utterance x in" in error and "got dimension 5, expected 8" in error
+
+
+def test_bad_values_name_the_utterance(path, frames, tmp_path, ends_with_error):
+    frames[17, 2] = float("nan")
+    np.save(tmp_path / "x.npy", frames.numpy())
+    error = ends_with_error(main, [str(path), "--feats", str(tmp_path / "x.npy")])
+    assert "utterance x in" in error and "frame 17" in error
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_frames(path, frames, tmp_path, ends_with_error, count):
+    np.save(tmp_path / "x.npy", frames[:count].numpy())
+    error = ends_with_error(main, [str(path), "--feats", str(tmp_path / "x.npy")])
+    assert "frames" in error and "at least" in error
+    assert not (path.parent / "quantizer_report.json").exists()
+
+
+def test_files_that_are_missing_or_no_quantizer(path, feats, tmp_path, ends_with_error):
+    for name in ("none.safetensors", "none.pt"):
+        error = ends_with_error(main, [str(tmp_path / name), "--feats", str(feats)])
+        assert f"{name}: no such file" in error
+    error = ends_with_error(main, [str(path), "--feats", str(tmp_path / "none.npy")])
+    assert "none.npy: no such file" in error
+    path.write_bytes(path.read_bytes()[:100])
+    error = ends_with_error(main, [str(path), "--feats", str(feats)])
+    assert "not a whole safetensors file" in error
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "one of the arguments --feats --wav_scp is required"),
+        (["--feats", "a.npy", "--wav_scp", "b"], "not allowed with argument"),
+        (["--wav_scp", "wav.scp"], "--wav_scp needs --teacher"),
+        (["--feats", "a.npy", "--max_frames", "1"], "got 1, expected at least 2"),
+    ],
+)
+def test_wrong_options(words, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["quantizer.safetensors", *words])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_interrupted_writing_leaves_the_old_report(path, content, feats, monkeypatch):
+    def fail(content):
+        raise ValueError("no page")
+
+    before = (path.parent / "quantizer_report.html").read_bytes()
+    monkeypatch.setattr(module, "make_page", fail)
+    with pytest.raises(SystemExit):
+        main([str(path), "--feats", str(feats)])
+    assert (path.parent / "quantizer_report.html").read_bytes() == before
+
+
+def verdict_of(content, word):
+    """Return the verdict of the one sentence that holds a word."""
+    (verdict,) = [v for v, sentence in findings(content) if word in sentence]
+    return verdict
+
+
+def test_findings_say_what_is_bad(content):
+    quality, provenance = content["quality"], content["quantizer"]["provenance"]
+    quality["relative_error"] = 0.2
+    provenance["relative_reconstruction_error"] = 0.19
+    assert verdict_of(content, "variance of the frames") == "good"
+    provenance["relative_reconstruction_error"] = 0.1
+    assert verdict_of(content, "unlike those") == "bad"
+    quality["usage"]["dead_entries"] = [0, 0]
+    assert verdict_of(content, "never used") == "good"
+    quality["usage"]["dead_entries"] = [2, 0]
+    assert verdict_of(content, "never used") == "bad"
+    content["frames"]["measured"] = 30
+    assert verdict_of(content, "too few frames") == "note"
+    quality["usage"]["entropy_bits"] = [2.0, 0.5]
+    assert verdict_of(content, "bits on average, at least 0.50 (codebook 1)") == "bad"
+    quality["codebook_correlation"][1][0] = 0.99
+    assert verdict_of(content, "correlation of 0.99") == "note"
+    quality["stability"][0]["mean_unchanged"] = 0.3
+    assert verdict_of(content, "close to arbitrary") == "bad"
+    quality["probe"]["cross_entropy_nats"] = [0.5, quality["probe"]["entropy_nats"][1]]
+    assert verdict_of(content, "codebook 1 is the hardest (0.00 nats)") == "bad"
+    quality["effort"][-1]["relative_error"] = 0.0
+    assert verdict_of(content, "A larger search effort") == "note"
+
+
+def test_constant_channels_and_one_codebook(content):
+    """What cannot be said is left out, in words, table and figures."""
+    quality = content["quality"]
+    quality["errors"]["channel_error"][2] = None
+    quality["codebook_correlation"] = [[1.0]]
+    assert "1 channels are constant" in text_report(content)
+    assert not any("overlap" in sentence for _, sentence in findings(content))
+    quality["codebook_correlation"] = [[1.0, None], [None, None]]
+    assert make_page(content).count("<svg") == 6
+    assert 2 not in worst_channels(quality["errors"]["channel_error"])
+
+
+def test_quantizer_without_error(tmp_path):
+    """Nothing is divided by an error or a variance of 0."""
+    codebooks = torch.zeros(2, 4, 8)
+    codebooks[0] = torch.arange(32).reshape(4, 8)
+    path = tmp_path / "quantizer.safetensors"
+    Quantizer(codebooks).save(path)
+    np.save(tmp_path / "x.npy", codebooks[0].repeat(20, 1).numpy())
+    main([str(path), "--feats", str(tmp_path / "x.npy")])
+    found = json.loads((tmp_path / "quantizer_report.json").read_text())["quality"]
+    assert found["relative_error"] == 0
+    assert found["errors"]["error_share"] == [0] * 8
+    assert found["codebook_correlation"] == [[1, None], [None, None]]
+
+
+def test_worst_channels():
+    assert worst_channels([0.1, None, 0.9, 0.5]) == [2, 3, 0]
+    assert worst_channels([n / 20 for n in range(20)]) == list(range(19, 9, -1))
+
+
+def test_command_is_also_called_inspect():
+    done = subprocess.run(
+        [sys.executable, "-m", "espnet_mvq.bin.inspect", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "quantizer_report.json" in done.stdout
+
+
+def test_command_of_that_name_does_not_hide_the_standard_library():
+    """Commands may be started by their path, which puts their folder first."""
+    folder = Path(module.__file__).parent
+    done = subprocess.run(
+        [sys.executable, str(folder / "inspect.py"), "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "quantizer_report.json" in done.stdout, done.stderr

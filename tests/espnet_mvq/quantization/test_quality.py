@@ -1,0 +1,245 @@
+"""The quality report of a quantizer, figure by figure."""
+
+import json
+
+import pytest
+import torch
+
+from espnet_mvq.quantization import Quantizer, QuantizerTrainer
+from espnet_mvq.quantization import quality as module
+from espnet_mvq.quantization.quality import (
+    error_by_effort,
+    label_stability,
+    measure_quality,
+    reconstruction_errors,
+)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(300, 8) * torch.arange(1, 9) + 5
+
+
+@pytest.fixture
+def quantizer(x):
+    return QuantizerTrainer(8, 3, codebook_size=8, num_iterations=2).fit(x)
+
+
+def with_classifier(quantizer):
+    """Give a quantizer of two codebooks the classifier of multi_quantization's."""
+    rows = quantizer.num_codebooks * quantizer.codebook_size
+    return Quantizer(
+        quantizer.codebooks,
+        quantizer.mean,
+        classifier_weight=torch.randn(rows, quantizer.dim),
+        classifier_bias=torch.zeros(rows),
+    )
+
+
+def test_report_agrees_with_the_quantizer(quantizer, x):
+    report = measure_quality(quantizer, x)
+    indexes = quantizer.encode(x)
+    assert report.num_frames == 300
+    assert report.relative_error == quantizer.relative_reconstruction_error(x)
+    assert report.effort[-2].relative_error == report.relative_error
+    assert report.usage.dead_entries.tolist() == [
+        8 - len(set(column)) for column in indexes.T.tolist()
+    ]
+    assert [s.noise_power for s in report.stability] == [0.001, 0.01, 0.1]
+    assert report.codebook_correlation.shape == (3, 3)
+
+
+def test_effort_lowers_the_error(quantizer, x):
+    errors = error_by_effort(quantizer, x, most_passes=2)
+    assert [e.search for e in errors] == [
+        "beam, 0 passes",
+        "beam, 1 pass",
+        "beam, 2 passes",
+        "beam, 2 passes, 16 perturbations",
+    ]
+    values = [e.relative_error for e in errors]
+    assert values == sorted(values, reverse=True)
+    for effort in errors:
+        indexes = quantizer.encode(x, **effort.options)
+        error = quantizer.relative_reconstruction_error(x, indexes)
+        assert effort.relative_error == error
+
+
+def test_effort_of_a_quantizer_with_a_classifier(x):
+    trained = QuantizerTrainer(8, 2, codebook_size=8, num_iterations=2).fit(x)
+    errors = error_by_effort(with_classifier(trained), x, most_passes=2)
+    assert [e.search for e in errors] == [
+        "classifier, 0 passes",
+        "classifier, 1 pass",
+        "classifier, 2 passes",
+        "beam, 2 passes, 16 perturbations",
+    ]
+    values = [e.relative_error for e in errors]
+    assert values[0] > values[1] >= values[2]
+    assert values[3] == error_by_effort(trained, x, most_passes=2)[-1].relative_error
+
+
+def test_errors_of_channels_and_frames(quantizer, x, monkeypatch):
+    x[:, 3] = quantizer.mean[3] + 0.5
+    indexes = quantizer.encode(x)
+    monkeypatch.setattr(module, "_CHUNK_FRAMES", 7)
+    errors = reconstruction_errors(quantizer, x, indexes)
+    squared = (x.double() - quantizer.decode(indexes)).square()
+    varying = (x.double() - x.double().mean(0)).square()
+    for d in range(8):
+        expected = float("nan") if d == 3 else squared[:, d].sum() / varying[:, d].sum()
+        assert errors.channel_error[d].item() == pytest.approx(expected, nan_ok=True)
+    torch.testing.assert_close(errors.error_share, squared.sum(0) / squared.sum())
+    torch.testing.assert_close(errors.variance_share, varying.sum(0) / varying.sum())
+    total = quantizer.relative_reconstruction_error(x, indexes)
+    of_channels = (errors.channel_error * errors.variance_share).nansum()
+    constant = errors.error_share[3] * total
+    assert (of_channels + constant).item() == pytest.approx(total)
+    of_frames = squared.sum(1) / varying.sum(1).mean()
+    assert errors.frame_quantiles["1.0"] == pytest.approx(of_frames.max().item())
+    assert errors.frame_quantiles["0.0"] == pytest.approx(of_frames.min().item())
+    below = (of_frames <= errors.frame_quantiles["0.5"]).double().mean()
+    assert below == pytest.approx(0.5, abs=0.01)
+
+
+def test_perfect_quantizer():
+    """Each frame is an entry: no error, and half of the entries dead."""
+    entries = torch.randn(8, 4)
+    x = entries[:4].repeat(20, 1)
+    report = measure_quality(Quantizer(entries[None]), x)
+    assert report.relative_error == pytest.approx(0, abs=1e-12)
+    assert report.usage.dead_entries.tolist() == [4]
+    assert report.usage.entropy_bits.item() == pytest.approx(2)
+    assert report.probe.accuracy.item() == 1
+    assert report.stability[0].mean_unchanged == 1
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_noise_changes_indexes(quantizer, x, monkeypatch):
+    indexes = quantizer.encode(x)
+    kept = [
+        label_stability(quantizer, x, indexes, power).mean_unchanged
+        for power in (1e-12, 0.001, 0.01, 0.1, 10)
+    ]
+    assert kept[0] == 1 and kept == sorted(kept, reverse=True) and kept[4] < 0.5
+    once = label_stability(quantizer, x, indexes, 0.1, seed=1)
+    again = label_stability(quantizer, x, indexes, 0.1, seed=1)
+    assert torch.equal(once.unchanged, again.unchanged)
+    assert once.mean_unchanged == pytest.approx(once.unchanged.mean().item())
+    monkeypatch.setattr(module, "_CHUNK_FRAMES", 100)
+    parts = label_stability(quantizer, x, indexes, 0.1, seed=1)
+    torch.testing.assert_close(parts.unchanged, once.unchanged, atol=0.1, rtol=0)
+
+
+def test_noise_is_as_strong_as_said(quantizer, x, monkeypatch):
+    seen = []
+    indexes = quantizer.encode(x.repeat(30, 1))
+
+    def encode(frames):
+        seen.append(frames)
+        return indexes[: len(frames)]
+
+    monkeypatch.setattr(quantizer, "encode", encode)
+    label_stability(quantizer, x.repeat(30, 1), indexes, 0.01)
+    noise = torch.cat(seen) - x.repeat(30, 1)
+    power = noise.var(0) / x.var(0, correction=0)
+    torch.testing.assert_close(power, torch.full((8,), 0.01), rtol=0.1, atol=0)
+
+
+def probe_frames(monkeypatch, *args, **kwargs):
+    """Return the frames that the probe is trained and tested on."""
+    seen = {}
+
+    def probe(train, test, codebook_size, **options):
+        seen.update(train=train, test=test, split=options["split"])
+        return linear_probe(train, test, codebook_size, **options)
+
+    linear_probe = module.linear_probe
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "linear_probe", probe)
+        measure_quality(*args, **kwargs)
+    return seen["train"], seen["test"], seen["split"]
+
+
+def test_probe_is_tested_on_other_utterances(quantizer, x, monkeypatch):
+    x[:, 0] = torch.arange(300)
+    utt_ids = [f"utt{n // 60}" for n in range(300)]
+    train, test, split = probe_frames(monkeypatch, quantizer, x, utt_ids=utt_ids)
+    assert sorted(train[0][:, 0].tolist()) == list(range(120))
+    assert sorted(test[0][:, 0].tolist()) == list(range(120, 300))
+    assert "utterances" in split
+    assert torch.equal(train[1], quantizer.encode(train[0]))
+    assert torch.equal(test[1], quantizer.encode(test[0]))
+
+
+@pytest.mark.parametrize("utt_ids", [None, ["only"] * 300])
+def test_probe_of_one_utterance_takes_random_halves(quantizer, x, monkeypatch, utt_ids):
+    x[:, 0] = torch.arange(300)
+    train, test, split = probe_frames(monkeypatch, quantizer, x, utt_ids=utt_ids)
+    rows = [sorted(part[0][:, 0].tolist()) for part in (train, test)]
+    assert sorted(rows[0] + rows[1]) == list(range(300))
+    assert len(rows[0]) == 150 and rows[0] != list(range(150))
+    assert "random" in split
+
+
+def test_probe_frames_are_limited_or_given(quantizer, x, monkeypatch):
+    train, test, _ = probe_frames(monkeypatch, quantizer, x, probe_frames=40)
+    assert len(train[0]) == len(test[0]) == 20
+    given = torch.randn(50, 8)
+    train, test, split = probe_frames(monkeypatch, quantizer, x, train=given)
+    assert len(train[0]) == 50 and len(test[0]) == 300 and "given" in split
+    assert torch.equal(train[0].sum(1).sort().values, given.sum(1).sort().values)
+
+
+def test_report_is_the_same_again_and_survives_json(quantizer, x):
+    x[:, 3] = 1.0
+    first, second = (measure_quality(quantizer, x, seed=3).to_dict() for _ in "ab")
+    assert first == second
+    assert json.loads(json.dumps(first, allow_nan=False)) == first
+    assert first["errors"]["channel_error"][3] is None
+    assert set(first) == {
+        "num_frames",
+        "relative_error",
+        "effort",
+        "usage",
+        "codebook_variance_share",
+        "codebook_correlation",
+        "errors",
+        "stability",
+        "probe",
+    }
+
+
+def test_two_frames_are_enough_to_run(quantizer, x):
+    assert measure_quality(quantizer, x[:2]).num_frames == 2
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (torch.randn(5, 7), r"x: got .* \(5, 7\), expected float .* 8\)"),
+        (torch.randn(2, 5, 8), r"\(2, 5, 8\), expected float"),
+        (torch.ones(5, 8, dtype=torch.int64), "int64"),
+        (torch.randn(1, 8), "got 1 frames, expected at least 2"),
+        (torch.ones(5, 8), "all 5 frames are equal"),
+    ],
+)
+def test_frames_that_cannot_be_measured(quantizer, bad, message):
+    with pytest.raises(ValueError, match=message):
+        measure_quality(quantizer, bad)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bad_values_name_frame_and_utterance(quantizer, x, value, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_FRAMES", 7)
+    bad = x.clone()
+    bad[100, 5] = value
+    with pytest.raises(ValueError, match="x: .* frame 100 .counted from 0.; expected"):
+        measure_quality(quantizer, bad)
+    utt_ids = ["a"] * 100 + ["b"] * 200
+    with pytest.raises(ValueError, match="frame 100 .* of utterance b"):
+        measure_quality(quantizer, bad, utt_ids=utt_ids)
+    with pytest.raises(ValueError, match="train: .* frame 100"):
+        measure_quality(quantizer, x, train=bad)
+    with pytest.raises(ValueError, match="got 2 names, expected 300"):
+        measure_quality(quantizer, x, utt_ids=["a", "b"])
