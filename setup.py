@@ -23,8 +23,8 @@ requirements = [
     "soundfile",  # audio
     "tqdm",  # progress bars
     "jiwer>=4",  # word and character error rates
-    # What ESPnet's training imports, or its recipes use, without its wheel asking for it
-    # (202511 leaves out the next three, 202611 all four):
+    # What ESPnet's training imports, or its recipes use, without its wheel asking for
+    # it (202511 leaves out the next three, 202611 all four):
     "tensorboard",  # its trainer
     "matplotlib",  # its trainer
     "resampy",  # its speed perturbation

@@ -3,9 +3,9 @@
 Losses, optimiser and schedule follow Guo et al. 2022 (arXiv:2211.00508), as published
 in multi_quantization 0.1.1: a linear classifier learns to guess the refined indexes,
 the codebooks learn to reconstruct, 2N codebooks of 16 entries first, whose products
-then start N codebooks of 256 entries. Differs: refinement is ours (single and pair changes in
-the Gram domain, as many passes), since theirs takes hours per thousand steps on a CPU.
-It is here to compare this way of training with `QuantizerTrainer`.
+then start N codebooks of 256 entries. Differs: refinement is ours (single and pair
+changes in the Gram domain, as many passes), since theirs takes hours on a CPU. It is
+here to compare this way of training with `QuantizerTrainer`.
 """
 
 import logging
