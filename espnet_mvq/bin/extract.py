@@ -23,6 +23,14 @@ from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.audio import AudioError, read_audio
 
+# What the metadata tell of the search: options of `Quantizer.encode`
+ENCODE_OPTIONS = (
+    "beam_size",
+    "refine_passes",
+    "pair_candidates",
+    "perturbation_rounds",
+)
+
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
@@ -38,10 +46,24 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--job", type=int, default=1, help="number of the job, from 1")
     add_teacher_options(parser)
     parser.add_argument(
-        "--beam_size", type=int, default=4, help="beam of the code search; 1 = greedy"
+        "--beam_size", type=int, default=8, help="beam of the code search; 1 = greedy"
     )
     parser.add_argument(
-        "--refine_passes", type=int, default=4, help="refinement passes at most"
+        "--refine_passes", type=int, default=5, help="refinement passes at most"
+    )
+    parser.add_argument(
+        "--pair_candidates",
+        type=int,
+        default=2,
+        help="entries that refinement tries together with a second codebook's answer; "
+        "0: one codebook at a time",
+    )
+    parser.add_argument(
+        "--perturbation_rounds",
+        type=int,
+        default=0,
+        help="times that refinement starts again from indexes changed at random; 16 "
+        "take 1 %% off the error for a quarter of the speed",
     )
     parser.add_argument(
         "--on_error",
@@ -71,7 +93,7 @@ def main(cmd=None) -> None:
         sample_rate=teacher.sample_rate,
         frame_shift_samples=teacher.frame_shift_samples,
         frame_offset_samples=teacher.frame_offset_samples,
-        encode={"beam_size": args.beam_size, "refine_passes": args.refine_passes},
+        encode={name: getattr(args, name) for name in ENCODE_OPTIONS},
         espnet_mvq_version=__version__,
     )
     if is_finished(args, metadata, places):
@@ -135,11 +157,7 @@ def extract(
             continue
         embeddings = teacher.embed_utterance(speech)
         try:
-            indexes = quantizer.encode(
-                embeddings,
-                beam_size=shard.metadata.encode["beam_size"],
-                refine_passes=shard.metadata.encode["refine_passes"],
-            )
+            indexes = quantizer.encode(embeddings, **shard.metadata.encode)
         except ValueError as error:
             raise ValueError(f"utterance {utt_id}: {error}") from error
         shard.write(utt_id, indexes.cpu().numpy())

@@ -30,7 +30,7 @@ class IndexMetadata:
         frame_offset_samples: Centre of frame 0, in samples.
         num_utterances: Utterances with indexes.
         num_frames: Frames of all of them.
-        encode: Settings of the code search (beam_size, refine_passes).
+        encode: Settings of the code search, the options of `Quantizer.encode`.
         skipped: Utterances left out because their audio could not be used.
         shards: Name of each ark (relative to this file) and the sha256 of its bytes.
         espnet_mvq_version: Version that wrote the files.

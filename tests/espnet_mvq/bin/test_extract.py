@@ -56,7 +56,12 @@ def test_metadata_say_what_the_indexes_mean(extract, shards, quantizer, teacher_
     assert found.quantizer_id == Quantizer.load(quantizer).id
     assert (found.layer, found.num_codebooks, found.codebook_size) == (1, 2, 4)
     assert (found.frame_shift_samples, found.frame_offset_samples) == (320, 199.5)
-    assert found.encode == {"beam_size": 2, "refine_passes": 4}
+    assert found.encode == {
+        "beam_size": 2,
+        "refine_passes": 5,
+        "pair_candidates": 2,
+        "perturbation_rounds": 0,
+    }
     assert found.num_utterances == 6
 
 
