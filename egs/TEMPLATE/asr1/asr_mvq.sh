@@ -43,7 +43,7 @@ layer=-1            # Teacher layer, counted from 1; -1: the last.
 teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
 num_codebooks=8     # Bytes per teacher frame.
 max_frames=160000   # Frames the quantizer is trained on.
-quantizer_iterations=12  # Rounds of the quantizer's training.
+quantizer_iterations=16  # Rounds of the quantizer's training.
 on_error=stop       # stop or skip: what to do about utterances with unusable audio.
 
 # Student
