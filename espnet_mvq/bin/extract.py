@@ -54,7 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pair_candidates",
         type=int,
-        default=2,
+        default=1,
         help="entries that refinement tries together with a second codebook's answer; "
         "0: one codebook at a time",
     )

@@ -98,7 +98,6 @@ def _search_frames(
     trial_costs = np.empty_like(costs)
     trial = np.empty(num_codebooks, np.int64)
     sums = np.empty_like(costs)
-    total = np.empty(codebook_size, np.float32)
     beams = np.empty((2, beam_size, num_codebooks), np.int64)
     beam_costs = np.empty((2, beam_size), np.float32)
     kept = np.empty((beam_size, 2), np.int64)
@@ -107,9 +106,7 @@ def _search_frames(
     for f in range(num_frames):
         now = indexes[f]
         if by_beam:
-            _beam_search(
-                unary[f], cross, beams, beam_costs, kept, sums, total, now, beam_size
-            )
+            _beam_search(unary[f], cross, beams, beam_costs, kept, sums, now, beam_size)
         if num_passes == 0:
             continue
         _conditional_costs(unary[f], cross, now, costs)
@@ -120,7 +117,6 @@ def _search_frames(
             num_passes,
             pair_candidates,
             tolerance,
-            total,
             best_costs,
             best,
         )
@@ -140,7 +136,6 @@ def _search_frames(
                 num_passes,
                 0,
                 tolerance,
-                total,
                 best_costs,
                 best,
             )
@@ -170,26 +165,25 @@ def _insert(value, first, second, values, pairs, count, limit):
 
 
 @_compile
-def _insert_all(costs, parent, values, pairs, count, limit):
-    """Insert (parent, k) for each of the costs (K,) that belongs into the list."""
+def _insert_all(costs, base, parent, values, pairs, count, limit):
+    """Insert (parent, k) for each of base + costs (K,) that belongs into the list."""
     size = costs.shape[0]
     for start in range(0, size, _BLOCK):
         end = min(start + _BLOCK, size)
         lowest = costs[start]
         for k in range(start + 1, end):
             lowest = min(lowest, costs[k])
-        if count == limit and lowest >= values[limit - 1]:
+        if count == limit and base + lowest >= values[limit - 1]:
             continue
         for k in range(start, end):
-            if count < limit or costs[k] < values[count - 1]:
-                count = _insert(costs[k], parent, k, values, pairs, count, limit)
+            value = base + costs[k]
+            if count < limit or value < values[count - 1]:
+                count = _insert(value, parent, k, values, pairs, count, limit)
     return count
 
 
 @_compile
-def _beam_search(
-    unary, cross, beams, beam_costs, kept, sums, total, indexes, beam_size
-):
+def _beam_search(unary, cross, beams, beam_costs, kept, sums, indexes, beam_size):
     """Beam search of one frame; see `search.beam_search`.
 
     Partial choices that begin alike stand side by side ("tree order"), so that the sums
@@ -197,7 +191,7 @@ def _beam_search(
     """
     num_codebooks, codebook_size = unary.shape
     limit = beam_size if num_codebooks > 1 else 1
-    count = _insert_all(unary[0], 0, beam_costs[0], kept, 0, limit)
+    count = _insert_all(unary[0], np.float32(0), 0, beam_costs[0], kept, 0, limit)
     for w in range(count):
         beams[0, w, 0] = kept[w, 1]
     for n in range(1, num_codebooks):
@@ -215,9 +209,9 @@ def _beam_search(
                 before = unary[n] if m == 0 else sums[m - 1]
                 for k in range(codebook_size):
                     sums[m, k] = before[k] + block[k]
-            for k in range(codebook_size):
-                total[k] = sums[n - 1, k] + values[w]
-            next_count = _insert_all(total, w, next_values, kept, next_count, limit)
+            next_count = _insert_all(
+                sums[n - 1], values[w], w, next_values, kept, next_count, limit
+            )
         # Back into tree order; the old values make room for the sorted ones meanwhile.
         values[:next_count] = next_values[:next_count]
         place = 0
@@ -282,7 +276,6 @@ def _refine(
     num_passes,
     pair_candidates,
     tolerance,
-    total,
     best_costs,
     best,
 ):
@@ -305,7 +298,6 @@ def _refine(
                     n,
                     pair_candidates,
                     tolerance,
-                    total,
                     best_costs,
                     best,
                 )
@@ -325,7 +317,6 @@ def _change_pair(
     n,
     pair_candidates,
     tolerance,
-    total,
     best_costs,
     best,
 ):
@@ -335,11 +326,13 @@ def _change_pair(
     # The entry chosen now is no candidate: it is hidden while the list is made.
     cost_now = costs[n, now]
     costs[n, now] = np.inf
-    count = _insert_all(costs[n], n, best_costs, best, 0, pair_candidates)
+    count = _insert_all(
+        costs[n], np.float32(0), n, best_costs, best, 0, pair_candidates
+    )
     costs[n, now] = cost_now
     old = cross[now + n * codebook_size]
     rise = -tolerance
-    first, second, answer = -1, -1, -1
+    first, second = -1, -1
     for c in range(count):
         entry = best[c, 1]
         new = cross[entry + n * codebook_size]
@@ -348,17 +341,19 @@ def _change_pair(
             if m == n:
                 continue
             start = m * codebook_size
-            for k in range(codebook_size):
-                total[k] = costs[m, k] + (new[start + k] - old[start + k])
-            lowest = total[0]
+            new_block, old_block = new[start : start + codebook_size], old[start:]
+            cost = costs[m]
+            lowest = cost[0] + (new_block[0] - old_block[0])
             for k in range(1, codebook_size):
-                lowest = min(lowest, total[k])
-            pair_rise = alone + (lowest - total[indexes[m]])
+                lowest = min(lowest, cost[k] + (new_block[k] - old_block[k]))
+            k = indexes[m]
+            pair_rise = alone + (lowest - (cost[k] + (new_block[k] - old_block[k])))
             if pair_rise < rise:
                 rise = pair_rise
-                first, second, answer = entry, m, _lowest(total)
+                first, second = entry, m
     if first < 0:
         return np.float32(0)
     _change(cross, costs, indexes, n, first)
-    _change(cross, costs, indexes, second, answer)
+    # Codebook n has its new entry now, so this is the answer that was counted on.
+    _change(cross, costs, indexes, second, _lowest(costs[second]))
     return rise

@@ -152,7 +152,7 @@ class Quantizer(torch.nn.Module):
         *,
         beam_size: int = 8,
         refine_passes: int = 5,
-        pair_candidates: int = 2,
+        pair_candidates: int = 1,
         perturbation_rounds: int = 0,
         initial_indexes: Optional[torch.Tensor] = None,
         method: str = "auto",

@@ -31,7 +31,7 @@ class SearchEffort:
 
     beam_size: int = 8
     refine_passes: int = 4
-    pair_candidates: int = 2
+    pair_candidates: int = 1
     perturbation_rounds: int = 0
 
     def __post_init__(self):

@@ -59,7 +59,7 @@ def test_metadata_say_what_the_indexes_mean(extract, shards, quantizer, teacher_
     assert found.encode == {
         "beam_size": 2,
         "refine_passes": 5,
-        "pair_candidates": 2,
+        "pair_candidates": 1,
         "perturbation_rounds": 0,
     }
     assert found.num_utterances == 6
