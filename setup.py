@@ -61,6 +61,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["espnet_mvq", "espnet_mvq.*"]),
+    package_data={"espnet_mvq": ["scripts/*.sh"]},
+    entry_points={"console_scripts": ["mvq.sh = espnet_mvq.where:run"]},
     python_requires=">=3.10",
     install_requires=requirements,
     extras_require=extras,

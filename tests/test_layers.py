@@ -1,6 +1,6 @@
 """Which modules may import which: the layers of the package, checked in its sources.
 
-5 commands (bin, run.py), 4 plugin, 3 teachers and indexes, 2 distillation,
+5 commands (bin, run.py, where.py), 4 plugin, 3 teachers and indexes, 2 distillation,
 1 quantization. Imports go downwards or stay inside one folder.
 """
 
@@ -17,6 +17,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 LAYERS = {
     "bin": 5,
     "run": 5,
+    "where": 5,
     "plugin": 4,
     "teachers": 3,
     "indexes": 3,

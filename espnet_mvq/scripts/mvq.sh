@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+
+# Codebook indexes of a training set, in any ESPnet recipe directory whose data stages are
+# done (dump/raw/TRAIN_SET/wav.scp is there): chooses utterances, trains a quantizer of a
+# teacher's embeddings, turns all utterances into codebook indexes and checks them.
+#
+# It runs on pip-installed ESPnet alone; where the recipe has path.sh and cmd.sh, jobs run
+# as ${train_cmd} and ${cuda_cmd} say, on a cluster too.
+
+set -euo pipefail
+
+log() {
+    local fname=${BASH_SOURCE[1]##*/}
+    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
+}
+min() { [ "$1" -le "$2" ] && echo "$1" || echo "$2"; }
+SECONDS=0
+
+# General
+stage=1             # First stage to run.
+stop_stage=5        # Last stage to run.
+nj=4                # Parallel jobs of the extraction; with GPUs, one GPU each.
+use_gpu=false       # Teacher and quantizer on GPUs (true or false).
+python=${MVQ_PYTHON:-python3}  # Python that espnet_mvq is installed in.
+datadir=dump/raw    # Data folders, as ESPnet's stages 3 and 4 leave them.
+featdir=dump/mvq    # Quantizer, arks and logs.
+
+# Data
+train_set=          # Training set, a folder below datadir (required).
+dev_set=            # More sets that get indexes, separated by spaces, as the validation set.
+
+# Teacher
+teacher=            # s3prl/UPSTREAM[:CHECKPOINT], transformers/NAME_OR_DIR ... (required).
+layer=-1            # Teacher layer, counted from 1; -1: the last.
+teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
+
+# Quantizer
+quantizer=          # A quantizer that is there already: stages 1 and 2 are left out.
+num_codebooks=16    # Bytes per teacher frame.
+max_frames=160000   # Frames the quantizer is trained on.
+quantizer_hours=2   # Speech they are drawn from, in hours.
+quantizer_args=     # More options of espnet_mvq.bin.train_quantizer.
+seed=0              # Seed of all that is random.
+
+# Extraction
+extract_args=       # More options of espnet_mvq.bin.extract.
+on_error=stop       # stop or skip: what to do about utterances with unusable audio.
+
+help_message="Usage: mvq.sh --train_set NAME --teacher NAME [options]   (defaults in brackets)
+  --stage N --stop_stage N [${stage} to ${stop_stage}]
+     1 select utterances for the quantizer, 2 quantizer, 3 extraction, 4 check, 5 report
+  --nj N [${nj}] --use_gpu true|false [${use_gpu}] --python CMD [${python}]
+  --datadir DIR [${datadir}] --featdir DIR [${featdir}]
+  --train_set NAME --dev_set \"NAME ...\"   below datadir
+  --teacher NAME --layer N [${layer}] --teacher_conf \"KEY=VALUE ...\"
+  --num_codebooks N [${num_codebooks}] --max_frames N [${max_frames}]
+  --quantizer_hours H [${quantizer_hours}] --quantizer_args \"...\" --seed N [${seed}]
+  --quantizer FILE   one that is there already
+  --extract_args \"...\" --on_error stop|skip [${on_error}]"
+
+log "mvq.sh $*"
+# shellcheck source=espnet_mvq/scripts/parse_options.sh
+. "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/parse_options.sh"
+
+if [ $# -ne 0 ]; then
+    log "Error: no positional arguments are taken, got '$*'" >&2
+    exit 2
+fi
+for name in train_set teacher; do
+    if [ -z "${!name}" ]; then
+        log "Error: --${name} is required; see mvq.sh --help" >&2
+        exit 2
+    fi
+done
+if [ -f path.sh ]; then
+    set +u  # ESPnet's path.sh reads variables that need not be there
+    # shellcheck source=/dev/null
+    . ./path.sh
+    set -u
+fi
+if ! ${python} -c "import espnet_mvq" 2>/dev/null; then
+    log "Error: espnet_mvq is not installed for '${python}': pip install it there, or" \
+        "name another one by --python" >&2
+    exit 2
+fi
+train_cmd="${python} -m espnet_mvq.bin.run_jobs"
+cuda_cmd=${train_cmd}
+if [ -f cmd.sh ]; then
+    # shellcheck source=/dev/null
+    . ./cmd.sh
+fi
+if "${use_gpu}"; then
+    teacher_cmd=${cuda_cmd} ngpu=1
+else
+    teacher_cmd=${train_cmd} ngpu=0
+fi
+for dset in ${train_set} ${dev_set}; do
+    if [ ! -f "${datadir}/${dset}/wav.scp" ]; then
+        log "Error: ${datadir}/${dset}/wav.scp: no such file; run the recipe's data stages" \
+            "first (in ESPnet: --stop_stage 5), or correct --datadir and the set's name" >&2
+        exit 2
+    fi
+done
+
+tag=$(basename "${teacher##*:}")_layer${layer}
+for option in ${teacher_conf}; do
+    # Other options of the teacher give other embeddings.
+    tag+=_${option//[^A-Za-z0-9.=_-]/-}
+done
+mvq_dir=${featdir}/${tag}_cb${num_codebooks}
+with_quantizer=true
+if [ -n "${quantizer}" ]; then
+    with_quantizer=false
+    mvq_dir=${featdir}/${tag}_$(basename "${quantizer%.*}")
+else
+    quantizer=${mvq_dir}/quantizer.safetensors
+fi
+teacher_opts="--teacher ${teacher} --layer ${layer} --ngpu ${ngpu}"
+for option in ${teacher_conf}; do
+    teacher_opts+=" --teacher_conf ${option}"
+done
+
+# runs STAGE: whether a stage is asked for
+runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
+
+# failed LOGS...: show the errors of jobs that failed and end
+failed() {
+    log "Error: a job failed: $*" >&2
+    grep -H -E "ERROR|Error:|error:" "$@" 2>/dev/null | tail -n 5 >&2 ||
+        tail -n 12 "$@" >&2
+    exit 1
+}
+
+# split_scp FILE DIR N: part the lines of a file, in order, into DIR/wav.1.scp ...
+split_scp() {
+    mkdir -p "$2"
+    awk -v n="$3" -v total="$(wc -l <"$1")" -v stem="$2/wav" \
+        '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
+}
+
+if "${with_quantizer}" && runs 1; then
+    log "stage 1: ${quantizer_hours} h of ${train_set} for the quantizer"
+    ${python} -m espnet_mvq.bin.select_utterances --data_dir "${datadir}/${train_set}" \
+        --outdir "${mvq_dir}/selected" --hours "${quantizer_hours}" --seed "${seed}"
+fi
+
+if "${with_quantizer}" && runs 2; then
+    log "stage 2: Quantizer ${quantizer} for layer ${layer} of ${teacher}"
+    # shellcheck disable=SC2086
+    ${teacher_cmd} --gpu "${ngpu}" "${mvq_dir}/log/quantizer.log" \
+        ${python} -m espnet_mvq.bin.train_quantizer ${teacher_opts} \
+        --wav_scp "${mvq_dir}/selected/wav.scp" --quantizer "${quantizer}" \
+        --num_codebooks "${num_codebooks}" --max_frames "${max_frames}" \
+        --seed "${seed}" ${quantizer_args} || failed "${mvq_dir}/log/quantizer.log"
+    grep -h "held-out after round" "${mvq_dir}/log/quantizer.log" || true
+fi
+
+for dset in ${train_set} ${dev_set}; do
+    shard_dir=${mvq_dir}/${dset}
+    _nj=$(min "${nj}" "$(wc -l <"${datadir}/${dset}/wav.scp")")
+
+    if runs 3; then
+        log "stage 3: Codebook indexes of ${dset} in ${_nj} jobs"
+        split_scp "${datadir}/${dset}/wav.scp" "${shard_dir}/split${_nj}" "${_nj}"
+        # shellcheck disable=SC2086
+        ${teacher_cmd} --gpu "${ngpu}" JOB=1:"${_nj}" "${shard_dir}/log/extract.JOB.log" \
+            ${python} -m espnet_mvq.bin.extract ${teacher_opts} \
+            --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" --quantizer "${quantizer}" \
+            --outdir "${shard_dir}" --job JOB --on_error "${on_error}" ${extract_args} ||
+            failed "${shard_dir}"/log/extract.*.log
+    fi
+
+    if runs 4; then
+        log "stage 4: Check, then ${datadir}/${dset}/codebook_indexes.scp"
+        ${python} -m espnet_mvq.bin.combine_indexes --data_dir "${datadir}/${dset}" \
+            --shards "${shard_dir}" --nj "${_nj}" --on_error "${on_error}"
+    fi
+done
+
+if runs 5; then
+    # Utterances the quantizer was not trained on tell most.
+    report_set=${dev_set%% *}
+    report_set=${report_set:-${train_set}}
+    log "stage 5: Report on the quantizer, with speech of ${report_set}"
+    # shellcheck disable=SC2086
+    ${teacher_cmd} --gpu "${ngpu}" "${mvq_dir}/log/inspect.log" \
+        ${python} -m espnet_mvq.bin.inspect "${quantizer}" ${teacher_opts} \
+        --wav_scp "${datadir}/${report_set}/wav.scp" --output_dir "${mvq_dir}" ||
+        failed "${mvq_dir}/log/inspect.log"
+    log "Report: ${mvq_dir}/quantizer_report.html, and its text in ${mvq_dir}/log/inspect.log"
+fi
+
+log "Successfully finished. [elapsed=${SECONDS}s]"
