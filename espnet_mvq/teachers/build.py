@@ -11,6 +11,8 @@ from espnet_mvq.teachers.base import Teacher, TeacherError
 BACKENDS = {
     "s3prl": ("espnet_mvq.teachers.s3prl", "S3PRLTeacher"),
     "transformers": ("espnet_mvq.teachers.transformers", "build_transformers_teacher"),
+    "espnet": ("espnet_mvq.teachers.espnet", "ESPnetTeacher"),
+    "feats": ("espnet_mvq.teachers.features", "FeatureTeacher"),
 }
 
 
@@ -23,8 +25,8 @@ def build_teacher(
     """Build a teacher.
 
     Args:
-        spec: `s3prl/UPSTREAM`, `s3prl/UPSTREAM:CHECKPOINT` or
-            `transformers/NAME_OR_DIR`.
+        spec: `s3prl/UPSTREAM`, `s3prl/UPSTREAM:CHECKPOINT`,
+            `transformers/NAME_OR_DIR`, `espnet/EXP_DIR` or `feats/SCP`.
         layer: Layer of the embeddings, counted from 1; 0 = input of the first block,
             -1 = the last layer.
         device: Where the teacher runs.

@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Tuple, Union
 
 import kaldiio
 import numpy as np
 
 _ARK_PLACE = re.compile(r":\d+$")
 _CHECKED_VALUES = 2**22  # values looked at at once: a memory map stays on the disk
+_NO_UTTERANCES = "features {path}: got no utterances, expected at least one"
 
 
 def read_features(path: Union[str, Path]) -> Iterator[Tuple[str, np.ndarray]]:
@@ -36,23 +37,73 @@ def read_features(path: Union[str, Path]) -> Iterator[Tuple[str, np.ndarray]]:
         >>> for utt_id, embeddings in read_features("dump/feats.scp"):  # doctest: +SKIP
         ...     print(utt_id, embeddings.shape)
     """
+    path = _existing(path)
+    return _checked(path, _READERS[path.suffix](path))
+
+
+class FeatureFile:
+    """Embeddings of a file, found by their utterance.
+
+    Args:
+        path: As of `read_features`. Arrays are read when they are asked for.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is of another kind, damaged, or has no utterances.
+
+    Attributes:
+        utt_ids: The utterances, in the file's order (HDF5: sorted).
+    """
+
+    def __init__(self, path: Union[str, Path]):
+        self.path = _existing(path)
+        if self.path.suffix in (".h5", ".hdf5"):
+            self._file = _open_hdf5(self.path)
+            self._places = dict.fromkeys(_hdf5_names(self._file), str(self.path))
+        elif self.path.suffix == ".scp":
+            self._places = dict(_scp_lines(self.path))
+        else:
+            self._places = {self.path.stem: str(self.path)}
+        if not self._places:
+            raise ValueError(_NO_UTTERANCES.format(path=path))
+        self.utt_ids = list(self._places)
+
+    def __contains__(self, utt_id: str) -> bool:
+        return utt_id in self._places
+
+    def load(self, utt_id: str) -> np.ndarray:
+        """Load the embeddings of one utterance, float as stored, (T, D).
+
+        Raises:
+            KeyError: If there is no such utterance.
+            FileNotFoundError: If the file that its line names is not there.
+            ValueError: If its array is damaged, not float (T, D), or holds NaN or
+                infinity.
+        """
+        place = self._places[utt_id]
+        if self.path.suffix in (".h5", ".hdf5"):
+            array = _read_dataset(self._file, utt_id, place)
+        else:
+            array = _load(utt_id, place)
+        name = f"utterance {utt_id} in {place}"
+        _check_shape(name, array)
+        _check_finite(name, array)
+        return array
+
+
+def _existing(path: Union[str, Path]) -> Path:
+    """Return the path of a file that is there and of a kind we read."""
     path = Path(path)
-    readers: Dict[str, Callable[[Path], Iterator[Tuple[str, str, np.ndarray]]]] = {
-        ".npy": _read_npy,
-        ".scp": _read_scp,
-        ".h5": _read_hdf5,
-        ".hdf5": _read_hdf5,
-    }
-    if path.suffix not in readers:
+    if path.suffix not in _READERS:
         raise ValueError(
             f"features {path}: got the ending {path.suffix!r}, expected one of "
-            f"{', '.join(readers)}"
+            f"{', '.join(_READERS)}"
         )
     if not path.is_file():
         raise FileNotFoundError(
             f"features {path}: no such file; expected teacher embeddings"
         )
-    return _checked(path, readers[path.suffix](path))
+    return path
 
 
 def _checked(
@@ -62,13 +113,7 @@ def _checked(
     first = None
     for utt_id, place, array in utterances:
         name = f"utterance {utt_id} in {place}"
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            got = getattr(array, "dtype", type(array).__name__)
-            raise ValueError(f"{name}: got {got}, expected a float array (T, D)")
-        if array.ndim != 2 or array.shape[1] == 0:
-            raise ValueError(
-                f"{name}: got shape {array.shape}, expected (T, D): frames, dimension"
-            )
+        _check_shape(name, array)
         if first is None:
             first = utt_id, array.shape[1]
         elif array.shape[1] != first[1]:
@@ -79,7 +124,18 @@ def _checked(
         _check_finite(name, array)
         yield utt_id, array
     if first is None:
-        raise ValueError(f"features {path}: got no utterances, expected at least one")
+        raise ValueError(_NO_UTTERANCES.format(path=path))
+
+
+def _check_shape(name: str, array: Any) -> None:
+    """Refuse what is not float (T, D)."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        got = getattr(array, "dtype", type(array).__name__)
+        raise ValueError(f"{name}: got {got}, expected a float array (T, D)")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(
+            f"{name}: got shape {array.shape}, expected (T, D): frames, dimension"
+        )
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
@@ -99,6 +155,12 @@ def _read_npy(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
 
 
 def _read_scp(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
+    for utt_id, place in _scp_lines(path):
+        yield utt_id, place, _load(utt_id, place)
+
+
+def _scp_lines(path: Path) -> Iterator[Tuple[str, str]]:
+    """Yield (utt_id, place) of each line."""
     seen = set()
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -114,7 +176,7 @@ def _read_scp(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
                     "once; take one of the lines out"
                 )
             seen.add(utt_id)
-            yield utt_id, place, _load(utt_id, place)
+            yield utt_id, place
 
 
 def _load(utt_id: str, place: str) -> np.ndarray:
@@ -143,6 +205,13 @@ def _load(utt_id: str, place: str) -> np.ndarray:
 
 
 def _read_hdf5(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
+    with _open_hdf5(path) as file:
+        for utt_id in _hdf5_names(file):
+            yield utt_id, str(path), _read_dataset(file, utt_id, str(path))
+
+
+def _open_hdf5(path: Path) -> Any:
+    """Open an HDF5 file for reading."""
     try:
         import h5py
     except ImportError as error:
@@ -150,25 +219,39 @@ def _read_hdf5(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
             f"features {path}: h5py cannot be imported ({error}); pip install h5py"
         ) from error
     try:
-        file = h5py.File(path, "r")
+        return h5py.File(path, "r")
     except OSError as error:
         raise ValueError(
             f"features {path}: not a whole HDF5 file ({error}); write or copy it again"
         ) from error
-    with file:
-        utt_ids = []
 
-        def collect(name, item):
-            if isinstance(item, h5py.Dataset):
-                utt_ids.append(name)
 
-        file.visititems(collect)
-        for utt_id in utt_ids:
-            try:
-                array = np.asarray(file[utt_id])
-            except OSError as error:
-                raise ValueError(
-                    f"utterance {utt_id} in {path}: not readable ({error}); write or "
-                    "copy the file again"
-                ) from error
-            yield utt_id, str(path), array
+def _hdf5_names(file: Any) -> List[str]:
+    """List the datasets of an HDF5 file, sorted, those in groups as `group/name`."""
+    names = []
+
+    def collect(name, item):
+        if hasattr(item, "shape"):  # a dataset, not a group
+            names.append(name)
+
+    file.visititems(collect)
+    return names
+
+
+def _read_dataset(file: Any, utt_id: str, place: str) -> np.ndarray:
+    """Read one dataset of an HDF5 file."""
+    try:
+        return np.asarray(file[utt_id])
+    except OSError as error:
+        raise ValueError(
+            f"utterance {utt_id} in {place}: not readable ({error}); write or copy the "
+            "file again"
+        ) from error
+
+
+_READERS: Dict[str, Callable[[Path], Iterator[Tuple[str, str, np.ndarray]]]] = {
+    ".npy": _read_npy,
+    ".scp": _read_scp,
+    ".h5": _read_hdf5,
+    ".hdf5": _read_hdf5,
+}
