@@ -21,7 +21,7 @@ from espnet_mvq.indexes.scp import read_scp
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher
-from espnet_mvq.teachers.audio import AudioError, read_audio
+from espnet_mvq.teachers.audio import AudioError
 
 # What the metadata tell of the search: options of `Quantizer.encode`
 ENCODE_OPTIONS = (
@@ -148,20 +148,19 @@ def extract(
     start, seconds = time.perf_counter(), 0.0
     for utt_id, place in tqdm(places.items(), unit="utt", mininterval=5):
         try:
-            speech = read_audio(utt_id, place, teacher.sample_rate)
+            embeddings = teacher.embed_file(utt_id, place)
         except AudioError as error:
             if on_error == "stop":
                 raise
             logging.warning(f"skipped: {error}")
             shard.metadata.skipped.append(utt_id)
             continue
-        embeddings = teacher.embed_utterance(speech)
         try:
             indexes = quantizer.encode(embeddings, **shard.metadata.encode)
         except ValueError as error:
             raise ValueError(f"utterance {utt_id}: {error}") from error
         shard.write(utt_id, indexes.cpu().numpy())
-        seconds += len(speech) / teacher.sample_rate
+        seconds += len(embeddings) * teacher.frame_shift_samples / teacher.sample_rate
     elapsed = time.perf_counter() - start
     logging.info(
         f"{shard.metadata.num_utterances} utterances, {seconds / 3600:.2f} h of "

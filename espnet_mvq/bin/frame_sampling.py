@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.teachers import Teacher
-from espnet_mvq.teachers.audio import read_audio
 
 
 def shuffle_over_speakers(
@@ -86,29 +85,10 @@ def embed_utterances(
 ) -> Iterator[torch.Tensor]:
     """Yield the embeddings (T, D) of one utterance after the other."""
     for utt_id in utt_ids:
-        embeddings = embed_file(teacher, utt_id, places[utt_id])
+        embeddings = teacher.embed_file(utt_id, places[utt_id])
         if not embeddings.isfinite().all():
             raise ValueError(
                 f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
                 f"at layer {teacher.layer}; check the audio and the teacher's precision"
             )
         yield embeddings.cpu()
-
-
-def embed_file(teacher: Teacher, utt_id: str, place: str) -> torch.Tensor:
-    """Embed an utterance of a corpus.
-
-    Args:
-        teacher: The teacher; one without a model has its own `embed_file`.
-        utt_id: The utterance.
-        place: Its value in `wav.scp`.
-
-    Returns:
-        Embeddings, float32, (T, D).
-
-    Raises:
-        AudioError: If its audio, or what stands in for it, cannot be used.
-    """
-    if hasattr(teacher, "embed_file"):
-        return teacher.embed_file(utt_id, place)
-    return teacher.embed_utterance(read_audio(utt_id, place, teacher.sample_rate))

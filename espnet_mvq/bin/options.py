@@ -22,7 +22,9 @@ def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) 
     parser.add_argument(
         "--teacher",
         required=required,
-        help="s3prl/UPSTREAM, s3prl/UPSTREAM:CHECKPOINT or transformers/NAME_OR_DIR",
+        help="s3prl/UPSTREAM, s3prl/UPSTREAM:CHECKPOINT, transformers/NAME_OR_DIR, "
+        "espnet/EXP_DIR (an ESPnet experiment) or feats/FILE (embeddings dumped "
+        "elsewhere: scp, npy, h5; needs --teacher_conf frame_shift_samples=...)",
     )
     parser.add_argument(
         "--layer",

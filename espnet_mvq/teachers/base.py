@@ -6,6 +6,8 @@ from typing import Iterable, Tuple
 
 import torch
 
+from espnet_mvq.teachers.audio import read_audio
+
 
 class TeacherError(ValueError):
     """A teacher could not be found, loaded or used as asked."""
@@ -60,6 +62,21 @@ class Teacher(ABC):
         """
         embeddings, _ = self.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))
         return embeddings[0]
+
+    def embed_file(self, utt_id: str, place: str) -> torch.Tensor:
+        """Embed an utterance of a corpus.
+
+        Args:
+            utt_id: The utterance.
+            place: Its audio file, as in `wav.scp`.
+
+        Returns:
+            Embeddings, float32, (T, D).
+
+        Raises:
+            AudioError: If the audio cannot be used.
+        """
+        return self.embed_utterance(read_audio(utt_id, place, self.sample_rate))
 
 
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:

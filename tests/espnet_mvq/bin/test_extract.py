@@ -5,11 +5,10 @@ import pytest
 import soundfile
 import torch
 
-from espnet_mvq.bin import extract as module
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
-from espnet_mvq.teachers import build_teacher
+from espnet_mvq.teachers import base, build_teacher
 from espnet_mvq.teachers.audio import read_audio
 
 
@@ -152,7 +151,7 @@ def test_interruption_leaves_no_shard(extract, shards, monkeypatch):
         return read_audio(utt_id, place, sample_rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read_audio", interrupted)
+        patch.setattr(base, "read_audio", interrupted)
         with pytest.raises(SystemExit) as ended:
             extract()
     assert ended.value.code == 130

@@ -1,0 +1,375 @@
+"""Teachers trained with ESPnet: the encoder of an ASR, SSL or HuBERT model."""
+
+import contextlib
+import inspect
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import numpy as np
+import torch
+import yaml
+
+from espnet_mvq.teachers.base import (
+    Teacher,
+    TeacherError,
+    pad_embeddings,
+    resolve_layer,
+    weights_hash,
+)
+from espnet_mvq.teachers.espnet_frames import (
+    find_blocks,
+    first_tensor,
+    frame_grid,
+    min_samples,
+)
+
+# What asr.sh decodes with comes first.
+CHECKPOINTS = (
+    "valid.acc.ave.pth",
+    "valid.loss.ave.pth",
+    "valid.acc.best.pth",
+    "valid.loss.best.pth",
+    "latest.pth",
+)
+# Parts of a model between the speech and the output of the encoder
+_PARTS = ("frontend", "normalize", "preencoder", "encoder")
+# The HuBERT task has a name of its own for an encoder that the ASR task knows too.
+_ASR_NAMES = {"torchaudio_hubert": "torchaudiohubert"}
+
+
+class ESPnetTeacher(Teacher):
+    """The encoder of a model in an ESPnet experiment folder.
+
+    Only front end, normalisation, pre-encoder and encoder are built, from
+    `config.yaml`, and filled from the checkpoint; decoder, SpecAug and, of students of
+    `model: mvq`, what the plugin added are left aside. Utterances run one by one, so
+    that none sees the padding of a batch.
+
+    Args:
+        spec: The whole name, for messages and the id.
+        name: Experiment folder, with `config.yaml` and a checkpoint.
+        layer: Block, counted from 1; 0 = input of the first block; -1 = encoder
+            output, which in most encoders is the last block's output normalised.
+        device: Where it runs.
+        checkpoint: File in the folder; default: the first there is of `CHECKPOINTS`.
+        frame_shift_samples: Samples between two encoder frames, for front ends and
+            encoders whose subsampling is not known here.
+        frame_offset_samples: Likewise the centre of frame 0, in samples.
+
+    Raises:
+        TeacherError: If folder, config or checkpoint are missing, damaged, or of a
+            model without an encoder of speech; if there is no such layer; or if the
+            frames' places in time are not known or not as given.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        name: str,
+        layer: int,
+        device: torch.device,
+        checkpoint: Optional[str] = None,
+        frame_shift_samples: Optional[int] = None,
+        frame_offset_samples: Optional[float] = None,
+    ):
+        folder = Path(name).expanduser()
+        config = _read_config(spec, folder / "config.yaml")
+        state = _read_state(spec, _find_checkpoint(spec, folder, checkpoint))
+        self._parts = _load_parts(spec, config, state)
+        content = json.dumps(_relevant(config), sort_keys=True, default=str)
+        named = {**self._parts.state_dict(), "config": _as_tensor(content)}
+        self.id = f"espnet/{folder.resolve().name}@{weights_hash(named.items())}"
+        self.spec = spec
+        self.sample_rate = _sample_rate(spec, config)
+        grid = frame_shift_samples, frame_offset_samples
+        if None in grid:
+            known = frame_grid(**self._parts) or (None, None)
+            grid = tuple(k if g is None else g for g, k in zip(grid, known))
+        if None in grid:
+            raise TeacherError(
+                f"teacher {spec}: the frames of its {self._describe()} are not known "
+                "here; give --teacher_conf frame_shift_samples=... and --teacher_conf "
+                "frame_offset_samples=... (centre of the first frame)"
+            )
+        self.frame_shift_samples, self.frame_offset_samples = grid
+        self._min_samples = min_samples(self._parts, self.frame_offset_samples)
+        self._heard: Optional[torch.Tensor] = None
+        self.layer = self._tap(layer)
+        self._device = device
+        self._parts.to(device).eval().requires_grad_(False)
+        self.dim = self._check_frames()
+
+    @torch.inference_mode()
+    def embed(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """See `Teacher.embed`."""
+        return pad_embeddings(
+            self._embed_waveform(waveform[:length].to(self._device, torch.float32))
+            for waveform, length in zip(speech, speech_lengths.tolist())
+        )
+
+    def _embed_waveform(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Embed (S,) as (T, D), at least one frame."""
+        missing = max(0, self._min_samples - len(waveform))
+        x = torch.nn.functional.pad(waveform, (0, missing)).unsqueeze(0)
+        lengths = torch.tensor([x.shape[1]], device=self._device)
+        for name in ("frontend", "normalize", "preencoder"):
+            if name in self._parts:
+                x, lengths = self._parts[name](x, lengths)
+        options = {"ctc": self._parts["ctc"]} if "ctc" in self._parts else {}
+        self._heard = None
+        output, lengths = self._parts["encoder"](x, lengths, **options)[:2]
+        embeddings = first_tensor(output) if self.layer == -1 else self._heard
+        num_frames = int(lengths[0])
+        shape = None if embeddings is None else tuple(embeddings.shape)
+        if shape and len(shape) == 3 and shape[1] >= num_frames:
+            return embeddings[0, :num_frames]
+        raise TeacherError(
+            f"teacher {self.spec}: layer {self.layer} of {self._describe()} puts out "
+            f"{shape}, expected (1, {num_frames}, dim); blocks of streaming encoders "
+            "work on chunks: use layer -1, the encoder output"
+        )
+
+    def _tap(self, layer: int) -> int:
+        """Listen to a layer; return its number."""
+        if layer == -1:
+            return layer
+        blocks = find_blocks(self._parts["encoder"])
+        if blocks is None:
+            raise TeacherError(
+                f"teacher {self.spec}: got layer {layer}, but {self._describe()} has "
+                "no numbered blocks; use layer -1, the encoder output"
+            )
+        layer = resolve_layer(layer, len(blocks), self.spec)
+
+        def hear_input(block: torch.nn.Module, args: Any) -> None:
+            self._heard = first_tensor(args)
+
+        def hear_output(block: torch.nn.Module, args: Any, output: Any) -> None:
+            self._heard = first_tensor(output)
+
+        if layer == 0:
+            blocks[0].register_forward_pre_hook(hear_input)
+        else:
+            blocks[layer - 1].register_forward_hook(hear_output)
+        return layer
+
+    def _describe(self) -> str:
+        """Name the classes that decide on the frames."""
+        used = (self._parts[name] for name in _PARTS if name in self._parts)
+        return " + ".join(type(part).__name__ for part in used)
+
+    def _check_frames(self) -> int:
+        """Run the teacher on noise of 1 s and 3 s: refuse another shift; return D."""
+        generator = torch.Generator().manual_seed(0)
+        noise = 0.1 * torch.randn(3 * self.sample_rate, generator=generator)
+        lengths = torch.tensor([self.sample_rate, 3 * self.sample_rate])
+        try:
+            embeddings, frames = self.embed(noise.expand(2, -1), lengths)
+        except TeacherError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            raise TeacherError(
+                f"teacher {self.spec}: {self._describe()} could not embed 1 s and 3 s "
+                f"of noise ({type(error).__name__}: {error})"
+            ) from error
+        found = int(frames[1] - frames[0])
+        expected = 2 * self.sample_rate / self.frame_shift_samples
+        if abs(found - expected) > 1.5:
+            raise TeacherError(
+                f"teacher {self.spec}: got {found} frames for 2 s of speech, expected "
+                f"{expected:g} at a frame shift of {self.frame_shift_samples} samples; "
+                "give --teacher_conf frame_shift_samples=... and --teacher_conf "
+                "frame_offset_samples=... that fit"
+            )
+        return embeddings.shape[2]
+
+
+def _read_config(spec: str, path: Path) -> Dict[str, Any]:
+    """Read `config.yaml`."""
+    if not path.is_file():
+        raise TeacherError(
+            f"teacher {spec}: no such file {path}; expected an ESPnet experiment "
+            "folder, with config.yaml and a checkpoint"
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TeacherError(f"teacher {spec}: {path} is no yaml: {error}") from error
+    if not isinstance(config, dict) or not config.get("encoder"):
+        raise TeacherError(
+            f"teacher {spec}: {path} names no encoder; expected the config of an ASR, "
+            "SSL or HuBERT model"
+        )
+    if config.get("input_size") not in (None, 1):
+        raise TeacherError(
+            f"teacher {spec}: it reads features of {config['input_size']} dimensions "
+            "(feats_type extracted), expected a model that reads speech"
+        )
+    if config.get("use_adapter"):
+        raise TeacherError(
+            f"teacher {spec}: it has adapters (use_adapter), which are not supported; "
+            "merge them into the weights first"
+        )
+    return config
+
+
+def _find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
+    """Pick the checkpoint in an experiment folder."""
+    there = sorted(path.name for path in folder.glob("*.pth"))
+    if name is None:
+        names = [known for known in CHECKPOINTS if known in there]
+        if not names and len(there) == 1:
+            names = there
+        if names:
+            logging.info(f"teacher {spec}: checkpoint {names[0]}")
+            return folder / names[0]
+    elif (folder / name).is_file():
+        return folder / name
+    raise TeacherError(
+        f"teacher {spec}: got no {name or ' or '.join(CHECKPOINTS)} in {folder}, which "
+        f"has {', '.join(there) or 'no .pth file'}; name one with --teacher_conf "
+        "checkpoint=FILE"
+    )
+
+
+def _read_state(spec: str, path: Path) -> Dict[str, torch.Tensor]:
+    """Read a state dict, without running code that a pickle may bring along."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's, zip's and torch's, by kind of damage
+        raise TeacherError(
+            f"teacher {spec}: {path} is not a checkpoint of weights alone "
+            f"({type(error).__name__}; pickled objects are not loaded, they could run "
+            "code): copy it again, or name another with --teacher_conf checkpoint=FILE"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("module"), dict):
+        state = state["module"]  # of deepspeed
+    if not isinstance(state, dict):
+        raise TeacherError(
+            f"teacher {spec}: {path} holds a {type(state).__name__}, expected weights "
+            "by name"
+        )
+    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+def _load_parts(
+    spec: str, config: Dict[str, Any], state: Dict[str, torch.Tensor]
+) -> torch.nn.ModuleDict:
+    """Build what the embeddings need and fill it; other weights are not looked at."""
+    try:
+        # Some parts print while they are built; standard output may be a data pipe.
+        with contextlib.redirect_stdout(sys.stderr):
+            parts = _build_parts(config, state)
+    except ImportError as error:
+        raise TeacherError(
+            f"teacher {spec}: a package it needs cannot be imported ({error}); "
+            "install it (espnet: pip install espnet)"
+        ) from error
+    except Exception as error:  # whatever a wrong config makes ESPnet raise
+        raise TeacherError(
+            f"teacher {spec}: could not build it from config.yaml "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    own = parts.state_dict()
+    missing = sorted(set(own) - set(state))
+    used = {k: v for k, v in state.items() if k.split(".")[0] in parts}
+    extra = sorted(set(used) - set(own))
+    wrong = [k for k in own if k in used and own[k].shape != used[k].shape]
+    if missing or extra or wrong:
+        raise TeacherError(
+            f"teacher {spec}: checkpoint and config.yaml are of different models: "
+            f"{len(missing)} weights are missing, {len(extra)} too many, {len(wrong)} "
+            f"of another shape, first {(missing + extra + wrong)[0]}"
+        )
+    parts.load_state_dict(used)
+    return parts
+
+
+def _build_parts(
+    config: Dict[str, Any], state: Dict[str, torch.Tensor]
+) -> torch.nn.ModuleDict:
+    """Build the parts as ESPnet's tasks do, with random weights.
+
+    The ASR task's tables hold all that the SSL, HuBERT, SLU, S2T and ST tasks have.
+    """
+    from espnet2.asr.ctc import CTC
+    from espnet2.tasks import asr
+
+    def build(name: str, stats_file: Optional[str] = None, **sizes: Any):
+        kind = _ASR_NAMES.get(config[name], config[name])
+        part_class = getattr(asr, f"{name}_choices").get_class(kind)
+        known = inspect.signature(part_class).parameters
+        conf = {k: v for k, v in sizes.items() if k in known}
+        conf.update(config.get(f"{name}_conf") or {})
+        if stats_file:
+            conf["stats_file"] = stats_file
+        return part_class(**conf)
+
+    parts = torch.nn.ModuleDict()
+    size = config.get("input_size")
+    if size is None:
+        parts["frontend"] = build("frontend")
+        size = parts["frontend"].output_size()
+    if config.get("normalize") == "global_mvn":
+        with tempfile.TemporaryDirectory() as folder:
+            stats_file = _write_stand_in(folder, state["normalize.mean"])
+            parts["normalize"] = build("normalize", stats_file)
+    elif config.get("normalize"):
+        parts["normalize"] = build("normalize")
+    if config.get("preencoder"):
+        parts["preencoder"] = build("preencoder", input_size=size)
+        size = parts["preencoder"].output_size()
+    num_classes = config.get("num_classes")
+    sizes = {"num_classes": num_classes} if num_classes else {}
+    parts["encoder"] = encoder = build("encoder", input_size=size, **sizes)
+    if hasattr(encoder, "finetuning"):
+        encoder.finetuning = True  # else it wants labels and gives logits
+    if getattr(encoder, "ctc_trim", False):
+        encoder.ctc_trim = False  # what is left of trimmed frames has no place in time
+    if getattr(encoder, "interctc_use_conditioning", False):
+        vocab_size, dim = len(state["ctc.ctc_lo.weight"]), encoder.output_size()
+        encoder.conditioning_layer = torch.nn.Linear(vocab_size, dim)
+        parts["ctc"] = CTC(vocab_size, dim)
+    return parts
+
+
+def _write_stand_in(folder: str, mean: torch.Tensor) -> str:
+    """Write statistics of GlobalMVN's size; return the file.
+
+    The values come from the checkpoint later: the file that the config names is left
+    behind when an experiment folder is copied.
+    """
+    path, zeros = str(Path(folder, "stats.npz")), np.zeros_like(mean.numpy())
+    np.savez(path, count=1, sum=zeros, sum_square=zeros + 1)
+    return path
+
+
+def _relevant(config: Dict[str, Any]) -> Dict[str, Any]:
+    """Return what of the config decides on embeddings beside the weights."""
+    names = [name for part in _PARTS for name in (part, f"{part}_conf")]
+    relevant = {name: config.get(name) or None for name in names}
+    conf = dict(relevant["normalize_conf"] or {})
+    conf.pop("stats_file", None)
+    return {**relevant, "normalize_conf": conf}
+
+
+def _as_tensor(text: str) -> torch.Tensor:
+    """Return the bytes of a text, for the hash."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def _sample_rate(spec: str, config: Dict[str, Any]) -> int:
+    """Return the front end's sample rate in Hz, given as 16000 or "16k"."""
+    fs = str((config.get("frontend_conf") or {}).get("fs") or 16_000)  # as ESPnet's
+    try:
+        return int(float(fs[:-1]) * 1000 if fs.endswith("k") else float(fs))
+    except ValueError:
+        raise TeacherError(
+            f"teacher {spec}: frontend_conf fs: got {fs!r}, expected Hz"
+        ) from None

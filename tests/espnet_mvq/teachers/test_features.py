@@ -1,0 +1,200 @@
+"""Embeddings of other programs in the place of a teacher, up to a quantizer."""
+
+import kaldiio
+import numpy as np
+import pytest
+import torch
+
+from espnet_mvq.bin.frame_sampling import embed_utterances
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.teachers import TeacherError, build_teacher
+from espnet_mvq.teachers.audio import AudioError
+
+SHIFT = {"frame_shift_samples": 320}
+
+
+@pytest.fixture
+def arrays():
+    generator = np.random.default_rng(0)
+    shapes = {f"utt{n}": (20 + n, 4) for n in range(12)}
+    return {u: generator.standard_normal(s).astype("f4") for u, s in shapes.items()}
+
+
+@pytest.fixture
+def write(tmp_path, arrays):
+    """Return a function that writes embeddings in a form and returns the file."""
+
+    def write(form="ark", arrays=arrays, name="feats"):
+        path = tmp_path / f"{name}.scp"
+        if form == "hdf5":
+            h5py = pytest.importorskip("h5py")
+            path = tmp_path / f"{name}.h5"
+            with h5py.File(path, "w") as file:
+                for utt_id, array in arrays.items():
+                    file[utt_id] = array
+        elif form == "ark":
+            ark = tmp_path / f"{name}.ark"
+            with kaldiio.WriteHelper(f"ark,scp:{ark},{path}") as writer:
+                for utt_id, array in arrays.items():
+                    writer(utt_id, array)
+        else:
+            lines = []
+            for utt_id, array in arrays.items():
+                np.save(tmp_path / f"{utt_id}.npy", array)
+                lines.append(f"{utt_id} {tmp_path}/{utt_id}.npy\n")
+            path.write_text("".join(lines))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("form", ["ark", "npy", "hdf5"])
+def test_embeddings_are_found_by_utterance(write, arrays, form):
+    teacher = build_teacher(f"feats/{write(form)}", 6, **SHIFT)
+    for utt_id in ("utt7", "utt0", "utt11"):
+        found = teacher.embed_file(utt_id, "no such audio")
+        assert found.dtype == torch.float32
+        np.testing.assert_array_equal(found.numpy(), arrays[utt_id])
+    assert (teacher.dim, teacher.layer, teacher.sample_rate) == (4, 6, 16000)
+    assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (320, 199.5)
+
+
+def test_one_npy_is_one_utterance(write, arrays, tmp_path):
+    write("npy")
+    teacher = build_teacher(f"feats/{tmp_path}/utt3.npy", **SHIFT)
+    np.testing.assert_array_equal(teacher.embed_file("utt3", ""), arrays["utt3"])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8"])
+def test_other_floats_become_float32(write, arrays, dtype):
+    stored = {utt_id: array.astype(dtype) for utt_id, array in arrays.items()}
+    teacher = build_teacher(f"feats/{write('npy', stored)}", **SHIFT)
+    expected = torch.from_numpy(stored["utt2"]).float()
+    assert torch.equal(teacher.embed_file("utt2", ""), expected)
+
+
+def test_arrays_are_read_when_they_are_asked_for(write, tmp_path):
+    teacher = build_teacher(f"feats/{write('npy')}", teacher_id="wavlm", **SHIFT)
+    (tmp_path / "utt5.npy").unlink()
+    assert len(teacher.embed_file("utt4", "")) == 24
+    with pytest.raises(AudioError, match="utterance utt5 in .*no such file"):
+        teacher.embed_file("utt5", "")
+
+
+def test_seam_of_the_commands(write, arrays):
+    teacher = build_teacher(f"feats/{write()}", **SHIFT)
+    found = teacher.embed_file("utt1", "x.wav")
+    np.testing.assert_array_equal(found, arrays["utt1"])
+    places = dict.fromkeys(arrays, "x.wav")
+    found = list(embed_utterances(teacher, ["utt9", "utt2"], places))
+    assert [len(embeddings) for embeddings in found] == [29, 22]
+
+
+def test_options_say_what_files_do_not(write):
+    path = write()
+    with pytest.raises(TeacherError, match="give --teacher_conf frame_shift_samples="):
+        build_teacher(f"feats/{path}")
+    conf = {"frame_shift_samples": 160, "sample_rate": 8000}
+    teacher = build_teacher(f"feats/{path}", **conf)
+    assert (teacher.sample_rate, teacher.frame_offset_samples) == (8000, 99.5)
+    teacher = build_teacher(f"feats/{path}", frame_offset_samples=0, **conf)
+    assert teacher.frame_offset_samples == 0
+    with pytest.raises(TeacherError, match="got frame_shift_samples 0 and"):
+        build_teacher(f"feats/{path}", frame_shift_samples=0)
+    with pytest.raises(TeacherError, match="got layer -2, expected -1 or more"):
+        build_teacher(f"feats/{path}", -2, **SHIFT)
+    with pytest.raises(TeacherError, match="unknown option: .*window_s"):
+        build_teacher(f"feats/{path}", window_s=1)
+
+
+def test_id_stands_for_content_or_is_given(write, arrays):
+    first = build_teacher(f"feats/{write()}", **SHIFT).id
+    again = build_teacher(f"feats/{write('npy')}", **SHIFT).id
+    assert first == again and first.startswith("feats/feats.scp@")
+    other = {utt_id: array + 1 for utt_id, array in arrays.items()}
+    path = write("ark", other)
+    assert build_teacher(f"feats/{path}", **SHIFT).id != first
+    named = build_teacher(f"feats/{path}", teacher_id="wavlm_large", **SHIFT)
+    assert named.id == "feats/wavlm_large"
+
+
+def test_speech_cannot_be_embedded(write):
+    teacher = build_teacher(f"feats/{write()}", **SHIFT)
+    with pytest.raises(TeacherError, match="cannot embed speech; look them up"):
+        teacher.embed_utterance(torch.zeros(1600))
+
+
+def test_missing_utterance_is_named(write):
+    teacher = build_teacher(f"feats/{write()}", **SHIFT)
+    with pytest.raises(AudioError, match="utterance nobody: not in .*has 12 utteranc"):
+        teacher.embed_file("nobody", "")
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (
+            np.zeros((3, 5), "f4"),
+            r"got shape \(3, 5\), expected \(T, 4\) as of .* utt0",
+        ),
+        (np.zeros((0, 4), "f4"), r"got shape \(0, 4\), expected \(T, 4\)"),
+        (np.zeros(4, "f4"), r"got shape \(4,\), expected \(T, D\)"),
+        (np.zeros((3, 4), "i4"), "got int32, expected a float array"),
+        (np.full((3, 4), np.nan, "f4"), "got NaN or infinity in frame 0"),
+    ],
+)
+def test_bad_embeddings_name_the_utterance(write, arrays, array, message):
+    path = write("npy", {**arrays, "utt1": array})
+    # With its own id, no embeddings but the first are read at the start
+    teacher = build_teacher(f"feats/{path}", teacher_id="wavlm", **SHIFT)
+    with pytest.raises(AudioError, match=f"utterance utt1 in .*{message}"):
+        teacher.embed_file("utt1", "")
+
+
+def test_file_that_is_missing_empty_or_of_another_kind(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.scp: no such file"):
+        build_teacher(f"feats/{tmp_path}/none.scp", **SHIFT)
+    (tmp_path / "empty.scp").touch()
+    with pytest.raises(ValueError, match="empty.scp: got no utterances"):
+        build_teacher(f"feats/{tmp_path}/empty.scp", **SHIFT)
+    with pytest.raises(ValueError, match="got the ending '.pt', expected one of .npy"):
+        build_teacher(f"feats/{tmp_path}/x.pt", **SHIFT)
+    (tmp_path / "bad.h5").write_bytes(b"nothing")
+    pytest.importorskip("h5py")
+    with pytest.raises(ValueError, match="bad.h5: not a whole HDF5 file"):
+        build_teacher(f"feats/{tmp_path}/bad.h5", **SHIFT)
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Return a function that trains a quantizer on a file of embeddings."""
+    from espnet_mvq.bin.train_quantizer import main
+
+    def train(path, *options):
+        quantizer = tmp_path / "quantizer.safetensors"
+        words = f"--wav_scp {tmp_path}/wav.scp --quantizer {quantizer} --layer 6 "
+        words += f"--num_codebooks 2 --codebook_size 4 --teacher feats/{path}"
+        main([*words.split(), *options])
+        return Quantizer.load(quantizer)
+
+    return train
+
+
+def test_quantizer_is_trained_on_them(write, arrays, train, tmp_path):
+    """What stands in wav.scp besides the utterances does not matter."""
+    (tmp_path / "wav.scp").write_text("".join(f"{u} none.wav\n" for u in arrays))
+    made = train(write(), "--teacher_conf", "frame_shift_samples=320")
+    assert (made.dim, made.num_codebooks, made.provenance["layer"]) == (4, 2, 6)
+    assert made.provenance["teacher"].startswith("feats/feats.scp@")
+    assert made.provenance["relative_reconstruction_error"] < 0.8
+
+
+def test_commands_end_with_one_line(write, arrays, train, tmp_path, caplog):
+    (tmp_path / "wav.scp").write_text("nobody x.wav\nsomebody y.wav\n")
+    with pytest.raises(SystemExit):
+        train(write(), "--teacher_conf", "frame_shift_samples=320")
+    assert "body: not in" in caplog.text
+    caplog.clear()
+    with pytest.raises(SystemExit):
+        train(write())
+    assert "frame_shift_samples=" in caplog.text
