@@ -37,7 +37,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Run the teacher over one job's share of a corpus and write its "
         "codebook indexes. Embeddings are quantized at once and never reach the disk. "
-        "A shard that is there whole, of the same teacher and quantizer, is kept.",
+        "A shard that is there whole, of the same teacher and quantizer, is kept; one "
+        "that broke off goes on after its last whole utterance.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--wav_scp", required=True, help="the job's share of wav.scp")
@@ -100,7 +101,7 @@ def main(cmd=None) -> None:
         logging.info(f"job {args.job} in {args.outdir} is done already")
         return
     quantizer.to(device)
-    with ShardWriter(args.outdir, args.job, metadata) as shard:
+    with ShardWriter(args.outdir, args.job, metadata, resume_for=places) as shard:
         extract(teacher, quantizer, places, shard, args.on_error)
 
 
@@ -146,7 +147,10 @@ def extract(
 ) -> None:
     """Write the codebook indexes of all utterances into a shard."""
     start, seconds = time.perf_counter(), 0.0
+    kept = set(shard.kept)
     for utt_id, place in tqdm(places.items(), unit="utt", mininterval=5):
+        if utt_id in kept:
+            continue
         try:
             embeddings = teacher.embed_file(utt_id, place)
         except AudioError as error:

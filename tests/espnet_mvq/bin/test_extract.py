@@ -128,7 +128,6 @@ def test_bad_audio_stops_or_is_skipped(
     error = ends_with_error(extract)
     assert error.startswith("utterance utt3: ") and message in error
     assert finished_shard(shards, 1) is None
-    assert not list(shards.iterdir())
     caplog.clear()
     extract("--on_error", "skip")
     assert finished_shard(shards, 1).num_utterances == 5
@@ -144,7 +143,9 @@ def test_shard_with_skipped_utterances_is_kept_too(extract, shards, data_dir):
     assert shard_paths(shards, 1)[0].stat().st_mtime_ns == before
 
 
-def test_interruption_leaves_no_shard(extract, shards, monkeypatch):
+def test_interruption_leaves_what_is_whole_to_go_on_from(
+    extract, shards, monkeypatch, caplog
+):
     def interrupted(utt_id, place, sample_rate):
         if utt_id == "utt2":
             raise KeyboardInterrupt
@@ -155,9 +156,15 @@ def test_interruption_leaves_no_shard(extract, shards, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             extract()
     assert ended.value.code == 130
-    assert list(shards.iterdir()) == []
+    assert finished_shard(shards, 1) is None
+    caplog.set_level("INFO")
     extract()
+    assert "2 utterances of a run that broke off are kept" in caplog.text
     assert IndexMetadata.load(shard_paths(shards, 1)[2]).num_utterances == 6
+    resumed = shard_paths(shards, 1)[0].read_bytes()
+    shard_paths(shards, 1)[2].unlink()
+    extract()
+    assert shard_paths(shards, 1)[0].read_bytes() == resumed
 
 
 def test_missing_files_are_named(extract, ends_with_error, tmp_path):

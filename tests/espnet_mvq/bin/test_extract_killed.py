@@ -1,0 +1,69 @@
+"""An extraction killed again and again ends with the bytes of an undisturbed one."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.indexes.shard import shard_paths
+
+ROOT = Path(__file__).resolve().parents[3]
+NUM_UTTERANCES = 150
+
+
+@pytest.fixture
+def command(data_dir, quantizer, teacher_options, tmp_path):
+    """Return a function that gives the command line for a folder of shards."""
+    generator = np.random.default_rng(1)
+    lines = []
+    for number in range(NUM_UTTERANCES):
+        path = data_dir / f"many{number}.wav"
+        soundfile.write(path, 0.1 * generator.standard_normal(24000), 16000)
+        lines.append(f"many{number:03d} {path}\n")
+    scp = tmp_path / "many.scp"
+    scp.write_text("".join(lines))
+
+    def build(outdir):
+        return [
+            *(sys.executable, "-m", "espnet_mvq.bin.extract", *teacher_options),
+            *("--wav_scp", str(scp), "--quantizer", str(quantizer)),
+            *("--outdir", str(outdir)),
+        ]
+
+    return build
+
+
+def test_kills_change_nothing(command, tmp_path):
+    subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True)
+    outdir = tmp_path / "killed"
+    growing = outdir / "codebook_indexes.1.ark.tmp"
+    generator = random.Random(0)
+    kills = 0
+    while kills < 3:
+        size = growing.stat().st_size if growing.exists() else 0
+        process = subprocess.Popen(command(outdir), cwd=ROOT, stderr=subprocess.DEVNULL)
+        # Once it writes: a moment more, then the end
+        while process.poll() is None:
+            if growing.exists() and growing.stat().st_size > size:
+                time.sleep(generator.uniform(0, 0.2))
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break  # done before it was hit
+        kills += 1
+    assert kills > 0
+    subprocess.run(command(outdir), cwd=ROOT, check=True)
+    for ours, expected in zip(
+        shard_paths(outdir, 1)[:2], shard_paths(tmp_path / "whole", 1)[:2]
+    ):
+        content = ours.read_bytes().replace(b"/killed/", b"/whole/")
+        assert content == expected.read_bytes()
+    assert len(read_scp(shard_paths(outdir, 1)[1])) == NUM_UTTERANCES
