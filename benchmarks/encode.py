@@ -14,7 +14,7 @@ Example:
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -75,11 +75,20 @@ def measure_memory(path: str, dim: int) -> float:
     """Return what encoding an hour takes beyond input and output, in MB."""
     quantizer = Quantizer.load(path)
     x = torch.randn(MEMORY_FRAMES, dim)
-    quantizer.encode(x[:128])  # compiles; that memory is not the search's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    quantizer.encode(x, perturbation_rounds=0)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) * 1024 / 1e6
+    # Compiling takes memory that is not the search's; a quantizer of its own, as the
+    # tables of the one that is measured count.
+    Quantizer(torch.randn(2, 4, 8)).encode(torch.randn(128, 8))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from now on
+    before = kilobytes("VmRSS")
+    indexes = quantizer.encode(x)
+    output = indexes.numel() / 1024
+    return (kilobytes("VmHWM") - before - output) * 1024 / 1e6
+
+
+def kilobytes(name: str) -> int:
+    """Read a figure of this process's memory, on Linux, in kB."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status).group(1))
 
 
 def compare(x: torch.Tensor, num_codebooks: int, args) -> dict:
