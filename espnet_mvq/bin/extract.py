@@ -20,6 +20,7 @@ from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.scp import read_scp
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization.search import default_pair_candidates
 from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.audio import AudioError
 
@@ -55,9 +56,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pair_candidates",
         type=int,
-        default=1,
         help="entries that refinement tries together with a second codebook's answer; "
-        "0: one codebook at a time",
+        "0: one codebook at a time (default: 1 with up to 8 codebooks, else 0)",
     )
     parser.add_argument(
         "--perturbation_rounds",
@@ -85,6 +85,8 @@ def main(cmd=None) -> None:
     quantizer = Quantizer.load(args.quantizer)
     teacher, device = teacher_from_options(args)
     check_quantizer(quantizer, teacher, args.quantizer)
+    if args.pair_candidates is None:
+        args.pair_candidates = default_pair_candidates(quantizer.num_codebooks)
     metadata = IndexMetadata(
         teacher=teacher.id,
         layer=teacher.layer,

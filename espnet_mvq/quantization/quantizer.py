@@ -24,7 +24,7 @@ from espnet_mvq.quantization.quantizer_file import (
     read_quantizer_file,
     write_quantizer_file,
 )
-from espnet_mvq.quantization.search import SearchEffort
+from espnet_mvq.quantization.search import SearchEffort, default_pair_candidates
 from espnet_mvq.quantization.tournament_search import (
     refine_by_tournament,
     tournament_bytes,
@@ -152,7 +152,7 @@ class Quantizer(torch.nn.Module):
         *,
         beam_size: int = 8,
         refine_passes: int = 5,
-        pair_candidates: int = 1,
+        pair_candidates: Optional[int] = None,
         perturbation_rounds: int = 0,
         initial_indexes: Optional[torch.Tensor] = None,
         method: str = "auto",
@@ -168,6 +168,7 @@ class Quantizer(torch.nn.Module):
                 early when a pass changes nothing.
             pair_candidates: Entries of a codebook that refinement tries together with
                 the best answer of another codebook; 0: one codebook at a time only.
+                Default: 1 with up to 8 codebooks, else 0 (pairs grow as N^2).
             perturbation_rounds: Times that refinement starts again from indexes
                 changed at random. 16 take a little more off the error, for a third of
                 the speed.
@@ -192,6 +193,8 @@ class Quantizer(torch.nn.Module):
                     [0]], dtype=torch.uint8)
         """
         frames = check_frames(x, self.dim)
+        if pair_candidates is None:
+            pair_candidates = default_pair_candidates(self.num_codebooks)
         effort = SearchEffort(
             beam_size, refine_passes, pair_candidates, perturbation_rounds
         )

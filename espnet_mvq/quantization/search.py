@@ -47,6 +47,15 @@ class SearchEffort:
                 )
 
 
+def default_pair_candidates(num_codebooks: int) -> int:
+    """Return how many pair candidates are worth their time, see `SearchEffort`.
+
+    Pairs take time in proportion to N^2: with 8 codebooks 1 % less error for a third
+    of the speed, with 16 the same for half of it.
+    """
+    return 1 if num_codebooks <= 8 else 0
+
+
 def search(
     tables: GramTables,
     unary: torch.Tensor,
