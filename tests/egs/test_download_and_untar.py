@@ -204,6 +204,19 @@ def test_bad_archive(
     assert not (tmp_path.parent / "x").exists()
 
 
+def test_links_in_an_archive_are_refused(
+    run, download, server, tmp_path, monkeypatch, caplog
+):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        link = tarfile.TarInfo(f"LibriSpeech/{SUBSET}/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    serve(download, server, monkeypatch, buffer.getvalue())
+    assert_refused(run, caplog, "no regular file")
+    assert not (tmp_path / "LibriSpeech").exists()
+
+
 def test_folder_that_something_else_made_is_left_alone(run, tmp_path, caplog):
     (tmp_path / "LibriSpeech" / SUBSET / "1").mkdir(parents=True)
     assert_refused(run, caplog, "exists without .complete", "LIBRISPEECH= in db.sh")

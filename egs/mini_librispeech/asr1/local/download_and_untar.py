@@ -156,6 +156,31 @@ def get_archive(subset: str, base_url: str, outdir: Path) -> Path:
     )
 
 
+def extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write one regular file of an archive, inside a folder.
+
+    Not by tarfile's own filter, which Python 3.10 and 3.11 have in later patches only.
+
+    Raises:
+        DownloadError: If the member is a link or the like, or lands outside.
+    """
+    target = (folder / member.name).resolve()
+    if folder.resolve() not in target.parents:
+        raise DownloadError(
+            f"{tar.name}: {member.name!r} would land outside of {folder}; this is not "
+            "LibriSpeech: delete it and run again"
+        )
+    content = tar.extractfile(member) if member.isfile() else None
+    if content is None:
+        raise DownloadError(
+            f"{tar.name}: {member.name!r} is no regular file; this is not LibriSpeech: "
+            "delete it and run again"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
+
+
 def untar(archive: Path, subset: str, outdir: Path) -> None:
     """Unpack ``LibriSpeech/SUBSET`` of an archive into ``outdir``, all or nothing.
 
@@ -169,8 +194,8 @@ def untar(archive: Path, subset: str, outdir: Path) -> None:
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tqdm(tar, desc=f"untar {subset}", unit="file", disable=None):
-                if member.name.startswith(wanted):
-                    tar.extract(member, temporary, filter="data")
+                if member.name.startswith(wanted) and not member.isdir():
+                    extract_file(tar, member, temporary)
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise DownloadError(
             f"cannot unpack {archive}: {error}; delete it and run again"
@@ -209,11 +234,6 @@ def main(cmd: Optional[List[str]] = None) -> None:
     args = get_parser().parse_args(cmd)
     outdir = Path(args.outdir).resolve()
     try:
-        if not hasattr(tarfile, "data_filter"):
-            raise DownloadError(
-                f"Python {sys.version.split()[0]} cannot unpack archives safely: "
-                "use 3.10.12, 3.11.4, 3.12 or later"
-            )
         os.makedirs(outdir, exist_ok=True)
         for subset in args.subsets:
             get_subset(subset, args.base_url, outdir)
