@@ -25,6 +25,8 @@ EFFORTS = {
     "greedy": {"beam_size": 1, "refine_passes": 0},
     "beam 1, singles": {"beam_size": 1, "pair_candidates": 0},
     "beam 8": {"refine_passes": 0},
+    "beam 16": {"beam_size": 16, "refine_passes": 0},
+    "beam 32": {"beam_size": 32, "refine_passes": 0},
     "beam 8, singles": {"pair_candidates": 0},
     "beam 8, singles and pairs (default)": {},
     "beam 8, singles and more pairs": {"pair_candidates": 4},
