@@ -2,13 +2,24 @@
 
 import logging
 import random
+from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence
 
 import torch
 from tqdm import tqdm
 
+from espnet_mvq.indexes.scp import read_scp
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.teachers import Teacher
+
+
+def read_speakers(utt2spk: Optional[str], wav_scp: str) -> Optional[Dict[str, str]]:
+    """Read the speaker of each utterance, None if no file says it."""
+    path = Path(utt2spk) if utt2spk else Path(wav_scp).with_name("utt2spk")
+    if not utt2spk and not path.is_file():
+        logging.info(f"{path}: no such file; utterances are drawn without regard to it")
+        return None
+    return read_scp(path)
 
 
 def shuffle_over_speakers(

@@ -20,7 +20,7 @@ from espnet_mvq.indexes.lhotse import (
     espnet_speed_id,
     read_manifests,
 )
-from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, write_text
+from espnet_mvq.indexes.metadata import MEANING, METADATA_NAME, SCP_NAME, write_text
 from espnet_mvq.indexes.scp import read_scp
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.indexes.stored_arrays import (
@@ -31,16 +31,7 @@ from espnet_mvq.indexes.stored_arrays import (
 )
 
 # Fields of the metadata that options, quantizer, metadata or manifests give
-_MEANING = (
-    "teacher",
-    "layer",
-    "quantizer_id",
-    "num_codebooks",
-    "codebook_size",
-    "sample_rate",
-    "frame_shift_samples",
-    "frame_offset_samples",
-)
+_MEANING = tuple(name for name in MEANING if name != "encode")
 # Where nothing gives them: icefall's teachers, HuBERT's family, are centred so
 _DEFAULTS = {
     "codebook_size": 256,

@@ -6,9 +6,8 @@ import logging
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from espnet_mvq.bin.frame_sampling import shuffle_over_speakers
+from espnet_mvq.bin.frame_sampling import read_speakers, shuffle_over_speakers
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
-from espnet_mvq.bin.train_quantizer import read_speakers
 from espnet_mvq.indexes.metadata import write_text
 from espnet_mvq.indexes.scp import read_scp
 

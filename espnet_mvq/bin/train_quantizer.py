@@ -8,7 +8,11 @@ from typing import Dict, Optional, Tuple
 
 import torch
 
-from espnet_mvq.bin.frame_sampling import sample_frames, shuffle_over_speakers
+from espnet_mvq.bin.frame_sampling import (
+    read_speakers,
+    sample_frames,
+    shuffle_over_speakers,
+)
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_teacher_options,
@@ -111,15 +115,6 @@ def main(cmd=None) -> None:
     quantizer.save(path)
     checkpoint.unlink(missing_ok=True)
     logging.info(f"wrote {path}: {quantizer}")
-
-
-def read_speakers(utt2spk: Optional[str], wav_scp: str) -> Optional[Dict[str, str]]:
-    """Read the speaker of each utterance, None if no file says it."""
-    path = Path(utt2spk) if utt2spk else Path(wav_scp).with_name("utt2spk")
-    if not utt2spk and not path.is_file():
-        logging.info(f"{path}: no such file; utterances are drawn without regard to it")
-        return None
-    return read_scp(path)
 
 
 def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:

@@ -5,8 +5,12 @@ from collections import Counter
 import pytest
 import torch
 
-from espnet_mvq.bin.frame_sampling import sample_frames, shuffle_over_speakers
-from espnet_mvq.bin.train_quantizer import collect_frames, read_speakers
+from espnet_mvq.bin.frame_sampling import (
+    read_speakers,
+    sample_frames,
+    shuffle_over_speakers,
+)
+from espnet_mvq.bin.train_quantizer import collect_frames
 from espnet_mvq.teachers import build_teacher
 
 # Speaker 0 has 90 utterances, speakers 1 to 9 have one each
