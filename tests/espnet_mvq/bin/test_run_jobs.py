@@ -155,7 +155,10 @@ def test_signal_takes_the_whole_process_group_down(signum):
     # A minute: long enough for the signal to come first on the busiest machine
     command = "sleep 60 & echo $! > pid; echo started; wait"
     words = ["--max-jobs-run", "1", "JOB=1:2", "x.JOB.log", command]
-    process = run_module(words)
+    # A suite started in the background has SIGINT ignored, and hands that on.
+    process = run_module(
+        words, preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL)
+    )
     log = Path("x.1.log")
     deadline = time.time() + 30
     while not (log.exists() and output(log)) and time.time() < deadline:
