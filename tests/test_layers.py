@@ -1,7 +1,7 @@
 """Which modules may import which: the layers of the package, checked in its sources.
 
 5 commands (bin, run.py, where.py), 4 plugin, 3 teachers and indexes, 2 distillation,
-1 quantization. Imports go downwards or stay inside one folder.
+1 quantization and files. Imports go downwards or stay inside one folder.
 """
 
 import ast
@@ -23,11 +23,13 @@ LAYERS = {
     "indexes": 3,
     "distillation": 2,
     "quantization": 1,
+    "files": 1,
 }
 # What these folders may import besides the standard library and the package
 THIRD_PARTY = {
     "quantization": {"torch", "numpy", "numba", "safetensors", "tqdm"},
     "distillation": {"torch"},
+    "files": {"h5py"},
 }
 MAX_LINES = 400
 
@@ -103,7 +105,7 @@ def test_imports_go_down(path):
         ("distillation/a.py", "import espnet_mvq.teachers.base"),
         ("distillation/a.py", "import numpy"),
         ("distillation/a.py", "import safetensors.torch"),
-        ("teachers/a.py", "from espnet_mvq.indexes import scp"),
+        ("teachers/a.py", "from espnet_mvq.indexes import reader"),
         ("teachers/a.py", "import espnet2"),
         ("indexes/a.py", "from espnet_mvq import plugin"),
         ("plugin/a.py", "from espnet_mvq.bin.options import command"),
@@ -125,7 +127,7 @@ def test_checker_catches(path, source):
         ("quantization/a.py", "from espnet_mvq.quantization.search import refine"),
         ("distillation/a.py", "from espnet_mvq.quantization import Quantizer"),
         ("teachers/espnet.py", "from espnet2.tasks.asr import ASRTask"),
-        ("plugin/a.py", "import espnet2\nfrom espnet_mvq.indexes import scp"),
+        ("plugin/a.py", "import espnet2\nfrom espnet_mvq.indexes import reader"),
         ("bin/a.py", "from espnet_mvq import __version__, plugin"),
     ],
 )

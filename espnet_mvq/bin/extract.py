@@ -4,11 +4,18 @@
 import argparse
 import logging
 import time
-from typing import Dict
+from typing import Callable, Dict, List, Tuple
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from espnet_mvq import __version__
+from espnet_mvq.bin.embedding_stream import (
+    embed_batches,
+    plan_batches,
+    read_num_samples,
+)
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_teacher_options,
@@ -16,13 +23,13 @@ from espnet_mvq.bin.options import (
     setup_logging,
     teacher_from_options,
 )
+from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
-from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.indexes.metadata import EmbeddingMetadata, FrameMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.search import default_pair_candidates
 from espnet_mvq.teachers import Teacher
-from espnet_mvq.teachers.audio import AudioError
 
 # What the metadata tell of the search: options of `Quantizer.encode`
 ENCODE_OPTIONS = (
@@ -31,6 +38,8 @@ ENCODE_OPTIONS = (
     "pair_candidates",
     "perturbation_rounds",
 )
+# From the embeddings (T, D) of a batch of utterances to what is stored of each
+Convert = Callable[[List[torch.Tensor]], List[np.ndarray]]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -39,11 +48,25 @@ def get_parser() -> argparse.ArgumentParser:
         description="Run the teacher over one job's share of a corpus and write its "
         "codebook indexes. Embeddings are quantized at once and never reach the disk. "
         "A shard that is there whole, of the same teacher and quantizer, is kept; one "
-        "that broke off goes on after its last whole utterance.",
+        "that broke off keeps its whole utterances and goes on with the others.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--wav_scp", required=True, help="the job's share of wav.scp")
-    parser.add_argument("--quantizer", required=True, help="quantizer.safetensors")
+    parser.add_argument(
+        "--utt2num_samples",
+        help="samples of each utterance, by which batches are made (default: the file "
+        "of this name beside wav.scp, else the headers of the audio)",
+    )
+    parser.add_argument(
+        "--target",
+        default="indexes",
+        choices=("indexes", "embeddings"),
+        help="embeddings: store them as they are, as float16: 2 D bytes a frame, for "
+        "inspection and for classic distillation",
+    )
+    parser.add_argument(
+        "--quantizer", help="quantizer.safetensors; needed but for --target embeddings"
+    )
     parser.add_argument("--outdir", required=True, help="folder of the shards")
     parser.add_argument("--job", type=int, default=1, help="number of the job, from 1")
     add_teacher_options(parser)
@@ -72,6 +95,9 @@ def get_parser() -> argparse.ArgumentParser:
         choices=("stop", "skip"),
         help="what to do about an utterance whose audio cannot be used",
     )
+    parser.add_argument(
+        "--num_workers", type=int, default=2, help="threads that read and decode audio"
+    )
     add_logging_options(parser)
     return parser
 
@@ -81,30 +107,71 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
+    if (args.quantizer is None) != (args.target == "embeddings"):
+        raise ValueError(
+            f"--quantizer: got {args.quantizer}; expected a file with --target indexes "
+            "and none with --target embeddings"
+        )
     places = read_scp(args.wav_scp)
-    quantizer = Quantizer.load(args.quantizer)
+    quantizer = None if args.quantizer is None else Quantizer.load(args.quantizer)
     teacher, device = teacher_from_options(args)
-    check_quantizer(quantizer, teacher, args.quantizer)
-    if args.pair_candidates is None:
-        args.pair_candidates = default_pair_candidates(quantizer.num_codebooks)
-    metadata = IndexMetadata(
-        teacher=teacher.id,
-        layer=teacher.layer,
-        quantizer_id=quantizer.id,
-        num_codebooks=quantizer.num_codebooks,
-        codebook_size=quantizer.codebook_size,
-        sample_rate=teacher.sample_rate,
-        frame_shift_samples=teacher.frame_shift_samples,
-        frame_offset_samples=teacher.frame_offset_samples,
-        encode={name: getattr(args, name) for name in ENCODE_OPTIONS},
-        espnet_mvq_version=__version__,
-    )
+    if quantizer is None:
+        metadata, convert = embedding_target(teacher)
+    else:
+        check_quantizer(quantizer, teacher, args.quantizer)
+        metadata, convert = index_target(args, teacher, quantizer.to(device))
     if is_finished(args, metadata, places):
         logging.info(f"job {args.job} in {args.outdir} is done already")
         return
-    quantizer.to(device)
+    if teacher.reads_audio:
+        num_samples = read_num_samples(places, args.utt2num_samples, args.wav_scp)
+    else:
+        num_samples = dict.fromkeys(places, 0)
     with ShardWriter(args.outdir, args.job, metadata, resume_for=places) as shard:
-        extract(teacher, quantizer, places, shard, args.on_error)
+        extract(args, teacher, convert, places, num_samples, shard)
+
+
+def embedding_target(teacher: Teacher) -> Tuple[FrameMetadata, Convert]:
+    """Return the metadata of stored embeddings, and what makes them float16."""
+
+    def convert(embeddings: List[torch.Tensor]) -> List[np.ndarray]:
+        return [frames.half().cpu().numpy() for frames in embeddings]
+
+    return EmbeddingMetadata(dim=teacher.dim, **frames_of(teacher)), convert
+
+
+def index_target(
+    args: argparse.Namespace, teacher: Teacher, quantizer: Quantizer
+) -> Tuple[FrameMetadata, Convert]:
+    """Return the metadata of codebook indexes, and what finds them."""
+    if args.pair_candidates is None:
+        args.pair_candidates = default_pair_candidates(quantizer.num_codebooks)
+    options = {name: getattr(args, name) for name in ENCODE_OPTIONS}
+    metadata = IndexMetadata(
+        quantizer_id=quantizer.id,
+        num_codebooks=quantizer.num_codebooks,
+        codebook_size=quantizer.codebook_size,
+        encode=options,
+        **frames_of(teacher),
+    )
+
+    def convert(embeddings: List[torch.Tensor]) -> List[np.ndarray]:
+        indexes = quantizer.encode(torch.cat(embeddings), **options).cpu()
+        return [part.numpy() for part in indexes.split([len(e) for e in embeddings])]
+
+    return metadata, convert
+
+
+def frames_of(teacher: Teacher) -> Dict[str, object]:
+    """Return what metadata say of a teacher's frames."""
+    return dict(
+        teacher=teacher.id,
+        layer=teacher.layer,
+        sample_rate=teacher.sample_rate,
+        frame_shift_samples=teacher.frame_shift_samples,
+        frame_offset_samples=teacher.frame_offset_samples,
+        espnet_mvq_version=__version__,
+    )
 
 
 def check_quantizer(quantizer: Quantizer, teacher: Teacher, path: str) -> None:
@@ -125,54 +192,76 @@ def check_quantizer(quantizer: Quantizer, teacher: Teacher, path: str) -> None:
 
 
 def is_finished(
-    args: argparse.Namespace, metadata: IndexMetadata, places: Dict[str, str]
+    args: argparse.Namespace, metadata: FrameMetadata, places: Dict[str, str]
 ) -> bool:
     """Say whether the shard is there, whole, and of these settings and utterances."""
-    found = finished_shard(args.outdir, args.job)
+    found = finished_shard(args.outdir, args.job, type(metadata))
     if found is None:
         return False
     differences = found.differences(metadata)
-    _, scp, _ = shard_paths(args.outdir, args.job)
+    _, scp, _ = shard_paths(args.outdir, args.job, metadata.STEM)
     if differences:
         logging.info(f"{scp} is of other settings, made again: {differences}")
         return False
     skipped = set(found.skipped if args.on_error == "skip" else ())
-    return list(read_scp(scp)) == [u for u in places if u not in skipped]
+    return set(read_scp(scp)) == set(places) - skipped
 
 
 def extract(
+    args: argparse.Namespace,
     teacher: Teacher,
-    quantizer: Quantizer,
+    convert: Convert,
     places: Dict[str, str],
+    num_samples: Dict[str, int],
     shard: ShardWriter,
-    on_error: str,
 ) -> None:
-    """Write the codebook indexes of all utterances into a shard."""
-    start, seconds = time.perf_counter(), 0.0
+    """Write all utterances into a shard."""
     kept = set(shard.kept)
-    for utt_id, place in tqdm(places.items(), unit="utt", mininterval=5):
-        if utt_id in kept:
-            continue
-        try:
-            embeddings = teacher.embed_file(utt_id, place)
-        except AudioError as error:
-            if on_error == "stop":
-                raise
-            logging.warning(f"skipped: {error}")
-            shard.metadata.skipped.append(utt_id)
-            continue
-        try:
-            indexes = quantizer.encode(embeddings, **shard.metadata.encode)
-        except ValueError as error:
-            raise ValueError(f"utterance {utt_id}: {error}") from error
-        shard.write(utt_id, indexes.cpu().numpy())
-        seconds += len(embeddings) * teacher.frame_shift_samples / teacher.sample_rate
+    # A batch that broke off runs as a whole again: float sums, and with them a rare
+    # index, depend on how many utterances run at once.
+    batches = [b for b in plan_batches(teacher, num_samples) if not kept.issuperset(b)]
+    hours_left = sum(num_samples[u] for b in batches for u in b) / _per_hour(teacher)
+    start, hours = time.perf_counter(), 0.0
+    progress = tqdm(
+        total=hours_left or None,
+        unit="h",
+        mininterval=5,
+        bar_format=(
+            "{percentage:3.0f}% of {total:.2f} h [{elapsed}<{remaining}{postfix}]"
+            if hours_left
+            else None
+        ),
+    )
+    with progress:
+        for batch in embed_batches(teacher, batches, places, args.num_workers):
+            for utt_id, error in batch.errors.items():
+                if args.on_error == "stop":
+                    raise error
+                logging.warning(f"skipped: {error}")
+                shard.metadata.skipped.append(utt_id)
+            if not batch.embeddings:
+                continue
+            arrays = convert(list(batch.embeddings.values()))
+            for utt_id, array in zip(batch.embeddings, arrays):
+                if utt_id not in kept:
+                    shard.write(utt_id, array)
+            frames = sum(len(array) for array in arrays)
+            done = frames * teacher.frame_shift_samples / _per_hour(teacher)
+            hours += done
+            progress.update(done)
+            elapsed = time.perf_counter() - start
+            progress.set_postfix_str(f"{elapsed / 3600 / hours:.4f} s per s")
     elapsed = time.perf_counter() - start
     logging.info(
-        f"{shard.metadata.num_utterances} utterances, {seconds / 3600:.2f} h of "
-        f"speech in {elapsed:.0f} s ({elapsed / max(seconds, 1e-9):.3f} s per s), "
+        f"{shard.metadata.num_utterances} utterances, {hours:.2f} h of speech in "
+        f"{elapsed:.0f} s ({elapsed / 3600 / max(hours, 1e-9):.4f} s per s), "
         f"{len(shard.metadata.skipped)} skipped"
     )
+
+
+def _per_hour(teacher: Teacher) -> int:
+    """Return the samples of an hour."""
+    return 3600 * teacher.sample_rate
 
 
 if __name__ == "__main__":

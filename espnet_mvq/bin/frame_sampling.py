@@ -8,7 +8,8 @@ from typing import Dict, Iterator, List, Optional, Sequence
 import torch
 from tqdm import tqdm
 
-from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.bin.embedding_stream import embed_batches
+from espnet_mvq.files.scp import read_scp
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.teachers import Teacher
 
@@ -95,11 +96,8 @@ def embed_utterances(
     teacher: Teacher, utt_ids: Sequence[str], places: Dict[str, str]
 ) -> Iterator[torch.Tensor]:
     """Yield the embeddings (T, D) of one utterance after the other."""
-    for utt_id in utt_ids:
-        embeddings = teacher.embed_file(utt_id, places[utt_id])
-        if not embeddings.isfinite().all():
-            raise ValueError(
-                f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
-                f"at layer {teacher.layer}; check the audio and the teacher's precision"
-            )
-        yield embeddings.cpu()
+    for batch in embed_batches(teacher, ([u] for u in utt_ids), places):
+        for error in batch.errors.values():
+            raise error
+        for embeddings in batch.embeddings.values():
+            yield embeddings.cpu()

@@ -10,9 +10,10 @@ from typing import Any, Dict, List, Optional, Tuple
 from tqdm import tqdm
 
 from espnet_mvq import __version__
-from espnet_mvq.bin.combine_indexes import check_lengths
 from espnet_mvq.bin.inspect_quantizer import load_quantizer
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.bin.shard_check import wrong_lengths
+from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.lhotse import (
     FIELD,
@@ -20,8 +21,7 @@ from espnet_mvq.indexes.lhotse import (
     espnet_speed_id,
     read_manifests,
 )
-from espnet_mvq.indexes.metadata import MEANING, METADATA_NAME, SCP_NAME, write_text
-from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, write_text
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.indexes.stored_arrays import (
     ArrayReader,
@@ -31,7 +31,7 @@ from espnet_mvq.indexes.stored_arrays import (
 )
 
 # Fields of the metadata that options, quantizer, metadata or manifests give
-_MEANING = tuple(name for name in MEANING if name != "encode")
+_MEANING = tuple(name for name in IndexMetadata.MEANING if name != "encode")
 # Where nothing gives them: icefall's teachers, HuBERT's family, are centred so
 _DEFAULTS = {
     "codebook_size": 256,
@@ -152,7 +152,13 @@ def main(cmd=None) -> None:
         metadata = make_metadata(args, stored, reader)
         with ShardWriter(outdir, 1, metadata) as shard:
             num_frames = convert(stored, reader, shard)
-            check_lengths(data_dir / "utt2num_samples", num_frames, metadata)
+            wrong = wrong_lengths(data_dir / "utt2num_samples", num_frames, metadata)
+            if wrong:
+                raise ValueError(wrong)
+            if wrong is None:
+                logging.warning(
+                    f"{data_dir}/utt2num_samples is not there: lengths are not checked"
+                )
             # The ark may be the one that the folder's files speak of: from here on
             # they are not valid until both are written again, the metadata last.
             (data_dir / METADATA_NAME).unlink(missing_ok=True)

@@ -10,6 +10,9 @@ import torch
 import yaml
 
 from espnet_mvq.teachers import Teacher, build_teacher
+from espnet_mvq.teachers.base import DTYPES
+
+_GPU_BATCH_S = 120.0  # about 10 utterances
 
 
 def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -41,6 +44,18 @@ def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) 
         help="option of the teacher's back end; may be given several times",
     )
     parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=tuple(DTYPES),
+        help="what the teacher computes in; half precision is for GPUs",
+    )
+    parser.add_argument(
+        "--batch_s",
+        type=float,
+        help="speech that the teacher is given at once at most, in seconds (default: "
+        f"{_GPU_BATCH_S:g} on a GPU; on a CPU 0, each utterance alone)",
+    )
+    parser.add_argument(
         "--ngpu", type=int, default=0, help="1: run on the GPU, 0: on the CPU"
     )
 
@@ -63,7 +78,17 @@ def teacher_from_options(args: argparse.Namespace) -> Tuple[Teacher, torch.devic
             "CUDA_VISIBLE_DEVICES and the installed torch"
         )
     device = torch.device("cuda" if args.ngpu > 0 else "cpu")
-    teacher = build_teacher(args.teacher, args.layer, device, **dict(args.teacher_conf))
+    batch_s = args.batch_s
+    if batch_s is None:
+        batch_s = _GPU_BATCH_S if args.ngpu > 0 else 0.0
+    teacher = build_teacher(
+        args.teacher,
+        args.layer,
+        device,
+        dtype=args.dtype,
+        batch_s=batch_s,
+        **dict(args.teacher_conf),
+    )
     return teacher, device
 
 

@@ -20,7 +20,7 @@ from espnet_mvq.bin.options import (
     setup_logging,
     teacher_from_options,
 )
-from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.files.scp import read_scp
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.teachers import Teacher
 

@@ -1,83 +1,81 @@
-"""Metadata of codebook-index files: who made them, and what a frame means."""
+"""Metadata of codebook-index files and their like: what a frame in them means."""
 
 import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Union
+from typing import ClassVar, Dict, List, Tuple, Type, TypeVar, Union
 
 import numpy as np
 
-SCP_NAME = "codebook_indexes.scp"
-METADATA_NAME = "codebook_indexes.json"
-FILE_FORMAT = "espnet_mvq.codebook_indexes"
 FILE_VERSION = 1
+_M = TypeVar("_M", bound="FrameMetadata")
 
 
-@dataclass
-class IndexMetadata:
-    """What `codebook_indexes.json` says of the indexes beside it.
+@dataclass(kw_only=True)
+class FrameMetadata:
+    """What a json says of the arrays of frames beside it, whatever they are.
 
     Attributes:
         teacher: Id of the teacher (back end, name, hash of the weights).
         layer: Teacher layer, counted from 1.
-        quantizer_id: Content id of the quantizer.
-        num_codebooks: Indexes per frame, N.
-        codebook_size: Values an index can take, K.
         sample_rate: Of the speech, in Hz.
         frame_shift_samples: Samples between the centres of two frames.
         frame_offset_samples: Centre of frame 0, in samples.
-        num_utterances: Utterances with indexes.
+        num_utterances: Utterances with arrays.
         num_frames: Frames of all of them.
-        encode: Settings of the code search, the options of `Quantizer.encode`.
         skipped: Utterances left out because their audio could not be used.
         shards: Name of each ark (relative to this file) and the sha256 of its bytes.
         espnet_mvq_version: Version that wrote the files.
     """
 
+    STEM: ClassVar[str]  # of the names of all files of this kind
+    FORMAT: ClassVar[str]
+    MEANING: ClassVar[Tuple[str, ...]] = (
+        "teacher",
+        "layer",
+        "sample_rate",
+        "frame_shift_samples",
+        "frame_offset_samples",
+    )
+
     teacher: str
     layer: int
-    quantizer_id: str
-    num_codebooks: int
-    codebook_size: int
     sample_rate: int
     frame_shift_samples: int
     frame_offset_samples: float
     num_utterances: int = 0
     num_frames: int = 0
-    encode: Dict[str, int] = field(default_factory=dict)
     skipped: List[str] = field(default_factory=list)
     shards: Dict[str, str] = field(default_factory=dict)
     espnet_mvq_version: str = ""
 
     def save(self, path: Union[str, Path]) -> None:
         """Write the metadata; an existing file is replaced as a whole."""
-        content = {"format": FILE_FORMAT, "version": FILE_VERSION}
+        content = {"format": self.FORMAT, "version": FILE_VERSION}
         content.update(dataclasses.asdict(self))
         write_text(path, json.dumps(content, indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: Union[str, Path]) -> "IndexMetadata":
+    def load(cls: Type[_M], path: Union[str, Path]) -> _M:
         """Read metadata.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not metadata of codebook indexes, or a newer version.
+            ValueError: If it is not metadata of this kind, or a newer version.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"metadata {path}: no such file; it is written beside {SCP_NAME} when "
-                "codebook indexes are extracted: run the extraction again"
+                f"metadata {path}: no such file; it is written beside {cls.STEM}.scp "
+                "by the extraction: run the extraction again"
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             file_format, version = content.pop("format"), content.pop("version")
-            if file_format != FILE_FORMAT:
-                raise ValueError(
-                    f"got format {file_format!r}, expected {FILE_FORMAT!r}"
-                )
+            if file_format != cls.FORMAT:
+                raise ValueError(f"got format {file_format!r}, expected {cls.FORMAT!r}")
             if version > FILE_VERSION:
                 raise ValueError(
                     f"got version {version}, expected at most {FILE_VERSION}; install "
@@ -88,48 +86,114 @@ class IndexMetadata:
             raise ValueError(f"metadata {path}: not readable: {error}") from error
 
     @classmethod
-    def beside(cls, scp: Union[str, Path]) -> "IndexMetadata":
-        """Read the metadata that lie beside an scp of codebook indexes."""
-        return cls.load(Path(scp).parent / METADATA_NAME)
+    def beside(cls: Type[_M], scp: Union[str, Path]) -> _M:
+        """Read the metadata of an scp: `NAME.json` beside `NAME.scp`.
 
-    def check_indexes(self, indexes: np.ndarray) -> None:
+        Where an scp has none, as the pieces that ESPnet's `--num_splits_asr` cuts it
+        into (a folder of `split.0` and so on), those of the first ark it points to
+        say the same but for the counts.
+        """
+        path = Path(scp)
+        if path.is_dir():
+            path = path / "split.0"
+        described = path.with_suffix(".json")
+        if path.suffix != ".scp" and path.is_file():
+            with path.open(encoding="utf-8") as lines:
+                place = next(lines, "").strip().partition(" ")[2]
+            described = Path(place.rpartition(":")[0]).with_suffix(".json")
+        return cls.load(described)
+
+    def check(self, array: np.ndarray) -> None:
         """Refuse an array that is not what these metadata describe.
 
         Args:
-            indexes: Codebook indexes of an utterance, expected uint8 (T, N).
+            array: The frames of an utterance.
 
         Raises:
             ValueError: Saying what was got and expected.
         """
-        shape_ok = indexes.ndim == 2 and indexes.shape[1] == self.num_codebooks
-        if indexes.dtype != np.uint8 or not shape_ok:
-            raise ValueError(
-                f"got {indexes.dtype} of shape {indexes.shape}, expected uint8 (T, "
-                f"{self.num_codebooks})"
-            )
+        raise NotImplementedError
 
-    def differences(self, other: "IndexMetadata") -> List[str]:
-        """Say where two files' indexes do not mean the same, one line for each."""
+    def differences(self: _M, other: _M) -> List[str]:
+        """Say where two files' frames do not mean the same, one line for each."""
         lines = []
-        for name in MEANING:
+        for name in self.MEANING:
             mine, others = getattr(self, name), getattr(other, name)
             if mine != others:
                 lines.append(f"{name}: {mine!r} and {others!r}")
         return lines
 
 
-# Fields that must agree for two files of indexes to mean the same.
-MEANING = (
-    "teacher",
-    "layer",
-    "quantizer_id",
-    "num_codebooks",
-    "codebook_size",
-    "sample_rate",
-    "frame_shift_samples",
-    "frame_offset_samples",
-    "encode",
-)
+@dataclass(kw_only=True)
+class IndexMetadata(FrameMetadata):
+    """What `codebook_indexes.json` says of the indexes beside it.
+
+    Attributes:
+        quantizer_id: Content id of the quantizer.
+        num_codebooks: Indexes per frame, N.
+        codebook_size: Values an index can take, K.
+        encode: Settings of the code search, the options of `Quantizer.encode`.
+    """
+
+    STEM: ClassVar[str] = "codebook_indexes"
+    FORMAT: ClassVar[str] = "espnet_mvq.codebook_indexes"
+    MEANING: ClassVar[Tuple[str, ...]] = FrameMetadata.MEANING + (
+        "quantizer_id",
+        "num_codebooks",
+        "codebook_size",
+        "encode",
+    )
+
+    quantizer_id: str
+    num_codebooks: int
+    codebook_size: int
+    encode: Dict[str, int] = field(default_factory=dict)
+
+    def check(self, array: np.ndarray) -> None:
+        """See `FrameMetadata.check`; expected are uint8 (T, N) below K."""
+        shape_ok = array.ndim == 2 and array.shape[1] == self.num_codebooks
+        if array.dtype != np.uint8 or not shape_ok:
+            raise ValueError(
+                f"got {array.dtype} of shape {array.shape}, expected uint8 (T, "
+                f"{self.num_codebooks})"
+            )
+        if array.size and array.max() >= self.codebook_size:
+            raise ValueError(
+                f"got index {array.max()}, expected 0 to {self.codebook_size - 1}"
+            )
+
+
+@dataclass(kw_only=True)
+class EmbeddingMetadata(FrameMetadata):
+    """What `embeddings.json` says of the float embeddings beside it.
+
+    Attributes:
+        dim: Dimension D.
+    """
+
+    STEM: ClassVar[str] = "embeddings"
+    FORMAT: ClassVar[str] = "espnet_mvq.embeddings"
+    MEANING: ClassVar[Tuple[str, ...]] = FrameMetadata.MEANING + ("dim",)
+
+    dim: int
+
+    def check(self, array: np.ndarray) -> None:
+        """See `FrameMetadata.check`; expected are finite float16 (T, D)."""
+        shape_ok = array.ndim == 2 and array.shape[1] == self.dim
+        if array.dtype != np.float16 or not shape_ok:
+            raise ValueError(
+                f"got {array.dtype} of shape {array.shape}, expected float16 (T, "
+                f"{self.dim})"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(
+                "got NaN or infinity in float16, expected values within 65504; take "
+                "a layer whose embeddings are smaller"
+            )
+
+
+SCP_NAME = f"{IndexMetadata.STEM}.scp"
+METADATA_NAME = f"{IndexMetadata.STEM}.json"
 
 
 def write_text(path: Union[str, Path], text: str) -> None:

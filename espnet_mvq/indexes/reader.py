@@ -8,8 +8,8 @@ from typing import Iterator, Union
 import kaldiio
 import numpy as np
 
+from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes.metadata import IndexMetadata
-from espnet_mvq.indexes.scp import read_scp
 
 
 class CodebookIndexReader(Mapping):
@@ -40,7 +40,7 @@ class CodebookIndexReader(Mapping):
         place = self._places[utt_id]
         try:
             indexes = kaldiio.load_mat(place)
-            self.metadata.check_indexes(indexes)
+            self.metadata.check(indexes)
         except Exception as error:  # a damaged ark raises whatever its bytes provoke
             raise ValueError(
                 f"utterance {utt_id} in {self._scp}: could not read {place} "

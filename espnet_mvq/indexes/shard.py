@@ -1,23 +1,23 @@
-"""One job's share of the codebook indexes: an ark, its scp and its metadata."""
+"""One job's share of an extraction: an ark, its scp and its metadata."""
 
 import fcntl
 import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import BinaryIO, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import BinaryIO, Iterable, Iterator, List, Optional, Tuple, Type, Union
 
 import kaldiio
 import numpy as np
 from kaldiio.matio import read_kaldi, read_token
 
-from espnet_mvq.indexes.metadata import IndexMetadata, write_text
+from espnet_mvq.indexes.metadata import FrameMetadata, IndexMetadata, write_text
 
 _NUMPY_MARKER = b"NPY"  # what kaldiio puts before an array written as numpy does
 
 
 class ShardWriter:
-    """Writes `codebook_indexes.JOB.{ark,scp,json}`; the json comes last.
+    """Writes `STEM.JOB.{ark,scp,json}`, codebook_indexes.1.ark say; the json last.
 
     Nothing bears its final name before all of it is written, so a shard whose json is
     there is whole. Use it as a context manager. What was written when it breaks off,
@@ -26,7 +26,8 @@ class ShardWriter:
     Args:
         outdir: Folder of the shards; made if missing.
         job: Number of the job, counted from 1.
-        metadata: What the indexes mean; counts and checksum are filled in.
+        metadata: What the arrays mean, by which the files are named too; counts and
+            checksum are filled in.
         resume_for: Utterances that may be kept from a run that broke off with the same
             metadata. None: start anew, and leave nothing behind when it breaks off.
 
@@ -38,10 +39,10 @@ class ShardWriter:
         self,
         outdir: Union[str, Path],
         job: int,
-        metadata: IndexMetadata,
+        metadata: FrameMetadata,
         resume_for: Optional[Iterable[str]] = None,
     ):
-        self._ark, self._scp, self._json = shard_paths(outdir, job)
+        self._ark, self._scp, self._json = shard_paths(outdir, job, metadata.STEM)
         self._ark_tmp = self._ark.with_suffix(".ark.tmp")
         # Says what the temporary ark holds
         self._json_tmp = self._ark.with_suffix(".tmp.json")
@@ -65,24 +66,24 @@ class ShardWriter:
         self.metadata.save(self._json_tmp)
         return self
 
-    def write(self, utt_id: str, indexes: np.ndarray) -> None:
+    def write(self, utt_id: str, array: np.ndarray) -> None:
         """Append an utterance.
 
         Args:
             utt_id: The utterance.
-            indexes: Codebook indexes, uint8, (T, N).
+            array: Its frames: codebook indexes, uint8, (T, N), for example.
 
         Raises:
             ValueError: If they are not what the metadata say.
             ShardError: If they could not be written, on a full disk for example.
         """
         try:
-            self.metadata.check_indexes(indexes)
+            self.metadata.check(array)
         except ValueError as error:
             raise ValueError(f"utterance {utt_id}: {error}") from error
         start = self._file.tell()
         try:
-            kaldiio.save_ark(self._file, {utt_id: indexes}, write_function="numpy")
+            kaldiio.save_ark(self._file, {utt_id: array}, write_function="numpy")
             self._file.flush()
         except OSError as error:
             raise ShardError(
@@ -90,15 +91,15 @@ class ShardWriter:
                 f"({error.strerror}); the {self.metadata.num_utterances} utterances "
                 "before it are safe: make room and run it again, it goes on from there"
             ) from error
-        self._count(utt_id, indexes, start)
+        self._count(utt_id, array, start)
 
-    def _count(self, utt_id: str, indexes: np.ndarray, start: int) -> None:
+    def _count(self, utt_id: str, array: np.ndarray, start: int) -> None:
         """Take an utterance that begins at a byte of the ark into scp and metadata."""
         # Kaldi's layout, `utt_id value`; the scp points behind the utterance id.
         offset = start + len(utt_id.encode()) + 1
         self._lines.append(f"{utt_id} {self._ark.resolve()}:{offset}\n")
         self.metadata.num_utterances += 1
-        self.metadata.num_frames += len(indexes)
+        self.metadata.num_frames += len(array)
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         if exc_type is not None:
@@ -136,7 +137,7 @@ class ShardWriter:
         if self._resume_for is None or not self._json_tmp.is_file():
             return False
         try:
-            found = IndexMetadata.load(self._json_tmp)
+            found = type(self.metadata).load(self._json_tmp)
         except ValueError:
             return False
         return not found.differences(self.metadata)
@@ -146,14 +147,14 @@ class ShardWriter:
         if not self._is_mine():
             return 0
         end, kept = 0, set()
-        for utt_id, indexes, start, after in _read_whole(self._file):
+        for utt_id, array, start, after in _read_whole(self._file):
             try:
-                self.metadata.check_indexes(indexes)
+                self.metadata.check(array)
             except ValueError:
                 break
             if utt_id not in self._resume_for or utt_id in kept:
                 break
-            self._count(utt_id, indexes, start)
+            self._count(utt_id, array, start)
             self.kept.append(utt_id)
             kept.add(utt_id)
             end = after
@@ -186,18 +187,22 @@ def _read_whole(file: BinaryIO) -> Iterator[Tuple[str, np.ndarray, int, int]]:
         yield utt_id, array, start, file.tell()
 
 
-def shard_paths(outdir: Union[str, Path], job: int):
+def shard_paths(outdir: Union[str, Path], job: int, stem: str = IndexMetadata.STEM):
     """Return the paths of a shard's ark, scp and json."""
-    stem = Path(outdir) / f"codebook_indexes.{job}"
-    return tuple(stem.with_name(f"{stem.name}.{end}") for end in ("ark", "scp", "json"))
+    start = Path(outdir) / f"{stem}.{job}"
+    return tuple(
+        start.with_name(f"{start.name}.{end}") for end in ("ark", "scp", "json")
+    )
 
 
-def finished_shard(outdir: Union[str, Path], job: int) -> Optional[IndexMetadata]:
+def finished_shard(
+    outdir: Union[str, Path], job: int, kind: Type[FrameMetadata] = IndexMetadata
+) -> Optional[FrameMetadata]:
     """Return the metadata of a whole shard, None if there is none."""
-    ark, scp, json_path = shard_paths(outdir, job)
+    ark, scp, json_path = shard_paths(outdir, job, kind.STEM)
     if not (ark.is_file() and scp.is_file() and json_path.is_file()):
         return None
-    return IndexMetadata.load(json_path)
+    return kind.load(json_path)
 
 
 def file_sha256(path: Union[str, Path]) -> str:

@@ -3,13 +3,18 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Optional, Tuple, Union
 
 import numpy as np
 
-from espnet_mvq.indexes.scp import read_scp
-
-_HDF5_ENDINGS = (".h5", ".hdf5")
+from espnet_mvq.files.hdf5 import (
+    HDF5_ENDINGS,
+    dataset_keys,
+    import_h5py,
+    is_dataset,
+    open_hdf5,
+)
+from espnet_mvq.files.scp import read_scp
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,9 @@ def find_arrays(path: Union[str, Path]) -> Dict[str, StoredIndexes]:
                     f"utterance {utt_id} in {path}: got {place}, expected a .npy file"
                 )
             found[utt_id] = _npy(Path(place), str(path))
-    elif path.suffix in _HDF5_ENDINGS:
-        with _open_hdf5(path) as file:
-            keys = _dataset_keys(file)
+    elif path.suffix in HDF5_ENDINGS:
+        with open_hdf5(path) as file:
+            keys = dataset_keys(file)
         for key in keys:
             found[key] = StoredIndexes("numpy_hdf5", str(path), key, str(path))
     elif not path.exists():
@@ -78,7 +83,7 @@ def find_arrays(path: Union[str, Path]) -> Dict[str, StoredIndexes]:
     else:
         raise ValueError(
             f"{path}: expected a folder of .npy files, .scp or "
-            f"{' or '.join(_HDF5_ENDINGS)}"
+            f"{' or '.join(HDF5_ENDINGS)}"
         )
     if not found:
         raise ValueError(f"{path}: got no arrays, expected one for each utterance")
@@ -132,9 +137,13 @@ class ArrayReader:
     def _load_hdf5(self, stored: StoredIndexes) -> np.ndarray:
         path, key = stored.storage_path, stored.storage_key
         if path not in self._files:
-            self._files[path] = _open_hdf5(Path(path), f"{stored.origin}: ")
+            _check_is_file(Path(path), f"{stored.origin}: ")
+            try:
+                self._files[path] = open_hdf5(path)
+            except ValueError as error:
+                raise ValueError(f"{stored.origin}: {error}") from error
         file = self._files[path]
-        if key not in file or not _is_dataset(file[key]):
+        if key not in file or not is_dataset(file[key]):
             raise ValueError(
                 f"{stored.origin}: {path} has no dataset {key!r}, expected the "
                 "utterance's indexes there; is it the file the manifest was made with?"
@@ -171,7 +180,7 @@ def write_hdf5(
     Raises:
         ValueError: If h5py cannot be imported, or no dataset can have such a name.
     """
-    h5py = _import_h5py(path)
+    h5py = import_h5py(path)
     temporary = Path(path).with_name(f"{Path(path).name}.tmp{os.getpid()}")
     try:
         with h5py.File(temporary, "w") as file:
@@ -274,37 +283,3 @@ def _check_is_file(path: Path, before: str) -> None:
             f"{before}{path}: no such file; relative places count from the folder the "
             "command is started in, or from --storage_dir"
         )
-
-
-def _import_h5py(path: Union[str, Path]) -> Any:
-    """Import h5py where it is needed: our own files do without."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: HDF5 needs h5py, which cannot be imported ({error}); "
-            "pip install h5py"
-        ) from error
-    return h5py
-
-
-def _open_hdf5(path: Path, before: str = "") -> Any:
-    h5py = _import_h5py(path)
-    _check_is_file(path, before)
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(
-            f"{before}{path}: not a whole HDF5 file ({error}); write or copy it again"
-        ) from error
-
-
-def _dataset_keys(file: Any) -> List[str]:
-    """List the datasets of an HDF5 file, also those in groups, sorted."""
-    keys: List[str] = []
-    file.visititems(lambda key, item: keys.append(key) if _is_dataset(item) else None)
-    return keys
-
-
-def _is_dataset(item: Any) -> bool:
-    return hasattr(item, "shape")

@@ -3,6 +3,7 @@
 # Codebook indexes of a training set, in any ESPnet recipe directory whose data stages are
 # done (dump/raw/TRAIN_SET/wav.scp is there): chooses utterances, trains a quantizer of a
 # teacher's embeddings, turns all utterances into codebook indexes and checks them.
+# Several teachers or layers are done one after the other, and get a set of indexes each.
 #
 # It runs on pip-installed ESPnet alone; where the recipe has path.sh and cmd.sh, jobs run
 # as ${train_cmd} and ${cuda_cmd} say, on a cluster too.
@@ -20,19 +21,24 @@ SECONDS=0
 stage=1             # First stage to run.
 stop_stage=5        # Last stage to run.
 nj=4                # Parallel jobs of the extraction; with GPUs, one GPU each.
+num_threads=4       # CPU threads of the quantizer's training and report.
 use_gpu=false       # Teacher and quantizer on GPUs (true or false).
 python=${MVQ_PYTHON:-python3}  # Python that espnet_mvq is installed in.
 datadir=dump/raw    # Data folders, as ESPnet's stages 3 and 4 leave them.
-featdir=dump/mvq    # Quantizer, arks and logs.
+featdir=dump/mvq    # Below it, a folder for each teacher and layer:
+mvq_dir=            # quantizer, arks and logs; empty: named after teacher and layer.
 
 # Data
 train_set=          # Training set, a folder below datadir (required).
 dev_set=            # More sets that get indexes, separated by spaces, as the validation set.
 
 # Teacher
-teacher=            # s3prl/UPSTREAM[:CHECKPOINT], transformers/NAME_OR_DIR ... (required).
-layer=-1            # Teacher layer, counted from 1; -1: the last.
+teacher=            # s3prl/UPSTREAM[:CHECKPOINT], transformers/NAME_OR_DIR ... (required);
+                    # several: separated by spaces.
+layer=-1            # Teacher layer, counted from 1; -1: the last. Several: "6 12 18".
 teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
+dtype=float32       # What the teacher computes in; bfloat16 or float16 are for GPUs.
+batch_s=            # Seconds of speech that it is given at once; empty: as extract has it.
 
 # Quantizer
 quantizer=          # A quantizer that is there already: stages 1 and 2 are left out.
@@ -43,22 +49,29 @@ quantizer_args=     # More options of espnet_mvq.bin.train_quantizer.
 seed=0              # Seed of all that is random.
 
 # Extraction
+target=indexes      # indexes, or embeddings: stored as they are (2 bytes a number).
+index_name=         # Name of the scp; empty: codebook_indexes or embeddings, and teacher
+                    # and layer behind it where there are several.
 extract_args=       # More options of espnet_mvq.bin.extract.
 on_error=stop       # stop or skip: what to do about utterances with unusable audio.
 
 help_message="Usage: mvq.sh --train_set NAME --teacher NAME [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
      1 select utterances for the quantizer, 2 quantizer, 3 extraction, 4 check, 5 report
-  --nj N [${nj}] --use_gpu true|false [${use_gpu}] --python CMD [${python}]
-  --datadir DIR [${datadir}] --featdir DIR [${featdir}]
+  --nj N [${nj}] --num_threads N [${num_threads}] --use_gpu true|false [${use_gpu}]
+  --python CMD [${python}]
+  --datadir DIR [${datadir}] --featdir DIR [${featdir}] --mvq_dir DIR [named after teacher]
   --train_set NAME --dev_set \"NAME ...\"   below datadir
-  --teacher NAME --layer N [${layer}] --teacher_conf \"KEY=VALUE ...\"
+  --teacher \"NAME ...\" --layer \"N ...\" [${layer}] --teacher_conf \"KEY=VALUE ...\"
+  --dtype float32|bfloat16|float16 [${dtype}] --batch_s S
   --num_codebooks N [${num_codebooks}] --max_frames N [${max_frames}]
   --quantizer_hours H [${quantizer_hours}] --quantizer_args \"...\" --seed N [${seed}]
   --quantizer FILE   one that is there already
+  --target indexes|embeddings [${target}] --index_name NAME
   --extract_args \"...\" --on_error stop|skip [${on_error}]"
 
 log "mvq.sh $*"
+run_args=("$@")
 # shellcheck source=espnet_mvq/scripts/parse_options.sh
 . "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/parse_options.sh"
 
@@ -102,23 +115,70 @@ for dset in ${train_set} ${dev_set}; do
     fi
 done
 
-tag=$(basename "${teacher##*:}")_layer${layer}
-for option in ${teacher_conf}; do
-    # Other options of the teacher give other embeddings.
-    tag+=_${option//[^A-Za-z0-9.=_-]/-}
-done
-mvq_dir=${featdir}/${tag}_cb${num_codebooks}
-with_quantizer=true
-if [ -n "${quantizer}" ]; then
-    with_quantizer=false
-    mvq_dir=${featdir}/${tag}_$(basename "${quantizer%.*}")
+# tag_of TEACHER LAYER: how a folder and an scp are named after them
+tag_of() {
+    local tag option
+    tag=$(basename "${1##*:}")_layer$2
+    for option in ${teacher_conf}; do
+        # Other options of the teacher give other embeddings.
+        tag+=_${option//[^A-Za-z0-9.=_-]/-}
+    done
+    [ "${dtype}" = float32 ] || tag+=_${dtype}
+    echo "${tag}"
+}
+
+if [ "${target}" = embeddings ]; then
+    stem=embeddings
+elif [ "${target}" = indexes ]; then
+    stem=codebook_indexes
 else
-    quantizer=${mvq_dir}/quantizer.safetensors
+    log "Error: --target: got '${target}', expected indexes or embeddings" >&2
+    exit 2
 fi
-teacher_opts="--teacher ${teacher} --layer ${layer} --ngpu ${ngpu}"
+
+read -ra teachers <<<"${teacher}"
+read -ra layers <<<"${layer}"
+if [ $((${#teachers[@]} * ${#layers[@]})) -gt 1 ]; then
+    for name in quantizer mvq_dir index_name; do
+        if [ -n "${!name}" ]; then
+            log "Error: --${name} is of one teacher and layer; got '${teacher}' and" \
+                "'${layer}': run mvq.sh once for each" >&2
+            exit 2
+        fi
+    done
+    for one in "${teachers[@]}"; do
+        for number in "${layers[@]}"; do
+            bash "${BASH_SOURCE[0]}" "${run_args[@]}" --teacher "${one}" \
+                --layer "${number}" --index_name "${stem}_$(tag_of "${one}" "${number}")"
+        done
+    done
+    exit 0
+fi
+index_name=${index_name:-${stem}}
+
+tag=$(tag_of "${teacher}" "${layer}")
+with_quantizer=true
+if [ "${target}" = embeddings ]; then
+    with_quantizer=false
+    mvq_dir=${mvq_dir:-${featdir}/${tag}_embeddings}
+    target_opts="--target embeddings"
+elif [ -n "${quantizer}" ]; then
+    with_quantizer=false
+    mvq_dir=${mvq_dir:-${featdir}/${tag}_$(basename "${quantizer%.*}")}
+    target_opts="--quantizer ${quantizer}"
+else
+    mvq_dir=${mvq_dir:-${featdir}/${tag}_cb${num_codebooks}}
+    quantizer=${mvq_dir}/quantizer.safetensors
+    target_opts="--quantizer ${quantizer}"
+fi
+teacher_opts="--teacher ${teacher} --layer ${layer} --ngpu ${ngpu} --dtype ${dtype}"
+[ -z "${batch_s}" ] || teacher_opts+=" --batch_s ${batch_s}"
 for option in ${teacher_conf}; do
     teacher_opts+=" --teacher_conf ${option}"
 done
+
+# ESPnet's path.sh, which clusters read again in the job, says one thread.
+threaded="env OMP_NUM_THREADS=${num_threads}"
 
 # runs STAGE: whether a stage is asked for
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
@@ -147,7 +207,8 @@ fi
 if "${with_quantizer}" && runs 2; then
     log "stage 2: Quantizer ${quantizer} for layer ${layer} of ${teacher}"
     # shellcheck disable=SC2086
-    ${teacher_cmd} --gpu "${ngpu}" "${mvq_dir}/log/quantizer.log" \
+    ${teacher_cmd} --gpu "${ngpu}" --num-threads "${num_threads}" \
+        "${mvq_dir}/log/quantizer.log" ${threaded} \
         ${python} -m espnet_mvq.bin.train_quantizer ${teacher_opts} \
         --wav_scp "${mvq_dir}/selected/wav.scp" --quantizer "${quantizer}" \
         --num_codebooks "${num_codebooks}" --max_frames "${max_frames}" \
@@ -160,30 +221,36 @@ for dset in ${train_set} ${dev_set}; do
     _nj=$(min "${nj}" "$(wc -l <"${datadir}/${dset}/wav.scp")")
 
     if runs 3; then
-        log "stage 3: Codebook indexes of ${dset} in ${_nj} jobs"
+        log "stage 3: ${stem} of ${dset} in ${_nj} jobs"
         split_scp "${datadir}/${dset}/wav.scp" "${shard_dir}/split${_nj}" "${_nj}"
+        lengths=
+        if [ -f "${datadir}/${dset}/utt2num_samples" ]; then
+            lengths="--utt2num_samples ${datadir}/${dset}/utt2num_samples"
+        fi
         # shellcheck disable=SC2086
         ${teacher_cmd} --gpu "${ngpu}" JOB=1:"${_nj}" "${shard_dir}/log/extract.JOB.log" \
             ${python} -m espnet_mvq.bin.extract ${teacher_opts} \
-            --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" --quantizer "${quantizer}" \
+            --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" ${target_opts} ${lengths} \
             --outdir "${shard_dir}" --job JOB --on_error "${on_error}" ${extract_args} ||
             failed "${shard_dir}"/log/extract.*.log
     fi
 
     if runs 4; then
-        log "stage 4: Check, then ${datadir}/${dset}/codebook_indexes.scp"
+        log "stage 4: Check, then ${datadir}/${dset}/${index_name}.scp"
         ${python} -m espnet_mvq.bin.combine_indexes --data_dir "${datadir}/${dset}" \
-            --shards "${shard_dir}" --nj "${_nj}" --on_error "${on_error}"
+            --shards "${shard_dir}" --nj "${_nj}" --on_error "${on_error}" \
+            --target "${target}" --name "${index_name}"
     fi
 done
 
-if runs 5; then
+if [ "${target}" = indexes ] && runs 5; then
     # Utterances the quantizer was not trained on tell most.
     report_set=${dev_set%% *}
     report_set=${report_set:-${train_set}}
     log "stage 5: Report on the quantizer, with speech of ${report_set}"
     # shellcheck disable=SC2086
-    ${teacher_cmd} --gpu "${ngpu}" "${mvq_dir}/log/inspect.log" \
+    ${teacher_cmd} --gpu "${ngpu}" --num-threads "${num_threads}" \
+        "${mvq_dir}/log/inspect.log" ${threaded} \
         ${python} -m espnet_mvq.bin.inspect "${quantizer}" ${teacher_opts} \
         --wav_scp "${datadir}/${report_set}/wav.scp" --output_dir "${mvq_dir}" ||
         failed "${mvq_dir}/log/inspect.log"

@@ -1,12 +1,21 @@
 """What every teacher back end offers."""
 
+import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from typing import Iterable, Tuple
+from typing import Iterable, List, Sequence, Tuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mvq.teachers.audio import read_audio
+from espnet_mvq.teachers.batching import cut_into_segments, group_by_length
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class TeacherError(ValueError):
@@ -16,6 +25,10 @@ class TeacherError(ValueError):
 class Teacher(ABC):
     """A frozen model that turns speech into teacher embeddings.
 
+    A back end sets the attributes and says how a batch runs (`_forward`); cutting of
+    long speech, batches that keep utterances independent of each other, and reduced
+    precision are done here.
+
     Attributes:
         spec: The name it was built from, `BACKEND/NAME`.
         id: Back end, name and a hash of the weights: equal id, equal embeddings.
@@ -24,6 +37,17 @@ class Teacher(ABC):
         sample_rate: Sample rate of the speech, in Hz.
         frame_shift_samples: Samples between the centres of two frames.
         frame_offset_samples: Centre of frame 0, in samples from the start.
+        device: Where the model runs.
+        dtype: What it computes in; less than float32 by torch's autocast.
+        batch_samples: Samples that run at once at most, padding counted, unless one
+            piece of speech alone is longer.
+        segment_s: Longest piece of speech that runs whole, in seconds; longer speech
+            is cut into such pieces.
+        overlap_s: Context in seconds that each frame has on both sides where speech
+            is cut.
+        mixes_lengths: Utterances of unlike lengths can run together, padded, without
+            change of their embeddings. Else only those of equal length do.
+        reads_audio: It needs the audio files of a corpus.
     """
 
     spec: str
@@ -33,8 +57,74 @@ class Teacher(ABC):
     sample_rate: int
     frame_shift_samples: int
     frame_offset_samples: float
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    batch_samples: int = 0
+    segment_s: float = 40.0
+    overlap_s: float = 2.0
+    mixes_lengths: bool = False
+    reads_audio: bool = True
 
     @abstractmethod
+    def _forward(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Run the model on a batch; without gradients, under autocast if asked for.
+
+        Args:
+            speech: Waveforms on the teacher's device, float32, (B, S), zero beyond
+                their lengths. All are of length S unless `mixes_lengths`.
+            speech_lengths: Samples of each, int64, (B,), on the CPU.
+
+        Returns:
+            Embeddings, (B, T, D), anything beyond their lengths; and the number of
+            frames of each utterance, (B,).
+        """
+
+    def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Do to a whole utterance (S,) what the model wants done, normalise it say."""
+        return waveform
+
+    @torch.inference_mode()
+    def embed_batch(self, waveforms: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        """Embed utterances; none depends on the others.
+
+        Args:
+            waveforms: What `read` gives, [(S_1,), ...].
+
+        Returns:
+            Embeddings, float32, on the teacher's device, [(T_1, D), ...].
+        """
+        prepared = [self._prepare(w.detach().cpu().float()) for w in waveforms]
+        segments = [
+            (number, segment)
+            for number, waveform in enumerate(prepared)
+            for segment in cut_into_segments(
+                len(waveform),
+                int(self.segment_s * self.sample_rate),
+                int(self.overlap_s * self.sample_rate),
+                self.frame_shift_samples,
+            )
+        ]
+        pieces = [prepared[number][s.start : s.stop] for number, s in segments]
+        found: List[torch.Tensor] = [torch.empty(0)] * len(pieces)
+        for group in group_by_length(
+            [len(piece) for piece in pieces], self.batch_samples, not self.mixes_lengths
+        ):
+            batch = [pieces[position] for position in group]
+            lengths = torch.tensor([len(piece) for piece in batch])
+            padded = pad_sequence(batch, batch_first=True).to(self.device)
+            with self._autocast():
+                embeddings, frames = self._forward(padded, lengths)
+            for position, row, count in zip(group, embeddings, frames.tolist()):
+                found[position] = row[:count].float()
+        joined: List[List[torch.Tensor]] = [[] for _ in prepared]
+        for (number, segment), frames_of_segment in zip(segments, found):
+            shift = segment.start // self.frame_shift_samples
+            end = None if segment.end_frame is None else segment.end_frame - shift
+            joined[number].append(frames_of_segment[segment.first_frame - shift : end])
+        return [torch.cat(parts) for parts in joined]
+
     def embed(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -50,6 +140,26 @@ class Teacher(ABC):
             Embeddings, float32, (B, T, D), zero beyond their lengths; and the number
             of frames of each utterance, int64, (B,).
         """
+        embeddings = self.embed_batch(
+            [row[:length] for row, length in zip(speech, speech_lengths.tolist())]
+        )
+        lengths = torch.tensor([len(e) for e in embeddings])
+        return pad_sequence(embeddings, batch_first=True), lengths
+
+    def read(self, utt_id: str, place: str) -> torch.Tensor:
+        """Read what `embed_batch` takes of an utterance of a corpus.
+
+        Args:
+            utt_id: The utterance.
+            place: Its audio file, as in `wav.scp`.
+
+        Returns:
+            Waveform in [-1, 1], float32, (S,).
+
+        Raises:
+            AudioError: If the audio cannot be used.
+        """
+        return read_audio(utt_id, place, self.sample_rate)
 
     def embed_utterance(self, speech: torch.Tensor) -> torch.Tensor:
         """Embed one utterance.
@@ -60,8 +170,7 @@ class Teacher(ABC):
         Returns:
             Embeddings, float32, (T, D).
         """
-        embeddings, _ = self.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))
-        return embeddings[0]
+        return self.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))[0][0]
 
     def embed_file(self, utt_id: str, place: str) -> torch.Tensor:
         """Embed an utterance of a corpus.
@@ -76,7 +185,13 @@ class Teacher(ABC):
         Raises:
             AudioError: If the audio cannot be used.
         """
-        return self.embed_utterance(read_audio(utt_id, place, self.sample_rate))
+        return self.embed_batch([self.read(utt_id, place)])[0]
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        """Compute in `dtype` where torch holds it safe."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
 
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
@@ -103,13 +218,3 @@ def weights_hash(named_tensors: Iterable[Tuple[str, torch.Tensor]]) -> str:
         # A view as bytes: numpy knows no bfloat16.
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def pad_embeddings(
-    embeddings: Iterable[torch.Tensor],
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Stack embeddings [(T_1, D), ...] into zero-padded (B, T, D) and lengths (B,)."""
-    embeddings = list(embeddings)
-    lengths = torch.tensor([len(e) for e in embeddings])
-    padded = torch.nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
-    return padded.float(), lengths

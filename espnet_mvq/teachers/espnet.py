@@ -16,7 +16,6 @@ import yaml
 from espnet_mvq.teachers.base import (
     Teacher,
     TeacherError,
-    pad_embeddings,
     resolve_layer,
     weights_hash,
 )
@@ -46,8 +45,8 @@ class ESPnetTeacher(Teacher):
 
     Only front end, normalisation, pre-encoder and encoder are built, from
     `config.yaml`, and filled from the checkpoint; decoder, SpecAug and, of students of
-    `model: mvq`, what the plugin added are left aside. Utterances run one by one, so
-    that none sees the padding of a batch.
+    `model: mvq`, what the plugin added are left aside. Only utterances of equal length
+    run together, so that none sees the padding of a batch.
 
     Args:
         spec: The whole name, for messages and the id.
@@ -99,25 +98,20 @@ class ESPnetTeacher(Teacher):
         self._min_samples = min_samples(self._parts, self.frame_offset_samples)
         self._heard: Optional[torch.Tensor] = None
         self.layer = self._tap(layer)
-        self._device = device
+        self.device = device
         self._parts.to(device).eval().requires_grad_(False)
         self.dim = self._check_frames()
 
-    @torch.inference_mode()
-    def embed(
+    def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Lengthen (S,) to at least one frame."""
+        missing = max(0, self._min_samples - len(waveform))
+        return torch.nn.functional.pad(waveform, (0, missing))
+
+    def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """See `Teacher.embed`."""
-        return pad_embeddings(
-            self._embed_waveform(waveform[:length].to(self._device, torch.float32))
-            for waveform, length in zip(speech, speech_lengths.tolist())
-        )
-
-    def _embed_waveform(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Embed (S,) as (T, D), at least one frame."""
-        missing = max(0, self._min_samples - len(waveform))
-        x = torch.nn.functional.pad(waveform, (0, missing)).unsqueeze(0)
-        lengths = torch.tensor([x.shape[1]], device=self._device)
+        """See `Teacher._forward`."""
+        x, lengths = speech, speech_lengths.to(self.device)
         for name in ("frontend", "normalize", "preencoder"):
             if name in self._parts:
                 x, lengths = self._parts[name](x, lengths)
@@ -125,13 +119,14 @@ class ESPnetTeacher(Teacher):
         self._heard = None
         output, lengths = self._parts["encoder"](x, lengths, **options)[:2]
         embeddings = first_tensor(output) if self.layer == -1 else self._heard
-        num_frames = int(lengths[0])
+        expected = (len(speech), int(lengths.max()))
         shape = None if embeddings is None else tuple(embeddings.shape)
-        if shape and len(shape) == 3 and shape[1] >= num_frames:
-            return embeddings[0, :num_frames]
+        if shape and len(shape) == 3 and shape[0] == expected[0]:
+            if shape[1] >= expected[1]:
+                return embeddings, lengths
         raise TeacherError(
             f"teacher {self.spec}: layer {self.layer} of {self._describe()} puts out "
-            f"{shape}, expected (1, {num_frames}, dim); blocks of streaming encoders "
+            f"{shape}, expected {expected + ('dim',)}; blocks of streaming encoders "
             "work on chunks: use layer -1, the encoder output"
         )
 

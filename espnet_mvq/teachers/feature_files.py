@@ -2,10 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Tuple, Union
 
 import kaldiio
 import numpy as np
+
+from espnet_mvq.files.hdf5 import HDF5_ENDINGS, dataset_keys, open_hdf5
+from espnet_mvq.files.scp import read_scp
 
 _ARK_PLACE = re.compile(r":\d+$")
 _CHECKED_VALUES = 2**22  # values looked at at once: a memory map stays on the disk
@@ -57,11 +60,11 @@ class FeatureFile:
 
     def __init__(self, path: Union[str, Path]):
         self.path = _existing(path)
-        if self.path.suffix in (".h5", ".hdf5"):
-            self._file = _open_hdf5(self.path)
-            self._places = dict.fromkeys(_hdf5_names(self._file), str(self.path))
+        if self.path.suffix in HDF5_ENDINGS:
+            self._file = open_hdf5(self.path)
+            self._places = dict.fromkeys(dataset_keys(self._file), str(self.path))
         elif self.path.suffix == ".scp":
-            self._places = dict(_scp_lines(self.path))
+            self._places = read_scp(self.path)
         else:
             self._places = {self.path.stem: str(self.path)}
         if not self._places:
@@ -81,7 +84,7 @@ class FeatureFile:
                 infinity.
         """
         place = self._places[utt_id]
-        if self.path.suffix in (".h5", ".hdf5"):
+        if self.path.suffix in HDF5_ENDINGS:
             array = _read_dataset(self._file, utt_id, place)
         else:
             array = _load(utt_id, place)
@@ -155,28 +158,8 @@ def _read_npy(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
 
 
 def _read_scp(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
-    for utt_id, place in _scp_lines(path):
+    for utt_id, place in read_scp(path).items():
         yield utt_id, place, _load(utt_id, place)
-
-
-def _scp_lines(path: Path) -> Iterator[Tuple[str, str]]:
-    """Yield (utt_id, place) of each line."""
-    seen = set()
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            columns = line.strip().split(maxsplit=1)
-            if len(columns) != 2:
-                raise ValueError(
-                    f"{path}:{number}: got {line.rstrip()!r}, expected 'utt_id place'"
-                )
-            utt_id, place = columns
-            if utt_id in seen:
-                raise ValueError(
-                    f"{path}:{number}: got utterance {utt_id} again, expected each "
-                    "once; take one of the lines out"
-                )
-            seen.add(utt_id)
-            yield utt_id, place
 
 
 def _load(utt_id: str, place: str) -> np.ndarray:
@@ -205,37 +188,9 @@ def _load(utt_id: str, place: str) -> np.ndarray:
 
 
 def _read_hdf5(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
-    with _open_hdf5(path) as file:
-        for utt_id in _hdf5_names(file):
+    with open_hdf5(path) as file:
+        for utt_id in dataset_keys(file):
             yield utt_id, str(path), _read_dataset(file, utt_id, str(path))
-
-
-def _open_hdf5(path: Path) -> Any:
-    """Open an HDF5 file for reading."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ValueError(
-            f"features {path}: h5py cannot be imported ({error}); pip install h5py"
-        ) from error
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(
-            f"features {path}: not a whole HDF5 file ({error}); write or copy it again"
-        ) from error
-
-
-def _hdf5_names(file: Any) -> List[str]:
-    """List the datasets of an HDF5 file, sorted, those in groups as `group/name`."""
-    names = []
-
-    def collect(name, item):
-        if hasattr(item, "shape"):  # a dataset, not a group
-            names.append(name)
-
-    file.visititems(collect)
-    return names
 
 
 def _read_dataset(file: Any, utt_id: str, place: str) -> np.ndarray:

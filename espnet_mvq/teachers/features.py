@@ -1,7 +1,7 @@
 """Embeddings that were written elsewhere, in the place of a teacher."""
 
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class FeatureTeacher(Teacher):
         ValueError: If the file is of another kind or damaged.
     """
 
+    reads_audio = False
+
     def __init__(
         self,
         spec: str,
@@ -70,7 +72,7 @@ class FeatureTeacher(Teacher):
             )
         path = Path(name).expanduser()
         self._features = FeatureFile(path)
-        self._device = device
+        self.device = device
         self.spec = spec
         self.layer = layer
         self.sample_rate = sample_rate
@@ -81,6 +83,12 @@ class FeatureTeacher(Teacher):
         self._first = self._features.utt_ids[0]
         self.dim = self._features.load(self._first).shape[1]
         self.id = f"feats/{teacher_id or f'{path.name}@{self._hash()}'}"
+
+    def _forward(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """See `embed`."""
+        return self.embed(speech, speech_lengths)
 
     def embed(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
@@ -95,7 +103,18 @@ class FeatureTeacher(Teacher):
             "speech; look them up with embed_file"
         )
 
-    def embed_file(self, utt_id: str, place: str) -> torch.Tensor:
+    def embed_batch(self, features: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        """Put embeddings that were read where they are wanted.
+
+        Args:
+            features: What `read` gives, [(T_1, D), ...].
+
+        Returns:
+            The same, on the device, [(T_1, D), ...].
+        """
+        return [array.to(self.device) for array in features]
+
+    def read(self, utt_id: str, place: str) -> torch.Tensor:
         """Look up the embeddings of an utterance.
 
         Args:
@@ -125,7 +144,7 @@ class FeatureTeacher(Teacher):
                 f"{self._first}, T at least 1; write it again or take it out of wav.scp"
             )
         # A copy: the array may be a read-only map of the file.
-        return torch.from_numpy(np.array(array, np.float32)).to(self._device)
+        return torch.from_numpy(np.array(array, np.float32))
 
     def _hash(self) -> str:
         """Hash the embeddings of some utterances: all would take hours."""

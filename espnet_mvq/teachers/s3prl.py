@@ -11,7 +11,6 @@ import torch
 from espnet_mvq.teachers.base import (
     Teacher,
     TeacherError,
-    pad_embeddings,
     resolve_layer,
     weights_hash,
 )
@@ -24,8 +23,8 @@ _DEFAULT_FRAME_OFFSET_SAMPLES = 199.5
 class S3PRLTeacher(Teacher):
     """An upstream of s3prl, through `s3prl.nn.S3PRLUpstream`.
 
-    Utterances run one by one: many upstreams (those with group norm above all) see
-    the padding of a batch, so only then are indexes independent of the batch.
+    Only utterances of equal length run together: many upstreams (those with group norm
+    above all) see the padding of a batch.
 
     Args:
         spec: The whole name, for messages and the id.
@@ -52,7 +51,7 @@ class S3PRLTeacher(Teacher):
         upstream, _, checkpoint = name.partition(":")
         self._upstream = _load_upstream(spec, upstream, checkpoint)
         self._upstream.to(device).eval().requires_grad_(False)
-        self._device = device
+        self.device = device
         self.spec = spec
         # hidden_states[0] is the input of the first block
         self.layer = resolve_layer(layer, self._upstream.num_layers - 1, spec)
@@ -64,19 +63,12 @@ class S3PRLTeacher(Teacher):
         weights = weights_hash(self._upstream.state_dict().items())
         self.id = f"s3prl/{label}@{weights}"
 
-    @torch.inference_mode()
-    def embed(
+    def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """See `Teacher.embed`."""
-        embeddings = []
-        for waveform, length in zip(speech, speech_lengths.tolist()):
-            waveform = waveform[:length].to(self._device, torch.float32)
-            states, lengths = self._upstream(
-                waveform.unsqueeze(0), torch.tensor([length], device=self._device)
-            )
-            embeddings.append(states[self.layer][0, : int(lengths[self.layer][0])])
-        return pad_embeddings(embeddings)
+        """See `Teacher._forward`."""
+        states, lengths = self._upstream(speech, speech_lengths.to(self.device))
+        return states[self.layer], lengths[self.layer]
 
 
 def _load_upstream(spec: str, upstream: str, checkpoint: str) -> torch.nn.Module:

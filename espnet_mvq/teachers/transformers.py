@@ -1,14 +1,14 @@
 """Teachers out of Hugging Face transformers: Whisper, HuBERT, WavLM, wav2vec 2.0 ..."""
 
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mvq.teachers.base import (
     Teacher,
     TeacherError,
-    pad_embeddings,
     resolve_layer,
     weights_hash,
 )
@@ -65,7 +65,8 @@ def build_transformers_teacher(
 class WaveTeacher(Teacher):
     """HuBERT, WavLM, wav2vec 2.0 and their like, which read the waveform.
 
-    Utterances run one by one, so that no model sees the padding of a batch.
+    Only the blocks up to the layer run. Models with layer norm in front take padded
+    batches; those with group norm, and data2vec, would see the padding.
     """
 
     def __init__(
@@ -74,50 +75,68 @@ class WaveTeacher(Teacher):
         from transformers import AutoModel
 
         self._model = _load_model(spec, AutoModel, name).to(device)
-        self._device = device
+        self.device = device
         self.spec = spec
         self.layer = resolve_layer(layer, config.num_hidden_layers, spec)
         self.dim = config.hidden_size
         self._normalize, self.sample_rate = _preprocessor(name, config)
         self.frame_shift_samples, receptive_field = 1, 1
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+        self._convolutions = list(zip(config.conv_kernel, config.conv_stride))
+        for kernel, stride in self._convolutions:
             receptive_field += (kernel - 1) * self.frame_shift_samples
             self.frame_shift_samples *= stride
         self._min_samples = receptive_field
         self.frame_offset_samples = (receptive_field - 1) / 2
+        self.mixes_lengths = (
+            getattr(config, "feat_extract_norm", None) == "layer"
+            and config.model_type in _ONE_POSITIONAL_CONVOLUTION
+        )
         weights = weights_hash(self._model.state_dict().items())
         self.id = f"transformers/{Path(name).name}@{weights}"
+        self._model.adapter = None  # some shorten their output by one; we are before it
+        encoder = self._model.encoder
+        encoder.layers = encoder.layers[: self.layer]
+        if getattr(config, "do_stable_layer_norm", False):
+            # It follows the last block, whose own output is what a layer means here.
+            encoder.layer_norm = torch.nn.Identity()
 
-    @torch.inference_mode()
-    def embed(
+    def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Normalise (S,) if the model was trained so."""
+        if self._normalize:
+            variance = waveform.var(unbiased=False)
+            waveform = (waveform - waveform.mean()) / torch.sqrt(variance + 1e-7)
+        # An utterance shorter than one window still gets its one frame.
+        missing = max(0, self._min_samples - len(waveform))
+        return torch.nn.functional.pad(waveform, (0, missing))
+
+    def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """See `Teacher.embed`."""
-        embeddings = []
-        for waveform, length in zip(speech, speech_lengths.tolist()):
-            waveform = waveform[:length].to(self._device, torch.float32)
-            if self._normalize:
-                variance = waveform.var(unbiased=False)
-                waveform = (waveform - waveform.mean()) / torch.sqrt(variance + 1e-7)
-            # An utterance shorter than one window still gets its one frame.
-            missing = max(0, self._min_samples - length)
-            waveform = torch.nn.functional.pad(waveform, (0, missing))
-            output = self._model(waveform.unsqueeze(0), output_hidden_states=True)
-            embeddings.append(output.hidden_states[self.layer][0])
-        return pad_embeddings(embeddings)
+        """See `Teacher._forward`."""
+        mask = None
+        if int(speech_lengths.min()) < speech.shape[1]:
+            positions = torch.arange(speech.shape[1])
+            mask = (positions < speech_lengths.unsqueeze(1)).long().to(speech.device)
+        output = self._model(speech, attention_mask=mask)
+        frames = speech_lengths
+        for kernel, stride in self._convolutions:
+            frames = (frames - kernel) // stride + 1
+        return output.last_hidden_state, frames
 
 
 class WhisperTeacher(Teacher):
     """Encoder of a Whisper model, as trained: on windows of 30 s padded with silence.
 
-    Longer speech is cut into windows of 30 s whose embeddings are joined.
+    Only the blocks up to the layer run. Longer speech is cut into windows that overlap.
 
     Args:
         spec, name, layer, device, config: As `build_transformers_teacher` has them.
         window_s: Length of a window in seconds. 30 is what Whisper was trained on;
             less is faster in proportion but gives other embeddings. 0: each
-            utterance's own length, at most 30 s.
+            utterance's own length, at most 30 s; batches are masked.
     """
+
+    mixes_lengths = True
 
     def __init__(
         self,
@@ -131,7 +150,7 @@ class WhisperTeacher(Teacher):
         from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
 
         self._encoder = _load_whisper_encoder(spec, name, config).to(device)
-        self._device = device
+        self.device = device
         self.spec = spec
         self.layer = resolve_layer(layer, config.encoder_layers, spec)
         self.dim = config.d_model
@@ -151,41 +170,72 @@ class WhisperTeacher(Teacher):
                 f"teacher {spec}: got window_s {window_s}, expected 0 to "
                 f"{longest / self.sample_rate:g} s"
             )
-        self._longest_samples = self._window_samples or longest
+        self.segment_s = (self._window_samples or longest) / self.sample_rate
+        self.overlap_s = min(self.overlap_s, self.segment_s / 8)
         weights = weights_hash(self._encoder.state_dict().items())
         self.id = f"transformers/{Path(name).name}@{weights}"
         if self._window_samples != longest:
             self.id += f",window_s={window_s:g}"
+        if self.layer < config.encoder_layers:
+            self._encoder.layers = self._encoder.layers[: self.layer]
+            self._encoder.layer_norm = torch.nn.Identity()  # it follows the last block
+        self._mask: Optional[torch.Tensor] = None  # frames of speech, bool, (B, T)
+        self._encoder.conv2.register_forward_pre_hook(self._silence_padding)
+        for block in self._encoder.layers:
+            block.register_forward_pre_hook(self._mask_attention, with_kwargs=True)
 
-    @torch.inference_mode()
-    def embed(
+    def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """See `Teacher.embed`."""
-        embeddings = []
-        for waveform, length in zip(speech, speech_lengths.tolist()):
-            windows = waveform[:length].cpu().float().split(self._longest_samples)
-            embeddings.append(torch.cat([self._embed_window(w) for w in windows]))
-        return pad_embeddings(embeddings)
-
-    def _embed_window(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Embed at most one window of speech (S,) as (T, D), T = ceil(S / shift)."""
+        """See `Teacher._forward`."""
         shift = self.frame_shift_samples
-        num_frames = -(-len(waveform) // shift)
-        window_frames = self._window_samples // shift or num_frames
+        frames = -(-speech_lengths // shift)
+        windows = [self._window_samples // shift or n for n in frames.tolist()]
+        rows = zip(speech.cpu(), speech_lengths.tolist(), windows)
+        features = [self._log_mel(row[:length], size) for row, length, size in rows]
+        num_frames = max(windows)
+        self._mask = None
+        if min(windows) < num_frames:
+            filled = torch.arange(num_frames) < torch.tensor(windows).unsqueeze(1)
+            self._mask = filled.to(self.device)
+        # The encoder insists on as many frames as it has positions.
+        self._encoder.config.max_source_positions = num_frames
+        self._encoder.embed_positions.num_embeddings = num_frames
+        self._encoder.embed_positions.weight.data = self._positions[:num_frames]
+        padded = pad_sequence(features, batch_first=True).transpose(1, 2)
+        output = self._encoder(padded.to(self.device))
+        return output.last_hidden_state, frames
+
+    def _log_mel(self, waveform: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Compute the input of the encoder, (2 * num_frames, mel bins)."""
         features = self._features(
             waveform.numpy(),
             sampling_rate=self.sample_rate,
             padding="max_length",
-            max_length=window_frames * shift,
+            max_length=num_frames * self.frame_shift_samples,
             return_tensors="pt",
-        ).input_features.to(self._device)
-        # The encoder insists on as many frames as it has positions.
-        self._encoder.config.max_source_positions = window_frames
-        self._encoder.embed_positions.num_embeddings = window_frames
-        self._encoder.embed_positions.weight.data = self._positions[:window_frames]
-        output = self._encoder(features, output_hidden_states=True)
-        return output.hidden_states[self.layer][0, :num_frames]
+        )
+        return features.input_features[0].T
+
+    def _silence_padding(self, module: torch.nn.Module, args: Any) -> Any:
+        """Give the second convolution zeros where an utterance alone has its end."""
+        if self._mask is None:
+            return None
+        mask = self._mask.repeat_interleave(2, dim=1).unsqueeze(1)
+        return (args[0] * mask, *args[1:])
+
+    def _mask_attention(
+        self, module: torch.nn.Module, args: Any, kwargs: Dict[str, Any]
+    ) -> Any:
+        """Let no frame of speech attend to padding."""
+        if self._mask is None:
+            return None
+        dtype = self.dtype if len(args) == 0 else args[0].dtype
+        mask = torch.zeros(self._mask.shape, dtype=dtype, device=self.device)
+        mask = mask.masked_fill(~self._mask, torch.finfo(dtype).min)[:, None, None]
+        if len(args) > 1:
+            return (args[0], mask, *args[2:]), kwargs
+        return args, {**kwargs, "attention_mask": mask}
 
 
 MODEL_TYPES = {
@@ -196,6 +246,10 @@ MODEL_TYPES = {
     "data2vec-audio": WaveTeacher,
     "unispeech-sat": WaveTeacher,
 }
+
+# One convolution for positions, on hidden states whose padding is zero; data2vec stacks
+# several, the second of which sees what the first made of the padding.
+_ONE_POSITIONAL_CONVOLUTION = ("hubert", "wav2vec2", "wavlm", "unispeech-sat")
 
 
 def _preprocessor(name: str, config: Any) -> Tuple[bool, int]:

@@ -43,6 +43,7 @@ layer=-1            # Teacher layer, counted from 1; -1: the last.
 teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
 num_codebooks=8     # Bytes per teacher frame.
 max_frames=160000   # Frames the quantizer is trained on.
+quantizer_hours=2   # Speech they are drawn from, in hours.
 quantizer_iterations=16  # Rounds of the quantizer's training.
 on_error=stop       # stop or skip: what to do about utterances with unusable audio.
 
@@ -85,12 +86,6 @@ for file in "${asr_config}" "${mvq_asr_config}" "${inference_config}"; do
     fi
 done
 num_threads=${num_threads:-$(getconf _NPROCESSORS_ONLN)}
-on_gpu=$(min "${ngpu}" 1)  # the teacher runs on one GPU a job
-if [ "${ngpu}" -gt 0 ]; then
-    teacher_cmd=${cuda_cmd}
-else
-    teacher_cmd=${train_cmd}
-fi
 
 data_dir=${dumpdir}/raw
 token_dir=data/${lang}_token_list/bpe_${bpemode}${nbpe}
@@ -100,10 +95,6 @@ teacher_tag=$(basename "${teacher##*:}")_layer${layer}_cb${num_codebooks}
 mvq_dir=${dumpdir}/mvq/${teacher_tag}
 quantizer=${mvq_dir}/quantizer.safetensors
 stats_dir=${expdir}/asr_stats_raw_${lang}_bpe${nbpe}
-teacher_opts="--teacher ${teacher} --layer ${layer} --ngpu ${on_gpu}"
-for option in ${teacher_conf}; do
-    teacher_opts+=" --teacher_conf ${option}"
-done
 
 # exp_of CONFIG: the experiment folder of a configuration
 exp_of() {
@@ -158,38 +149,32 @@ if runs 5; then
         --nbpe "${nbpe}" --mode "${bpemode}" --outdir "${token_dir}"
 fi
 
+# mvq STAGE STAGE: these stages of mvq.sh, which does the same in any ESPnet recipe
+mvq() {
+    local use_gpu=false
+    [ "${ngpu}" -eq 0 ] || use_gpu=true
+    bash "$(${python} -m espnet_mvq.where)" --stage "$1" --stop_stage "$2" \
+        --datadir "${data_dir}" --mvq_dir "${mvq_dir}" --train_set "${train_set}" \
+        --nj "${nj}" --num_threads "${num_threads}" --use_gpu "${use_gpu}" --python "${python}" \
+        --teacher "${teacher}" --layer "${layer}" --teacher_conf "${teacher_conf}" \
+        --num_codebooks "${num_codebooks}" --max_frames "${max_frames}" \
+        --quantizer_hours "${quantizer_hours}" \
+        --quantizer_args "--num_iterations ${quantizer_iterations}" --on_error "${on_error}"
+}
+
 if runs 6; then
     log "stage 6: Quantizer ${quantizer} for layer ${layer} of ${teacher}"
-    # shellcheck disable=SC2086
-    OMP_NUM_THREADS=${num_threads} ${teacher_cmd} --gpu "${on_gpu}" "${mvq_dir}/quantizer.log" \
-        ${python} -m espnet_mvq.bin.train_quantizer ${teacher_opts} \
-        --wav_scp "${data_dir}/${train_set}/wav.scp" --quantizer "${quantizer}" \
-        --num_codebooks "${num_codebooks}" --max_frames "${max_frames}" \
-        --num_iterations "${quantizer_iterations}" || failed "${mvq_dir}/quantizer.log"
-    tail -qn 3 "${mvq_dir}/quantizer.log" | grep "quantizer"
+    mvq 1 2
 fi
-
-_nj=${nj}
-if [ -f "${data_dir}/${train_set}/wav.scp" ]; then
-    _nj=$(min "${nj}" "$(wc -l <"${data_dir}/${train_set}/wav.scp")")
-fi
-shard_dir=${mvq_dir}/${train_set}
 
 if runs 7; then
-    log "stage 7: Codebook indexes of ${train_set} in ${_nj} jobs"
-    split_keys "${data_dir}/${train_set}/wav.scp" "${shard_dir}/split${_nj}" "${_nj}"
-    # shellcheck disable=SC2086
-    ${teacher_cmd} --gpu "${on_gpu}" JOB=1:"${_nj}" "${shard_dir}/log/extract.JOB.log" \
-        ${python} -m espnet_mvq.bin.extract ${teacher_opts} \
-        --wav_scp "${shard_dir}/split${_nj}/keys.JOB.scp" --quantizer "${quantizer}" \
-        --outdir "${shard_dir}" --job JOB --on_error "${on_error}" ||
-        failed "${shard_dir}"/log/extract.*.log
+    log "stage 7: Codebook indexes of ${train_set}"
+    mvq 3 3
 fi
 
 if runs 8; then
     log "stage 8: Check, then ${data_dir}/${train_set}/codebook_indexes.scp"
-    ${python} -m espnet_mvq.bin.combine_indexes --data_dir "${data_dir}/${train_set}" \
-        --shards "${shard_dir}" --nj "${_nj}" --on_error "${on_error}"
+    mvq 4 4
 fi
 
 # What both trainings and the statistics are given
@@ -205,7 +190,8 @@ if runs 10; then
     logdir=${stats_dir}/logdir
     rm -rf "${logdir}"
     num_valid=$(wc -l <"${data_dir}/${valid_set}/wav.scp")
-    stats_nj=$(min "${_nj}" "${num_valid}")
+    num_train=$(wc -l <"${data_dir}/${train_set}/wav.scp")
+    stats_nj=$(min "${nj}" "$(min "${num_train}" "${num_valid}")")
     split_keys "${data_dir}/${train_set}/wav.scp" "${logdir}/train" "${stats_nj}"
     split_keys "${data_dir}/${valid_set}/wav.scp" "${logdir}/valid" "${stats_nj}"
     # shellcheck disable=SC2086

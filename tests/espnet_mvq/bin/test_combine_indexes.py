@@ -9,7 +9,7 @@ import pytest
 from espnet_mvq.bin.combine_indexes import main
 from espnet_mvq.indexes import CodebookIndexReader, IndexMetadata
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.shard import shard_paths
+from espnet_mvq.indexes.shard import file_sha256, shard_paths
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = sorted(
@@ -112,6 +112,52 @@ def test_lengths_are_not_checked_without_utt2num_samples(options, data_dir, capl
     main(options)
     assert "lengths are not checked" in caplog.text
     assert (data_dir / METADATA_NAME).is_file()
+
+
+def test_report_says_what_was_found(options, capsys, ends_with_error, data_dir):
+    main(options)
+    report = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in report] == [
+        *("shards", "made", "utterances", "values", "frames", "size")
+    ]
+    assert all(line.startswith("ok") for line in report)
+    assert "quantizer_id" in report[1] and "all 6 of" in report[2]
+    assert report[3].endswith("0 to 3") and "bytes, " in report[5]
+    # All that is wrong is said at once
+    path = data_dir / "utt2num_samples"
+    path.write_text(path.read_text().replace("utt1 8000", "utt1 16000"))
+    with (data_dir / "wav.scp").open("a") as scp:
+        scp.write("new x.wav\n")
+    error = ends_with_error(main, options)
+    assert "1 of 7 utterances" in error and "another number of frames" in error
+    report = capsys.readouterr().out
+    assert "WRONG   utterances" in report and "WRONG   frames" in report
+
+
+def test_index_out_of_range_is_named(options, shards, ends_with_error):
+    """An ark that was made so, its checksum right."""
+    ark, _, json_path = shard_paths(shards, 1)
+    content = bytearray(ark.read_bytes())
+    content[-1] = 9
+    ark.write_bytes(content)
+    metadata = IndexMetadata.load(json_path)
+    metadata.shards = {ark.name: file_sha256(ark)}
+    metadata.save(json_path)
+    error = ends_with_error(main, options)
+    assert "1 utterances hold something else than codebook indexes: utt" in error
+    assert "got index 9, expected 0 to 3" in error
+
+
+def test_utterance_in_two_shards_is_named(options, shards, ends_with_error):
+    scps = [shard_paths(shards, job)[1] for job in (1, 2)]
+    scps[1].write_text(scps[1].read_text() + scps[0].read_text().splitlines(True)[0])
+    assert "1 utterances lie in two shards, first utt" in ends_with_error(main, options)
+
+
+def test_files_of_another_name(options, data_dir):
+    main([*options, "--name", "codebook_indexes_layer6"])
+    reader = CodebookIndexReader(data_dir / "codebook_indexes_layer6.scp")
+    assert len(reader) == 6 and not (data_dir / SCP_NAME).exists()
 
 
 def test_combining_again_replaces_the_files(options, data_dir):

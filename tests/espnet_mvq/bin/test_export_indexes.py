@@ -20,7 +20,15 @@ def ours(tmp_path):
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     metadata = IndexMetadata(
-        *("teacher@1", 2, "0123", 2, 4, 16000, 320, 0.0), encode={"beam_size": 8}
+        teacher="teacher@1",
+        layer=2,
+        quantizer_id="0123",
+        num_codebooks=2,
+        codebook_size=4,
+        sample_rate=16000,
+        frame_shift_samples=320,
+        frame_offset_samples=0.0,
+        encode={"beam_size": 8},
     )
     lengths = {"b": 7, "a-é": 0, "sp0.9-c": 5}
     arrays = {

@@ -6,6 +6,7 @@ import soundfile
 import torch
 
 from espnet_mvq.indexes import IndexMetadata
+from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import base, build_teacher
@@ -39,7 +40,7 @@ def test_indexes_are_those_of_teacher_and_quantizer(
     extract()
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
     found = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
-    assert list(found) == [f"utt{n}" for n in range(6)]
+    assert list(found) == [f"utt{n}" for n in (5, 4, 3, 2, 1, 0)]  # by length
     for utt_id, indexes in found.items():
         speech = read_audio(utt_id, f"{data_dir}/{utt_id[3]}.wav", 16000)
         embeddings, _ = teacher.embed(speech[None], torch.tensor([len(speech)]))
@@ -148,7 +149,7 @@ def test_interruption_leaves_what_is_whole_to_go_on_from(
 ):
     def interrupted(utt_id, place, sample_rate):
         if utt_id == "utt2":
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # three longer ones are done
         return read_audio(utt_id, place, sample_rate)
 
     with monkeypatch.context() as patch:
@@ -159,7 +160,7 @@ def test_interruption_leaves_what_is_whole_to_go_on_from(
     assert finished_shard(shards, 1) is None
     caplog.set_level("INFO")
     extract()
-    assert "2 utterances of a run that broke off are kept" in caplog.text
+    assert "3 utterances of a run that broke off are kept" in caplog.text
     assert IndexMetadata.load(shard_paths(shards, 1)[2]).num_utterances == 6
     resumed = shard_paths(shards, 1)[0].read_bytes()
     shard_paths(shards, 1)[2].unlink()
@@ -172,3 +173,97 @@ def test_missing_files_are_named(extract, ends_with_error, tmp_path):
     assert f"quantizer {tmp_path}/none: no such file" in error
     error = ends_with_error(extract, wav_scp=tmp_path / "none.scp")
     assert "none.scp: no such file" in error
+
+
+def test_batches_change_nothing(extract, shards):
+    """A tiny model gives the same bytes; big ones differ in a rare tie."""
+    extract()
+    alone = shard_paths(shards, 1)[0].read_bytes()
+    shard_paths(shards, 1)[2].unlink()
+    extract("--batch_s", "10", "--num_workers", "1")
+    assert shard_paths(shards, 1)[0].read_bytes() == alone
+
+
+def test_batch_that_broke_off_runs_whole_again(extract, shards, monkeypatch, caplog):
+    """So that what is written does not depend on where it broke off."""
+    from espnet_mvq.indexes import ShardWriter
+
+    write = ShardWriter.write
+    with monkeypatch.context() as patch:
+
+        def break_off(shard, utt_id, array):
+            if utt_id == "utt4":
+                raise KeyboardInterrupt
+            write(shard, utt_id, array)
+
+        patch.setattr(ShardWriter, "write", break_off)
+        with pytest.raises(SystemExit):
+            extract("--batch_s", "10")
+    sizes = []
+    embed_batch = base.Teacher.embed_batch
+
+    def counting(teacher, waveforms):
+        sizes.append([len(w) for w in waveforms])
+        return embed_batch(teacher, waveforms)
+
+    monkeypatch.setattr(base.Teacher, "embed_batch", counting)
+    monkeypatch.setattr(
+        "espnet_mvq.bin.extract.plan_batches",
+        lambda teacher, n: [["utt5", "utt4"], ["utt3"], ["utt2", "utt1", "utt0"]],
+    )
+    extract("--batch_s", "10")
+    assert sizes[0] == [14400, 12800]
+    assert finished_shard(shards, 1).num_utterances == 6
+
+
+@pytest.fixture
+def embed(data_dir, teacher_options, shards):
+    """Return a function that extracts embeddings."""
+    from espnet_mvq.bin.extract import main
+
+    def run(*options):
+        paths = ["--wav_scp", f"{data_dir}/wav.scp", "--outdir", str(shards)]
+        main([*paths, "--target", "embeddings", *teacher_options, *options])
+
+    return run
+
+
+def test_embeddings_are_those_of_the_teacher(embed, shards, teacher_dir, data_dir):
+    import kaldiio
+
+    embed()
+    metadata = EmbeddingMetadata.load(shards / "embeddings.1.json")
+    assert (metadata.dim, metadata.layer, metadata.num_utterances) == (16, 1, 6)
+    found = kaldiio.load_scp(str(shards / "embeddings.1.scp"))
+    teacher = build_teacher(f"transformers/{teacher_dir}", 1)
+    for utt_id, embeddings in found.items():
+        expected = teacher.embed_file(utt_id, f"{data_dir}/{utt_id[3]}.wav")
+        assert embeddings.dtype == np.float16
+        np.testing.assert_array_equal(embeddings, expected.half().numpy())
+
+
+def test_embeddings_can_be_a_teacher(embed, shards, data_dir, tmp_path, teacher_dir):
+    """What was stored gives the quantizer that the teacher itself gives, nearly."""
+    embed()
+    spec = f"feats/{shards}/embeddings.1.scp"
+    again = build_teacher(spec, 1, frame_shift_samples=320)
+    direct = build_teacher(f"transformers/{teacher_dir}", 1)
+    place = f"{data_dir}/4.wav"
+    found, expected = (t.embed_file("utt4", place) for t in (again, direct))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+
+
+def test_embeddings_too_big_for_float16(embed, monkeypatch, ends_with_error):
+    monkeypatch.setattr(
+        base.Teacher, "embed_batch", lambda self, w: [torch.full((9, 16), 7e4)] * len(w)
+    )
+    error = ends_with_error(embed)
+    assert "utterance utt5: got NaN or infinity in float16" in error
+    assert "take a layer whose embeddings are smaller" in error
+
+
+def test_quantizer_goes_with_indexes(extract, embed, quantizer, ends_with_error):
+    error = ends_with_error(embed, "--quantizer", str(quantizer))
+    assert "none with --target embeddings" in error
+    error = ends_with_error(extract, "--target", "embeddings")
+    assert "none with --target embeddings" in error

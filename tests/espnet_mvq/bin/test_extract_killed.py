@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes.shard import shard_paths
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from espnet_mvq.indexes import CodebookIndexReader, IndexMetadata
+from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.where import MVQ_SH
 
@@ -78,6 +79,31 @@ def test_all_stages_and_again(mvq, recipe):
     )
     assert other.returncode == 0, other.stdout + other.stderr
     assert (recipe / "dump" / "mvq" / "tiny_hubert_layer1_quantizer").is_dir()
+
+
+def test_two_layers_get_two_sets_of_indexes(mvq, recipe):
+    done = mvq("--train_set", "train", "--layer", "1 2", "--stop_stage", "4", *SIZES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = recipe / "dump" / "raw" / "train"
+    for layer in (1, 2):
+        scp = folder / f"codebook_indexes_tiny_hubert_layer{layer}.scp"
+        reader = CodebookIndexReader(scp)
+        assert len(reader) == 6 and reader.metadata.layer == layer
+    assert not (folder / "codebook_indexes.scp").exists()
+    wrong = mvq("--train_set", "train", "--layer", "1 2", "--quantizer", "q")
+    assert wrong.returncode == 2
+    assert "--quantizer is of one teacher and layer" in wrong.stderr
+
+
+def test_embeddings(mvq, recipe):
+    done = mvq("--train_set", "train", "--target", "embeddings", "--nj", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = recipe / "dump" / "raw" / "train"
+    metadata = EmbeddingMetadata.beside(folder / "embeddings.scp")
+    assert (metadata.num_utterances, metadata.dim) == (6, 16)
+    assert not list(recipe.rglob("*.safetensors"))
+    wrong = mvq("--train_set", "train", "--target", "floats")
+    assert wrong.returncode == 2 and "expected indexes or embeddings" in wrong.stderr
 
 
 def test_failing_job_shows_its_error(mvq, recipe):

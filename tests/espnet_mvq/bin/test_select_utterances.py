@@ -3,7 +3,7 @@
 import pytest
 
 from espnet_mvq.bin.select_utterances import choose, main
-from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.files.scp import read_scp
 
 
 @pytest.fixture

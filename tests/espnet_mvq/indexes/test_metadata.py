@@ -1,14 +1,19 @@
-"""The metadata beside codebook indexes, and two-column files."""
+"""The metadata beside codebook indexes and embeddings."""
 
 import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 
 from espnet_mvq.indexes import IndexMetadata
-from espnet_mvq.indexes.metadata import MEANING, METADATA_NAME, SCP_NAME, write_text
-from espnet_mvq.indexes.scp import read_scp
+from espnet_mvq.indexes.metadata import (
+    METADATA_NAME,
+    SCP_NAME,
+    EmbeddingMetadata,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def test_missing_fields_are_refused_by_name(tmp_path):
         IndexMetadata.load(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("name", MEANING)
+@pytest.mark.parametrize("name", IndexMetadata.MEANING)
 def test_differences_in_meaning_are_told(metadata, name):
     other = dataclasses.replace(metadata, **{name: "x"})
     assert metadata.differences(other) == [
@@ -105,26 +110,56 @@ def test_write_text_replaces_the_whole_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_scp_keeps_order_and_spaces_in_values(tmp_path):
-    (tmp_path / "a.scp").write_text("b x.ark:3\na  sox in.wav -t wav - |\n")
-    table = read_scp(tmp_path / "a.scp")
-    assert list(table.items()) == [("b", "x.ark:3"), ("a", "sox in.wav -t wav - |")]
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros((3, 2), np.uint8), None),
+        (np.zeros((0, 2), np.uint8), None),
+        (np.zeros((3, 3), np.uint8), "got uint8 of shape \\(3, 3\\), expected uint8"),
+        (np.zeros((3, 2), np.int64), "got int64 of shape"),
+        (np.full((3, 2), 4, np.uint8), "got index 4, expected 0 to 3"),
+    ],
+)
+def test_indexes_are_checked(metadata, array, message):
+    if message is None:
+        metadata.check(array)
+    else:
+        with pytest.raises(ValueError, match=message):
+            metadata.check(array)
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "array, message",
     [
-        ("a x\nb\n", r"a\.scp:2: got 'b', expected 'utt_id value'"),
-        ("a x\n\nb y\n", r"a\.scp:2: got ''"),
-        ("a x\nb y\na z\n", r"a\.scp:3: utterance a again"),
+        (np.zeros((3, 5), np.float16), None),
+        (np.zeros((3, 5), np.float32), "expected float16 \\(T, 5\\)"),
+        (np.zeros((3, 4), np.float16), "got float16 of shape \\(3, 4\\)"),
+        (np.full((3, 5), np.inf, np.float16), "got NaN or infinity in float16"),
     ],
 )
-def test_scp_errors_name_file_and_line(tmp_path, text, message):
-    (tmp_path / "a.scp").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_scp(tmp_path / "a.scp")
+def test_embeddings_are_checked(array, message):
+    metadata = EmbeddingMetadata(
+        teacher="a@1",
+        layer=1,
+        sample_rate=16000,
+        frame_shift_samples=320,
+        frame_offset_samples=0.0,
+        dim=5,
+    )
+    if message is None:
+        metadata.check(array)
+    else:
+        with pytest.raises(ValueError, match=message):
+            metadata.check(array)
 
 
-def test_missing_scp(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.scp: no such file"):
-        read_scp(tmp_path / "none.scp")
+def test_metadata_of_another_kind_are_refused(metadata, tmp_path):
+    metadata.save(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="expected 'espnet_mvq.embeddings'"):
+        EmbeddingMetadata.load(tmp_path / "a.json")
+
+
+def test_scp_of_another_name_has_its_own_metadata(metadata, tmp_path):
+    metadata.save(tmp_path / "codebook_indexes_layer6.json")
+    found = IndexMetadata.beside(tmp_path / "codebook_indexes_layer6.scp")
+    assert found == metadata

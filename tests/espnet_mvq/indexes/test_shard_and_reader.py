@@ -1,6 +1,7 @@
 """Arks of codebook indexes: written by a job, read by utterance."""
 
 import hashlib
+import os
 import shutil
 
 import kaldiio
@@ -14,7 +15,16 @@ from espnet_mvq.indexes.shard import file_sha256, finished_shard, shard_paths
 
 @pytest.fixture
 def metadata():
-    return IndexMetadata("teacher", 1, "0123", 2, 4, 16000, 320, 0.0)
+    return IndexMetadata(
+        teacher="teacher",
+        layer=1,
+        quantizer_id="0123",
+        num_codebooks=2,
+        codebook_size=4,
+        sample_rate=16000,
+        frame_shift_samples=320,
+        frame_offset_samples=0.0,
+    )
 
 
 def some_indexes(length):
@@ -69,7 +79,7 @@ def test_ark_is_plain_kaldi(data_dir, utterances):
 def test_bytes_of_an_ark(tmp_path, metadata):
     with ShardWriter(tmp_path, 1, metadata) as shard:
         shard.write("a", np.array([[1, 2], [3, 0]], dtype=np.uint8))
-        shard.write("bb", np.array([[255, 7]], dtype=np.uint8))
+        shard.write("bb", np.array([[3, 1]], dtype=np.uint8))
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 2), }"
 
     def numpy_file(rows, content):
@@ -80,7 +90,7 @@ def test_bytes_of_an_ark(tmp_path, metadata):
 
     ark, scp, _ = shard_paths(tmp_path, 1)
     first = b"a " + numpy_file(2, b"\x01\x02\x03\x00")
-    assert ark.read_bytes() == first + b"bb " + numpy_file(1, b"\xff\x07")
+    assert ark.read_bytes() == first + b"bb " + numpy_file(1, b"\x03\x01")
     expected = f"a {ark}:2\nbb {ark}:{len(first) + 3}\n"
     assert scp.read_text() == expected
 
@@ -157,3 +167,40 @@ def test_reader_needs_the_metadata(data_dir):
     (data_dir / METADATA_NAME).unlink()
     with pytest.raises(FileNotFoundError, match=METADATA_NAME):
         CodebookIndexReader(data_dir / SCP_NAME)
+
+
+def test_pieces_of_an_scp_find_the_metadata(data_dir, utterances):
+    """ESPnet's --num_splits_asr cuts every scp, and leaves the json where it is."""
+    from espnet2.bin.split_scps import main
+
+    scp = data_dir / SCP_NAME
+    splits = data_dir / "splits2"
+    main(f"--scps {scp} --num_splits 2 --output_dir {splits}".split())
+    folder = splits / SCP_NAME
+    readers = [CodebookIndexReader(folder / f"split.{n}") for n in (0, 1)]
+    assert sorted([*readers[0], *readers[1]]) == sorted(utterances)
+    for reader in readers:
+        assert reader.metadata.differences(IndexMetadata.beside(scp)) == []
+        for utt_id in reader:
+            np.testing.assert_array_equal(reader[utt_id], utterances[utt_id])
+    assert IndexMetadata.beside(folder) == readers[0].metadata
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
+def test_reading_leaves_no_file_open(data_dir):
+    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        assert sum(len(reader[utt_id]) for utt_id in reader) == 8
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_reading_after_a_fork(data_dir, utterances):
+    """Data loaders' workers read at the same time, each at its own place."""
+    import multiprocessing
+
+    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    names = list(utterances) * 30
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        for utt_id, found in zip(names, pool.map(reader.__getitem__, names)):
+            np.testing.assert_array_equal(found, utterances[utt_id])

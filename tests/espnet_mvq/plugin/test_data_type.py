@@ -19,7 +19,16 @@ def data(tmp_path):
     (tmp_path / "text").write_text("\n".join(texts) + "\n")
     indexes = {u: np.random.randint(0, 4, (5 + n, 2)) for n, u in enumerate(ORDER)}
     indexes["u9"] = indexes.pop("u2")
-    metadata = IndexMetadata("teacher", 1, "0123", 2, 4, 16000, 320, 0.0)
+    metadata = IndexMetadata(
+        teacher="teacher",
+        layer=1,
+        quantizer_id="0123",
+        num_codebooks=2,
+        codebook_size=4,
+        sample_rate=16000,
+        frame_shift_samples=320,
+        frame_offset_samples=0.0,
+    )
     with ShardWriter(tmp_path, 1, metadata) as shard:
         for utt_id, value in indexes.items():
             shard.write(utt_id, value.astype(np.uint8))

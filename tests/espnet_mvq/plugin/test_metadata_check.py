@@ -9,7 +9,16 @@ import pytest
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 
-METADATA = IndexMetadata("teacher", 3, "0123", 2, 4, 16000, 320, 199.5)
+METADATA = IndexMetadata(
+    teacher="teacher",
+    layer=3,
+    quantizer_id="0123",
+    num_codebooks=2,
+    codebook_size=4,
+    sample_rate=16000,
+    frame_shift_samples=320,
+    frame_offset_samples=199.5,
+)
 SAYS = {
     "num_codebooks": 2,
     "codebook_size": 4,

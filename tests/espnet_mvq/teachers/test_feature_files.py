@@ -87,12 +87,18 @@ def test_empty_utterance_is_one_too(ark_scp, npy_scp, arrays):
 
 
 def test_utterances_are_read_one_by_one(ark_scp, arrays):
-    """A bad line does not keep those before it from being used."""
-    ark_scp.write_text(ark_scp.read_text().splitlines(True)[0] + "utt1\n")
+    """A missing array does not keep those before it from being used."""
+    ark_scp.write_text(ark_scp.read_text().splitlines(True)[0] + "utt1 none.npy\n")
     found = read_features(ark_scp)
     assert next(found)[0] == "utt0"
-    with pytest.raises(ValueError, match=r"feats.scp:2: got 'utt1', expected 'utt_id"):
+    with pytest.raises(FileNotFoundError, match="utterance utt1 in none.npy: no such"):
         next(found)
+
+
+def test_bad_line_is_told_before_any_work(ark_scp):
+    ark_scp.write_text(ark_scp.read_text().splitlines(True)[0] + "utt1\n")
+    with pytest.raises(ValueError, match=r"feats.scp:2: got 'utt1', expected 'utt_id"):
+        next(read_features(ark_scp))
 
 
 @pytest.mark.parametrize(
@@ -192,5 +198,7 @@ def test_hdf5_with_a_bad_array(tmp_path):
 def test_hdf5_without_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "feats.h5").touch()
-    with pytest.raises(ValueError, match="h5py cannot be imported .*pip install h5py"):
+    with pytest.raises(
+        ValueError, match="needs h5py, which cannot be .*pip install h5py"
+    ):
         list(read_features(tmp_path / "feats.h5"))

@@ -46,7 +46,10 @@ def test_embeddings_do_not_depend_on_the_batch(
     save_model, check_batch_independence, kind, options
 ):
     path = save_model(kind, **options)
-    check_batch_independence(build_teacher(f"transformers/{path}", 1))
+    mixes = kind != "Data2VecAudio" and options["feat_extract_norm"] == "layer"
+    check_batch_independence(
+        build_teacher(f"transformers/{path}", 1), [4] if mixes else [1, 2, 1]
+    )
 
 
 def test_preprocessor_file_decides_on_normalisation(save_model, speech):

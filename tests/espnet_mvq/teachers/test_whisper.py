@@ -57,25 +57,31 @@ def test_whole_model_and_encoder_have_the_same_id(save_model):
 def test_embeddings_do_not_depend_on_the_batch(path, check_batch_independence):
     for window_s in (WINDOW_S, 0):
         teacher = build_teacher(f"transformers/{path}", 1, window_s=window_s)
-        check_batch_independence(teacher)
+        check_batch_independence(teacher, [4])
 
 
-def test_speech_of_several_windows_is_joined(path):
-    teacher = build_teacher(f"transformers/{path}", 1, window_s=WINDOW_S)
-    waveform = 0.1 * torch.randn(2 * 16000 + 4000)
-    found = embed(teacher, waveform)
-    expected = [embed(teacher, part) for part in waveform.split(16000)]
-    assert [len(part) for part in expected] == [50, 50, 13]
-    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=0)
-
-
-def test_shorter_windows_cut_earlier(path):
-    teacher = build_teacher(f"transformers/{path}", 1, window_s=0.5)
-    waveform = 0.1 * torch.randn(12000)
-    parts = torch.cat([embed(teacher, part) for part in waveform.split(8000)])
-    torch.testing.assert_close(embed(teacher, waveform), parts, rtol=0, atol=0)
-    whole = embed(build_teacher(f"transformers/{path}", 1, window_s=1.0), waveform)
-    assert (whole - parts).abs().max() > 1e-3
+@pytest.mark.parametrize("window_s", [WINDOW_S, 0.5])
+def test_long_speech_is_cut_into_windows_that_overlap(path, window_s):
+    """Each frame is out of a window in which it has an eighth of it on both sides."""
+    teacher = build_teacher(f"transformers/{path}", 1, window_s=window_s)
+    window = int(16000 * window_s)
+    waveform = 0.1 * torch.randn(2 * window + 4000)
+    context = -(-window // 8 // 320)  # frames
+    step = window // 320 - 2 * context
+    expected, first = [], 0
+    for start in range(0, 99, step):
+        part = waveform[start * 320 :][:window]
+        last = start * 320 + window >= len(waveform)
+        end = None if last else step + context
+        expected.append(embed(teacher, part)[first - start : end])
+        first = start + step + context
+        if last:
+            break
+    assert len(expected) >= 3
+    torch.testing.assert_close(
+        embed(teacher, waveform), torch.cat(expected), rtol=0, atol=1e-5
+    )
+    assert len(embed(teacher, waveform)) == -(-len(waveform) // 320)
 
 
 def test_own_length_windows(path):
@@ -85,7 +91,7 @@ def test_own_length_windows(path):
     found = embed(teacher, waveform)
     assert len(found) == 60
     full = hidden_states(path, waveform[:16000])[1][0]
-    torch.testing.assert_close(found[:50], full, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[:43], full[:43], rtol=0, atol=1e-5)
     assert len(embed(teacher, waveform[:1000])) == 4
 
 

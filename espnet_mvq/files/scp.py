@@ -23,6 +23,9 @@ def read_scp(path: Union[str, Path]) -> Dict[str, str]:
                     f"{path}:{number}: got {line.rstrip()!r}, expected 'utt_id value'"
                 )
             if columns[0] in table:
-                raise ValueError(f"{path}:{number}: utterance {columns[0]} again")
+                raise ValueError(
+                    f"{path}:{number}: got utterance {columns[0]} again, expected each "
+                    "once; take one of the lines out"
+                )
             table[columns[0]] = columns[1]
     return table

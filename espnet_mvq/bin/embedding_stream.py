@@ -1,0 +1,144 @@
+"""Utterances of a corpus through the teacher: read ahead, batched by length."""
+
+import logging
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Deque, Dict, Iterable, Iterator, List, Optional, Tuple
+
+import soundfile
+import torch
+
+from espnet_mvq.files.scp import read_scp
+from espnet_mvq.teachers import Teacher
+from espnet_mvq.teachers.audio import AudioError
+from espnet_mvq.teachers.batching import group_by_length
+
+_BATCHES_AHEAD = 3
+
+
+@dataclass
+class EmbeddedBatch:
+    """What became of a batch of utterances.
+
+    Attributes:
+        embeddings: By utterance, float32, (T, D), finite.
+        errors: By utterance whose audio cannot be used.
+    """
+
+    embeddings: Dict[str, torch.Tensor] = field(default_factory=dict)
+    errors: Dict[str, AudioError] = field(default_factory=dict)
+
+
+def read_num_samples(
+    places: Dict[str, str], utt2num_samples: Optional[str], wav_scp: str
+) -> Dict[str, int]:
+    """Return the samples of each utterance: as a file says, else as the headers do.
+
+    Args:
+        places: Audio by utterance.
+        utt2num_samples: The file; default: that of this name beside `wav_scp`, if any.
+        wav_scp: Where the utterances come from.
+
+    Returns:
+        Samples; 0 where nobody knows.
+
+    Raises:
+        FileNotFoundError: If a file was named that is not there.
+        ValueError: If it holds something else than numbers.
+    """
+    path = Path(utt2num_samples or Path(wav_scp).with_name("utt2num_samples"))
+    if utt2num_samples or path.is_file():
+        try:
+            said = {u: int(number) for u, number in read_scp(path).items()}
+        except ValueError as error:
+            raise ValueError(f"{path}: expected 'utt_id samples': {error}") from error
+        return {utt_id: said.get(utt_id, 0) for utt_id in places}
+    logging.info(f"{path}: no such file; lengths are read from the audio's headers")
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return dict(zip(places, pool.map(_header_samples, places.values())))
+
+
+def _header_samples(place: str) -> int:
+    """Return the samples that an audio file says it has, 0 if it does not."""
+    try:
+        return soundfile.info(place).frames
+    except (RuntimeError, OSError):
+        return 0  # an ark, or a file that is reported when its turn to be read comes
+
+
+def plan_batches(teacher: Teacher, num_samples: Dict[str, int]) -> List[List[str]]:
+    """Group utterances that the teacher can run at once, the longest first.
+
+    Args:
+        teacher: The teacher.
+        num_samples: Samples by utterance, 0: not known.
+
+    Returns:
+        Batches of utterances; the same for the same lengths.
+    """
+    utt_ids = list(num_samples)
+    groups = group_by_length(
+        list(num_samples.values()), teacher.batch_samples, not teacher.mixes_lengths
+    )
+    return [[utt_ids[position] for position in group] for group in groups]
+
+
+def embed_batches(
+    teacher: Teacher,
+    batches: Iterable[List[str]],
+    places: Dict[str, str],
+    num_workers: int = 2,
+) -> Iterator[EmbeddedBatch]:
+    """Embed batches of utterances while threads read the next ones.
+
+    Args:
+        teacher: The teacher.
+        batches: Utterances that run at once.
+        places: Audio by utterance.
+        num_workers: Threads that read and decode audio.
+
+    Yields:
+        Embeddings or errors of each batch, in order.
+
+    Raises:
+        ValueError: If the teacher gives NaN or infinity.
+    """
+    todo = iter(batches)
+    ahead: Deque[List[Tuple[str, Future]]] = deque()
+    pool = ThreadPoolExecutor(max_workers=max(1, num_workers))
+
+    def read_one_more() -> None:
+        for batch in todo:
+            ahead.append([(u, pool.submit(teacher.read, u, places[u])) for u in batch])
+            return
+
+    try:
+        for _ in range(_BATCHES_AHEAD):
+            read_one_more()
+        while ahead:
+            futures = ahead.popleft()
+            read_one_more()
+            yield _embed(teacher, futures)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _embed(teacher: Teacher, futures: List[Tuple[str, Future]]) -> EmbeddedBatch:
+    """Embed what was read of a batch."""
+    batch, waveforms = EmbeddedBatch(), {}
+    for utt_id, future in futures:
+        try:
+            waveforms[utt_id] = future.result()
+        except AudioError as error:
+            batch.errors[utt_id] = error
+    embeddings = teacher.embed_batch(list(waveforms.values()))
+    batch.embeddings = dict(zip(waveforms, embeddings))
+    for utt_id, frames in batch.embeddings.items():
+        if not frames.isfinite().all():
+            raise ValueError(
+                f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
+                f"at layer {teacher.layer}; check the audio and the teacher's precision"
+            )
+    return batch

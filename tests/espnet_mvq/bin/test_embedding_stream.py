@@ -1,0 +1,101 @@
+"""Reading ahead and batching, as the extraction and the samplers use them."""
+
+import threading
+
+import pytest
+import torch
+
+from espnet_mvq.bin.embedding_stream import (
+    embed_batches,
+    plan_batches,
+    read_num_samples,
+)
+from espnet_mvq.files.scp import read_scp
+from espnet_mvq.teachers import base, build_teacher
+from espnet_mvq.teachers.audio import AudioError
+
+
+@pytest.fixture
+def teacher(teacher_dir):
+    return build_teacher(f"transformers/{teacher_dir}", 1)
+
+
+@pytest.fixture
+def places(data_dir):
+    return read_scp(data_dir / "wav.scp")
+
+
+@pytest.fixture
+def num_samples():
+    return {f"utt{n}": 6400 + 1600 * n for n in range(6)}
+
+
+def test_lengths_of_the_file_or_of_the_headers(places, data_dir, num_samples, caplog):
+    scp = str(data_dir / "wav.scp")
+    assert read_num_samples(places, None, scp) == num_samples
+    (data_dir / "utt2num_samples").rename(data_dir / "lengths")
+    assert read_num_samples(places, str(data_dir / "lengths"), scp) == num_samples
+    caplog.set_level("INFO")
+    places["utt1"], places["utt2"] = "none.wav", "feats.ark:17"
+    expected = {**num_samples, "utt1": 0, "utt2": 0}
+    assert read_num_samples(places, None, scp) == expected
+    assert "read from the audio's headers" in caplog.text
+
+
+def test_lengths_that_are_none(places, data_dir):
+    scp = str(data_dir / "wav.scp")
+    with pytest.raises(FileNotFoundError, match="none: no such file"):
+        read_num_samples(places, "none", scp)
+    (data_dir / "utt2num_samples").write_text("utt0 many\n")
+    with pytest.raises(ValueError, match="utt2num_samples: expected 'utt_id samples'"):
+        read_num_samples(places, None, scp)
+
+
+def test_batches_give_what_utterances_alone_give(teacher, places, num_samples):
+    teacher.batch_samples = 40000
+    teacher.mixes_lengths = True  # this one does not; only the plan is looked at
+    batches = plan_batches(teacher, num_samples)
+    assert batches == [["utt5", "utt4"], ["utt3", "utt2", "utt1"], ["utt0"]]
+    teacher.mixes_lengths = False
+    found = {}
+    for batch in embed_batches(teacher, batches, places):
+        assert not batch.errors
+        found.update(batch.embeddings)
+    assert list(found) == ["utt5", "utt4", "utt3", "utt2", "utt1", "utt0"]
+    for utt_id, embeddings in found.items():
+        expected = teacher.embed_file(utt_id, places[utt_id])
+        torch.testing.assert_close(embeddings, expected, rtol=0, atol=2e-5)
+
+
+def test_bad_audio_spoils_no_other_utterance(teacher, places):
+    places["utt3"] = "none.wav"
+    (batch,) = embed_batches(teacher, [["utt2", "utt3"]], places)
+    assert list(batch.embeddings) == ["utt2"]
+    assert isinstance(batch.errors["utt3"], AudioError)
+
+
+def test_nan_of_the_teacher_is_named(teacher, places, monkeypatch):
+    def embed_batch(waveforms):
+        return [torch.full((2, 16), float("nan"))]
+
+    monkeypatch.setattr(teacher, "embed_batch", embed_batch)
+    with pytest.raises(ValueError, match="utterance utt2: the teacher .* gives NaN"):
+        list(embed_batches(teacher, [["utt2"]], places))
+
+
+def test_reading_keeps_ahead_but_not_of_memory(teacher, places, monkeypatch):
+    """While a batch is worked on, others are read, a few and not the corpus."""
+    read, enough = [], threading.Event()
+
+    def read_audio(utt_id, place, sample_rate):
+        read.append(utt_id)
+        if len(read) == 4:
+            enough.set()
+        return torch.zeros(6400)
+
+    monkeypatch.setattr(base, "read_audio", read_audio)
+    stream = embed_batches(teacher, [[u] for u in places], places, num_workers=1)
+    next(stream)
+    assert enough.wait(timeout=30) and len(read) == 4
+    stream.close()
+    assert not [t for t in threading.enumerate() if "ThreadPool" in t.name]
