@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 
@@ -75,6 +75,7 @@ class FrameAligner:
         # All times as integers in units of 1 / unit samples: no rounding can then
         # put a teacher frame into two slots or none.
         unit = math.lcm(*(value.denominator for value in (slot, start, teacher_shift)))
+        self._unit = unit
         self._slot, self._start = int(slot * unit), int(start * unit)
         self._shift = int(teacher_shift * unit)
 
@@ -109,6 +110,7 @@ class FrameAligner:
         index_lengths: torch.Tensor,
         student_lengths: torch.Tensor,
         num_frames: int,
+        shown_samples: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """Lay codebook indexes out as targets of student frames.
 
@@ -117,13 +119,19 @@ class FrameAligner:
             index_lengths: Teacher frames of each utterance, int64, (B,); 0 = none.
             student_lengths: Student frames of each utterance, int64, (B,).
             num_frames: Student frames T of the padded batch.
+            shown_samples: Where the student hears another moment than its clock says,
+                because the features were warped: the moment in samples for each of
+                `slot_centres`, float, (B, T * num_slots). None: as the clock says.
 
         Returns:
             Targets, int64, (B, T, num_slots * N), `IGNORE` where there is none.
         """
         batch, _, num_codebooks = indexes.shape
-        frames, inside = self.teacher_frames(num_frames)
-        frames, inside = frames.to(indexes.device), inside.to(indexes.device)
+        if shown_samples is None:
+            frames, inside = self.teacher_frames(num_frames)
+            frames, inside = frames.to(indexes.device), inside.to(indexes.device)
+        else:
+            frames, inside = self._frames_at(shown_samples)
         known = inside & (frames >= 0)
         known = known & (frames < index_lengths.reshape(-1, 1, 1))
         steps = torch.arange(num_frames, device=indexes.device)
@@ -131,7 +139,37 @@ class FrameAligner:
         if indexes.shape[1] == 0:
             size = (batch, num_frames, self.num_slots * num_codebooks)
             return indexes.new_full(size, IGNORE)
-        chosen = frames.clamp(0, indexes.shape[1] - 1).reshape(-1)
-        targets = indexes[:, chosen].reshape(batch, *frames.shape, num_codebooks)
+        chosen = frames.clamp(0, indexes.shape[1] - 1)
+        chosen = chosen.expand(batch, -1, -1).reshape(batch, -1, 1)
+        targets = indexes.gather(1, chosen.expand(-1, -1, num_codebooks))
+        targets = targets.reshape(batch, num_frames, self.num_slots, num_codebooks)
         targets = targets.masked_fill(~known.unsqueeze(3), IGNORE)
         return targets.reshape(batch, num_frames, -1)
+
+    def slot_centres(self, num_frames: int) -> torch.Tensor:
+        """Return the moment that each slot is about.
+
+        Args:
+            num_frames: Student frames T.
+
+        Returns:
+            In samples, float, (T * num_slots,); the delay is taken off.
+        """
+        slots = torch.arange(num_frames * self.num_slots, dtype=torch.float64)
+        centres = (self._start + slots * self._slot) / self._unit
+        return (centres + self.teacher.offset_samples).float()
+
+    def _frames_at(
+        self, shown_samples: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """As `teacher_frames`, for moments (B, T * num_slots): (B, T, num_slots)."""
+        places = (shown_samples - self.teacher.offset_samples) / (
+            self.teacher.shift_samples
+        )
+        nearest = places.round()
+        half_slot = self._slot / self._unit / 2 / self.teacher.shift_samples
+        inside = (nearest - places).abs() <= half_slot
+        if self.num_slots == 1:
+            inside = torch.ones_like(inside)
+        shape = (len(shown_samples), -1, self.num_slots)
+        return nearest.long().reshape(shape), inside.reshape(shape)

@@ -1,74 +1,361 @@
 """Losses between student frames and codebook indexes."""
 
 from dataclasses import dataclass
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from espnet_mvq.distillation.alignment import IGNORE
+from espnet_mvq.distillation.heads import Head
 
 # Student frames whose logits are held at a time: at 32 targets of 256 values in
-# float32 they take 32 MB. Their logits are computed again in the backward pass.
-_CHUNK_FRAMES = 1024
+# float32 they take 8 MB. Fewer are slower, as the products get small and the weights'
+# gradients are added up more often; more are hardly faster.
+_CHUNK_FRAMES = 256
+# Gradients are taken of this fraction of the loss and scaled back in float32. A power
+# of two: exact in float32 and bfloat16. In float16 the sum over a chunk could overflow
+# otherwise, and a GradScaler could not help, as its factor is applied afterwards.
+_FRACTION = 2**-6
 
 
 @dataclass
 class CodebookLossOutput:
-    """Sums over the valid targets of a batch.
+    """Sums over the valid targets of a batch; scalars unless it says otherwise.
 
     Attributes:
-        loss: Cross entropy in nats, summed over targets; carries the gradient.
+        loss: What to minimise; carries the gradient. Without options it is the cross
+            entropy in nats, summed over targets.
         num_correct: Targets whose logit is the highest.
         num_targets: Valid targets.
         num_frames: Student frames with at least one valid target.
+        cross_entropy: Cross entropy in nats of the stored indexes, whatever the
+            options; no gradient.
+        embedding_error: Relative squared error of the expected embeddings, summed over
+            teacher frames; no gradient. Zero if `embedding_weight` is.
+        num_embeddings: Teacher frames in that sum: with at least one valid target.
+        correct_by_target: As `num_correct`, of each of the M targets of a frame, (M,).
+        count_by_target: As `num_targets`, of each of them, (M,).
     """
 
     loss: torch.Tensor
     num_correct: torch.Tensor
     num_targets: torch.Tensor
     num_frames: torch.Tensor
+    cross_entropy: torch.Tensor
+    embedding_error: torch.Tensor
+    num_embeddings: torch.Tensor
+    correct_by_target: torch.Tensor
+    count_by_target: torch.Tensor
 
 
 def codebook_loss(
-    head: torch.nn.Module, frames: torch.Tensor, targets: torch.Tensor
+    head: Head,
+    frames: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    soft_targets: Optional[torch.Tensor] = None,
+    codebooks: Optional[torch.Tensor] = None,
+    embedding_weight: float = 0.0,
 ) -> CodebookLossOutput:
     """Cross entropy of predicting codebook indexes, in bounded memory.
 
+    The sum over the valid targets of
+
+        -sum_k q_k log p_k,   q = (1 - label_smoothing) t + label_smoothing / K
+
+    where p is the softmax of the head's logits and t is 1 at the stored index i, or
+    row i of the target's table in `soft_targets`. With `embedding_weight` w, moreover,
+    w N e for each teacher frame, where
+
+        e = || sum_n sum_k p_nk c_nk - sum_n c_n[i_n] ||^2
+
+    is the squared error of the expected embedding, relative to the variance of
+    embeddings if the codebooks are scaled accordingly. The factor N makes the mean of
+    the loss per target the mean cross entropy plus w times the mean of e.
+
+    The gradients are computed together with the loss, chunk by chunk, while the
+    logits of a chunk are there, and kept until the backward pass, which only scales
+    them. This can be done since the loss is a sum over frames. No logits are stored
+    and none computed twice. Frames without a target are left out beforehand, so it
+    does not matter what is in them. In mixed precision the head runs in the lower
+    one, all the rest in float32. There are no gradients of gradients.
+
     Args:
-        head: Maps (F, C) to logits (F, M, K).
+        head: Gives logits (F, M, K) for frames (F, C) and targets (F, M).
         frames: Student frames, float, (B, T, C).
-        targets: Codebook indexes, int64, (B, T, M), `IGNORE` where there is none.
+        targets: Codebook indexes, int64, (B, T, M), M = slots x N, `IGNORE` where
+            there is none.
+        label_smoothing: Share of the target spread evenly over all values, 0 to 1.
+        soft_targets: Target distributions of the N codebooks for each stored index,
+            float, (N, K, K), from `soft_target_table`. Default: the stored index only.
+        codebooks: Scaled entries, float, (N, K, D), from `unit_variance_codebooks`;
+            what `embedding_weight` needs.
+        embedding_weight: Weight w of the error in the space of embeddings, at least 0.
 
     Returns:
         The sums; all zero, with zero gradients, if no target is valid.
+
+    Raises:
+        ValueError: If a shape or option is out of range.
+
+    Source: cross entropy on indexes from Guo et al. 2022 (arXiv:2211.00508), which in
+        multi_quantization `JointCodebookLoss` computes the logits twice. Soft targets
+        and the error in the space of embeddings are ours.
     """
+    options = _Options(label_smoothing, soft_targets, codebooks, embedding_weight)
+    options.check(head, targets)
     valid = targets != IGNORE
     chosen = valid.any(dim=2)
-    frames, targets = frames[chosen], targets[chosen]
-    loss = frames.new_zeros((), dtype=torch.float32)
-    num_correct = targets.new_zeros(())
-    for part, part_targets in zip(
-        frames.split(_CHUNK_FRAMES), targets.split(_CHUNK_FRAMES)
-    ):
-        if torch.is_grad_enabled():
-            part_loss, part_correct = checkpoint(
-                _chunk_loss, head, part, part_targets, use_reentrant=False
-            )
-        else:
-            part_loss, part_correct = _chunk_loss(head, part, part_targets)
-        loss = loss + part_loss
-        num_correct = num_correct + part_correct
-    return CodebookLossOutput(loss, num_correct, valid.sum(), chosen.sum())
-
-
-def _chunk_loss(head: torch.nn.Module, frames: torch.Tensor, targets: torch.Tensor):
-    """Return summed cross entropy and number of hits of frames (F, C)."""
-    logits = head(frames).flatten(0, 1)
-    targets = targets.flatten()
-    # In float32 under mixed precision too: half precision loses small differences.
-    loss = F.cross_entropy(
-        logits.float(), targets, ignore_index=IGNORE, reduction="sum"
+    loss, *statistics = _ChunkedLoss.apply(
+        head,
+        options,
+        torch.is_grad_enabled(),
+        targets[chosen],
+        frames[chosen],
+        *head.weights(),
     )
-    num_correct = (logits.detach().argmax(1) == targets).sum()
-    return loss, num_correct
+    correct, cross_entropy, embedding_error, num_embeddings = statistics
+    return CodebookLossOutput(
+        loss=loss,
+        num_correct=correct.sum(),
+        num_targets=valid.sum(),
+        num_frames=chosen.sum(),
+        cross_entropy=cross_entropy,
+        embedding_error=embedding_error,
+        num_embeddings=num_embeddings,
+        correct_by_target=correct,
+        count_by_target=valid.sum((0, 1)),
+    )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of `codebook_loss`."""
+
+    label_smoothing: float
+    soft_targets: Optional[torch.Tensor]
+    codebooks: Optional[torch.Tensor]
+    embedding_weight: float
+
+    def check(self, head: Head, targets: torch.Tensor) -> None:
+        """Raise ValueError if an option or shape is out of range."""
+        num_targets, codebook_size = head.num_targets, head.codebook_size
+        if targets.dim() != 3 or targets.shape[2] != num_targets:
+            raise ValueError(
+                f"targets: got shape {tuple(targets.shape)}, expected (batch, frames, "
+                f"{num_targets}) as the head predicts"
+            )
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(
+                f"label_smoothing: got {self.label_smoothing}, expected 0 to 1"
+            )
+        if not self.embedding_weight >= 0:
+            raise ValueError(
+                f"embedding_weight: got {self.embedding_weight}, expected at least 0"
+            )
+        if self.embedding_weight > 0 and self.codebooks is None:
+            raise ValueError(
+                f"embedding_weight: got {self.embedding_weight} without codebooks, "
+                "expected those of the quantizer"
+            )
+        for name, table, size in (
+            ("soft_targets", self.soft_targets, "K, K"),
+            ("codebooks", self.codebooks, "K, D"),
+        ):
+            if table is None:
+                continue
+            shape = table.shape
+            fits = table.dim() == 3 and shape[1] == codebook_size and shape[0] > 0
+            if name == "soft_targets":
+                fits = fits and shape[1] == shape[2]
+            if not fits or num_targets % shape[0]:
+                raise ValueError(
+                    f"{name}: got shape {tuple(shape)}, expected (N, {size}) where K "
+                    f"is {codebook_size} and N divides the head's {num_targets} targets"
+                )
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sums of a loss over chunks of frames, whose gradients the forward pass takes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: Head,
+        options: _Options,
+        with_gradient: bool,
+        targets: torch.Tensor,
+        frames: torch.Tensor,
+        *weights: torch.Tensor,
+    ) -> Tuple[torch.Tensor, ...]:
+        """Compute the sums and keep the gradients.
+
+        Args:
+            ctx: Of autograd.
+            head: Its `logits` are called with copies of its weights, so that nothing
+                is added to the gradients of the weights and none of their hooks run.
+            options: Of the loss.
+            with_gradient: Whether to take gradients at all.
+            targets: int64, (F, M).
+            frames: Float, (F, C).
+            *weights: Of the head.
+
+        Returns:
+            The five sums of `_chunk_sums`.
+        """
+        needed = [with_gradient and need for need in ctx.needs_input_grad[4:]]
+        # The same copies for all chunks, so that autocast converts them once.
+        copies = [
+            weight.detach().requires_grad_(need)
+            for weight, need in zip(weights, needed[1:])
+        ]
+        # Those of the weights are sums over chunks: in float32 in any case.
+        gradients = [torch.empty_like(frames) if needed[0] else None] + [
+            torch.zeros_like(weight, dtype=torch.float32) if need else None
+            for weight, need in zip(weights, needed[1:])
+        ]
+        totals = None
+        for start in range(0, max(1, len(frames)), _CHUNK_FRAMES):
+            part = slice(start, start + _CHUNK_FRAMES)
+            chunk = frames[part].detach().requires_grad_(needed[0])
+            sums, found = _differentiate(head, options, targets[part], chunk, copies)
+            totals = totals or [torch.zeros_like(value) for value in sums]
+            for total, value in zip(totals, sums):
+                total += value
+            if needed[0]:
+                gradients[0][part] = found[0]
+            for total, gradient in zip(gradients[1:], found[1:]):
+                if total is not None:
+                    total += gradient
+            del found  # else they would be there twice in the next round
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [value.dtype for value in (frames, *weights)]
+        ctx.mark_non_differentiable(*totals[1:])
+        return tuple(totals)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *sums: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+        """Scale the gradients that were kept."""
+        # In float32, as the factor may be beyond what float16 can hold.
+        factor = sums[0] / _FRACTION
+        gradients = [
+            None if kept is None else (kept.to(factor.dtype) * factor).to(dtype)
+            for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+        ]
+        return (None, None, None, None, *gradients)
+
+
+def _differentiate(
+    head: Head,
+    options: _Options,
+    targets: torch.Tensor,
+    frames: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+) -> Tuple[List[torch.Tensor], List[Optional[torch.Tensor]]]:
+    """Compute the sums over a chunk of frames and the gradients of the loss.
+
+    Args:
+        head: Its `logits` are called.
+        options: Of the loss.
+        targets: int64, (F, M).
+        frames: Float, (F, C).
+        weights: Of the head.
+
+    Returns:
+        The sums of `_chunk_sums`, and the gradients of `_FRACTION` of the loss with
+        respect to frames and weights, None for those that do not require any.
+    """
+    inputs = [frames, *weights]
+    wanted = [value for value in inputs if value.requires_grad]
+    gradients = iter(())
+    with torch.set_grad_enabled(len(wanted) > 0):
+        logits = head.logits(frames, targets, *weights)
+        # The gradients too belong outside of autocast, as in any backward pass.
+        with torch.autocast(frames.device.type, enabled=False):
+            sums = _chunk_sums(logits, targets, options)
+            if wanted:
+                fraction = torch.full_like(sums[0], _FRACTION)
+                gradients = iter(torch.autograd.grad(sums[0], wanted, fraction))
+    return [value.detach() for value in sums], [
+        next(gradients) if value.requires_grad else None for value in inputs
+    ]
+
+
+def _chunk_sums(
+    logits: torch.Tensor, targets: torch.Tensor, options: _Options
+) -> Tuple[torch.Tensor, ...]:
+    """Compute what is summed up over frames.
+
+    Args:
+        logits: Float, (F, M, K).
+        targets: int64, (F, M).
+        options: Of the loss.
+
+    Returns:
+        Loss, correct targets (M,), cross entropy, relative error and number of
+        embeddings.
+    """
+    # In float32 under mixed precision too: half precision loses small differences.
+    log_probs = logits.flatten(0, 1).float().log_softmax(1)
+    flat = targets.flatten()
+    loss = F.nll_loss(log_probs, flat, ignore_index=IGNORE, reduction="sum")
+    cross_entropy = loss
+    correct = (logits.detach().argmax(2) == targets).sum(0)
+    error = log_probs.new_zeros(())
+    num_embeddings = correct.new_zeros(())
+    if options.soft_targets is not None:
+        loss = _soft_cross_entropy(log_probs, targets, options.soft_targets)
+    if options.label_smoothing > 0:
+        even = (log_probs.mean(1) * (flat != IGNORE)).sum()
+        loss = (1 - options.label_smoothing) * loss - options.label_smoothing * even
+    if options.embedding_weight > 0:
+        error, num_embeddings = _embedding_error(log_probs, targets, options.codebooks)
+        loss = loss + options.embedding_weight * len(options.codebooks) * error
+    return loss, correct, cross_entropy, error, num_embeddings
+
+
+def _soft_cross_entropy(
+    log_probs: torch.Tensor, targets: torch.Tensor, table: torch.Tensor
+) -> torch.Tensor:
+    """Sum the cross entropy of soft targets.
+
+    Args:
+        log_probs: Float32, (F * M, K).
+        targets: int64, (F, M).
+        table: Target distributions, float, (N, K, K).
+    """
+    num_codebooks, size, _ = table.shape
+    codebook = torch.arange(targets.shape[1], device=targets.device) % num_codebooks
+    rows = (targets.clamp(min=0) + codebook * size).flatten()
+    distributions = F.embedding(rows, table.reshape(-1, size).to(log_probs.dtype))
+    valid = (targets.flatten() != IGNORE).unsqueeze(1)
+    return -(distributions * valid * log_probs).sum()
+
+
+def _embedding_error(
+    log_probs: torch.Tensor, targets: torch.Tensor, codebooks: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Sum the squared errors of expected embeddings.
+
+    Args:
+        log_probs: Float32, (F * M, K).
+        targets: int64, (F, M).
+        codebooks: Float, (N, K, D).
+
+    Returns:
+        The sum over teacher frames, and their number.
+    """
+    num_codebooks, size, dim = codebooks.shape
+    flat = targets.reshape(-1, 1)
+    # Expected minus stored entry, as weights of all entries. One product with all
+    # codebooks then gives the error of an embedding: nothing of size (F, M, D).
+    stored = torch.zeros_like(log_probs).scatter_(1, flat.clamp(min=0), 1)
+    difference = (log_probs.exp() - stored) * (flat != IGNORE)
+    difference = difference.reshape(-1, num_codebooks * size)
+    entries = codebooks.reshape(-1, dim).to(log_probs.dtype)
+    known = (targets != IGNORE).reshape(-1, num_codebooks).any(1)
+    return (difference @ entries).square().sum(), known.sum()

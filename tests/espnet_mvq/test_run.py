@@ -151,6 +151,16 @@ def test_commands_that_build_no_model_do_not_wait_for_the_plugin(tmp_path):
     assert "espnet_mvq" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["asr_transducer_train", "asr_transducer_inference", "st_train", "s2t_train"],
+)
+def test_commands_of_all_tasks_get_the_plugin(name):
+    from espnet_mvq.run import _takes_plugin
+
+    assert _takes_plugin(["-m", f"espnet2.bin.{name}", "--x"])
+
+
 def test_commands_without_models_are_those_of_espnet():
     import espnet2.bin
 

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 
 # An unmodified recipe of an ESPnet checkout with MVQ distillation: the data stages of
-# egs2/mini_an4/asr1, then mvq.sh through the checkout's own run.pl.
+# egs2/mini_an4/asr1, mvq.sh through the checkout's own run.pl, ESPnet's statistics,
+# training on one and on two ranks, decoding, export, and decoding and packing of the
+# exported model by plain ESPnet.
 #
 # Usage: tests/integration/espnet_checkout.sh ESPNET_DIR
 #
 # The recipe is copied, file by file as it is, to egs2/mini_an4/asr1_espnet_mvq, and runs
 # there with the python3 of the path, which must have espnet_mvq[s3prl]. No network is
-# needed. Where there is no sph2pipe, soundfile stands in for it.
+# needed. Where there is no sph2pipe, soundfile stands in for it. The checkout must fit
+# the installed ESPnet: its scripts import espnet's modules.
 
 set -euo pipefail
 
@@ -34,5 +37,52 @@ bash "$(python3 -m espnet_mvq.where)" --train_set train_nodev --dev_set train_de
 grep -q "^# Accounting: time=" dump/mvq/*/train_nodev/log/extract.1.log
 diff <(cut -d " " -f 1 dump/raw/train_nodev/wav.scp) \
     <(cut -d " " -f 1 dump/raw/train_nodev/codebook_indexes.scp)
+# Training and decoding through ESPnet's own stages
+cp -r "${root}/egs/mini_an4/asr1/conf/tuning" conf/tuning
+config=conf/tuning/train_asr_conformer_debug_mvq.yaml
+tag=mvq
+exp=exp/asr_${tag}
+train=(--use_lm false --ngpu 0 --python "python3 -m espnet_mvq.run" --asr_config "${config}"
+    --asr_tag "${tag}" --inference_asr_model valid.loss.ave.pth
+    --inference_config conf/decode_asr_debug.yaml)
+./run.sh --stage 10 --stop_stage 12 "${train[@]}"
+grep -q "loss_mvq" "${exp}/train.log"
+
+# The same training on two ranks: the command that ESPnet ran, as its log has it. The
+# validation set has one utterance, too few for two ranks.
+command=$(sed -n "1s/^# //p" "${exp}/train.log")
+command=${command//raw\/train_dev/raw\/train_nodev}
+command=${command//\/valid\//\/train\/}
+command=${command/--output_dir ${exp}/--output_dir ${exp}_2ranks}
+for rank in 0 1; do
+    # shellcheck disable=SC2086
+    GLOO_SOCKET_IFNAME=lo ${command} --dist_backend gloo --dist_world_size 2 \
+        --dist_rank "${rank}" --dist_init_method "file://${PWD}/${exp}_2ranks.init" \
+        >"${exp}_2ranks.${rank}.log" 2>&1 &
+    ranks[rank]=$!
+done
+for rank in 0 1; do
+    if ! wait "${ranks[rank]}"; then
+        tail "${exp}_2ranks.${rank}.log"
+        exit 1
+    fi
+done
+grep -q "loss_mvq" "${exp}_2ranks.0.log"
+
+# The exported model needs no plugin: from here on plain python3, the plugin blocked
+python3 -m espnet_mvq.bin.export --asr_exp "${exp}" --output_dir "${exp}_exported"
+mkdir -p blocked/espnet_mvq
+echo "raise ImportError('espnet_mvq is blocked here')" >blocked/espnet_mvq/__init__.py
+PYTHONPATH=${PWD}/blocked ./run.sh --stage 12 --stop_stage 12 --use_lm false --ngpu 0 \
+    --asr_exp "${exp}_exported" --inference_asr_model valid.loss.ave.pth \
+    --inference_config conf/decode_asr_debug.yaml
+PYTHONPATH=${PWD}/blocked ./run.sh --stage 14 --stop_stage 14 --use_lm false \
+    --skip_packing false --asr_exp "${exp}_exported" \
+    --inference_asr_model valid.loss.ave.pth
+for dset in train_dev test test_seg; do
+    diff "${exp}"/decode_*/"${dset}"/text "${exp}_exported"/decode_*/"${dset}"/text
+done
+ls "${exp}_exported"/*.zip
+
 diff -rq "$1/egs2/mini_an4/asr1" "${recipe}" | grep -v "^Only in" && exit 1
 echo "espnet_checkout.sh: all of it works with $1"

@@ -58,6 +58,11 @@ def start_jobs(args: argparse.Namespace, folder: Path) -> List[subprocess.Popen]
     return processes
 
 
+def written(folder: Path) -> int:
+    """Return the bytes of all arks, finished or not."""
+    return sum(path.stat().st_size for path in folder.glob("*.ark*"))
+
+
 def finish(processes: List[subprocess.Popen]) -> None:
     """Wait for jobs that must succeed."""
     codes = [process.wait() for process in processes]
@@ -75,8 +80,12 @@ def main(cmd=None) -> None:
     print(f"undisturbed: {duration:.0f} s", flush=True)
     generator = random.Random(args.seed)
     for number in range(args.kills):
+        size = written(killed)
         processes = start_jobs(args, killed)
-        time.sleep(generator.uniform(0.02, 0.2) * duration)
+        while written(killed) <= size and processes[0].poll() is None:
+            time.sleep(0.01)
+        # Short enough that all kills hit jobs at work
+        time.sleep(generator.uniform(0, 0.7 / args.kills) * duration)
         running = [process for process in processes if process.poll() is None]
         for process in processes:
             process.send_signal(signal.SIGKILL)

@@ -1,17 +1,34 @@
-"""The codebook loss against cross entropy on explicit logits."""
+"""The codebook loss against the same sums taken target by target."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from espnet_mvq.distillation import IGNORE, IndependentHead, codebook_loss, losses
+from espnet_mvq.distillation import (
+    IGNORE,
+    IndependentHead,
+    JointHead,
+    codebook_loss,
+    losses,
+    soft_target_table,
+    unit_variance_codebooks,
+)
 
-CHANNELS, NUM_TARGETS, CODEBOOK_SIZE = 8, 4, 5
+CHANNELS, NUM_CODEBOOKS, NUM_SLOTS, CODEBOOK_SIZE, DIM = 8, 2, 2, 5, 3
+NUM_TARGETS = NUM_CODEBOOKS * NUM_SLOTS
 
 
 @pytest.fixture
 def head():
     return IndependentHead(CHANNELS, NUM_TARGETS, CODEBOOK_SIZE)
+
+
+@pytest.fixture(params=["independent", "joint"])
+def any_head(request, head):
+    if request.param == "joint":
+        head = JointHead(CHANNELS, NUM_TARGETS, CODEBOOK_SIZE, hidden_size=6)
+    torch.nn.init.normal_(head.bias)
+    return head
 
 
 @pytest.fixture
@@ -24,73 +41,121 @@ def targets():
     """Targets with single ones missing, whole frames missing, and one short length."""
     targets = torch.randint(0, CODEBOOK_SIZE, (2, 7, NUM_TARGETS))
     targets[0, 2] = targets[0, 3, 1] = targets[1, 5:] = IGNORE
+    targets[0, 4, NUM_CODEBOOKS:] = IGNORE  # no teacher frame in the second slot
     return targets
 
 
-def explicit_loss(head, frames, targets):
-    """Sum cross entropy over all targets, one at a time."""
-    weight = head.weight.reshape(NUM_TARGETS, CODEBOOK_SIZE, CHANNELS)
-    bias = head.bias.reshape(NUM_TARGETS, CODEBOOK_SIZE)
-    total, correct = 0.0, 0
-    for b, t, m in (targets != IGNORE).nonzero().tolist():
-        logits = weight[m] @ frames[b, t] + bias[m]
-        total = total - logits.log_softmax(0)[targets[b, t, m]]
-        correct += int(logits.argmax() == targets[b, t, m])
-    return total, correct
+@pytest.fixture(params=["plain", "smooth", "soft", "embedding", "all"])
+def options(request):
+    codebooks = torch.randn(NUM_CODEBOOKS, CODEBOOK_SIZE, DIM)
+    options = {
+        "smooth": {"label_smoothing": 0.1},
+        "soft": {"soft_targets": soft_target_table(codebooks, 0.5)},
+        "embedding": {
+            "codebooks": unit_variance_codebooks(codebooks),
+            "embedding_weight": 0.7,
+        },
+    }
+    options["all"] = {k: v for part in options.values() for k, v in part.items()}
+    return {"plain": {}, **options}[request.param]
+
+
+def explicit_sums(head, frames, targets, options):
+    """Sum everything over targets, one at a time; also return the sums of the rest."""
+    smoothing = options.get("label_smoothing", 0)
+    weight = options.get("embedding_weight", 0)
+    loss = cross_entropy = error = torch.zeros(())
+    correct = 0
+    for b, t in (targets != IGNORE).any(2).nonzero().tolist():
+        logits = head(frames[b, t : t + 1], targets[b, t : t + 1])[0]
+        difference = [torch.zeros(DIM) for _ in range(NUM_SLOTS)]
+        for m, k in enumerate(targets[b, t].tolist()):
+            if k == IGNORE:
+                continue
+            slot, n = divmod(m, NUM_CODEBOOKS)
+            wanted = F.one_hot(torch.tensor(k), CODEBOOK_SIZE).float()
+            if "soft_targets" in options:
+                wanted = options["soft_targets"][n, k]
+            wanted = (1 - smoothing) * wanted + smoothing / CODEBOOK_SIZE
+            log_probs = logits[m].log_softmax(0)
+            loss = loss - wanted @ log_probs
+            cross_entropy = cross_entropy - log_probs[k]
+            correct += int(logits[m].argmax() == k)
+            if weight:
+                entries = options["codebooks"][n]
+                expected = log_probs.exp() @ entries
+                difference[slot] = difference[slot] + expected - entries[k]
+        if weight:
+            error = error + sum(d @ d for d in difference)
+    return loss + weight * NUM_CODEBOOKS * error, correct, cross_entropy, error
 
 
 def gradients(loss, head, frames):
-    return torch.autograd.grad(loss, [frames, head.weight, head.bias])
+    return torch.autograd.grad(loss, [frames, *head.weights()], retain_graph=True)
 
 
-@pytest.mark.parametrize("chunk_frames", [1, 3, 1024])
-def test_loss_hits_and_gradients_equal_the_explicit_ones(
-    head, frames, targets, monkeypatch, chunk_frames
+@pytest.mark.parametrize("chunk_frames", [3, 1024])
+def test_sums_and_gradients_equal_the_explicit_ones(
+    any_head, frames, targets, options, monkeypatch, chunk_frames
 ):
     monkeypatch.setattr(losses, "_CHUNK_FRAMES", chunk_frames)
-    torch.nn.init.normal_(head.bias)
-    expected, num_correct = explicit_loss(head, frames, targets)
-    output = codebook_loss(head, frames, targets)
-    torch.testing.assert_close(output.loss, expected)
-    assert output.num_correct == num_correct
+    expected = explicit_sums(any_head, frames, targets, options)
+    output = codebook_loss(any_head, frames, targets, **options)
+    torch.testing.assert_close(output.loss, expected[0])
+    assert output.num_correct == expected[1]
+    torch.testing.assert_close(output.cross_entropy, expected[2].detach())
+    torch.testing.assert_close(output.embedding_error, expected[3].detach())
     assert output.num_targets == (targets != IGNORE).sum()
     assert output.num_frames == 14 - 1 - 2
-    torch.testing.assert_close(
-        gradients(output.loss, head, frames), gradients(expected, head, frames)
-    )
+    slots = 2 * (14 - 1 - 2) - 1
+    assert output.num_embeddings == (slots if "codebooks" in options else 0)
+    assert not output.cross_entropy.requires_grad
+    for factor in (1.0, 1e-3):
+        torch.testing.assert_close(
+            gradients(factor * output.loss, any_head, frames),
+            gradients(factor * expected[0], any_head, frames),
+        )
 
 
 def test_loss_equals_torch_cross_entropy(head, frames, targets):
     logits = head(frames.flatten(0, 1)).flatten(0, 1)
-    expected = F.cross_entropy(
-        logits, targets.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
-    torch.testing.assert_close(codebook_loss(head, frames, targets).loss, expected)
+    for smoothing in (0.0, 0.1, 1.0):
+        expected = F.cross_entropy(
+            logits,
+            targets.flatten(),
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+        loss = codebook_loss(head, frames, targets, label_smoothing=smoothing).loss
+        torch.testing.assert_close(loss, expected)
 
 
-def test_head_gives_each_target_its_own_logits(head):
-    x = torch.randn(3, CHANNELS)
-    logits = head(x)
-    assert logits.shape == (3, NUM_TARGETS, CODEBOOK_SIZE)
-    rows = head.weight[CODEBOOK_SIZE : 2 * CODEBOOK_SIZE]
-    torch.testing.assert_close(logits[:, 1], x @ rows.T)
+def test_soft_targets_of_the_stored_index_alone_are_hard(head, frames, targets):
+    table = torch.eye(CODEBOOK_SIZE).expand(NUM_CODEBOOKS, -1, -1)
+    hard = codebook_loss(head, frames, targets).loss
+    soft = codebook_loss(head, frames, targets, soft_targets=table).loss
+    torch.testing.assert_close(soft, hard)
 
 
-def test_initial_logits_are_near_chance():
-    big = IndependentHead(64, 2, 256)
-    assert torch.equal(big.bias, torch.zeros(512))
-    logits = big(torch.randn(200, 64)).detach()
-    assert float(logits.std()) == pytest.approx(1, rel=0.1)
-
-
-def test_without_valid_targets_loss_and_gradients_are_zero(head, frames):
+def test_without_valid_targets_loss_and_gradients_are_zero(any_head, frames, options):
     targets = torch.full((2, 7, NUM_TARGETS), IGNORE)
-    output = codebook_loss(head, frames, targets)
-    sums = output.loss, output.num_correct, output.num_targets, output.num_frames
-    assert [value.item() for value in sums] == [0, 0, 0, 0]
-    loss = output.loss + 0 * sum(p.sum() for p in head.parameters()) + 0 * frames.sum()
-    for gradient in gradients(loss, head, frames):
+    output = codebook_loss(any_head, frames, targets, **options)
+    assert len(vars(output)) == 9
+    assert not any(value.any() for value in vars(output).values())
+    for gradient in gradients(output.loss, any_head, frames):
         assert not gradient.any()
+
+
+def test_absent_targets_have_no_gradient(head, frames, targets, options):
+    targets[:, :, 3] = IGNORE
+    loss = codebook_loss(head, frames, targets, **options).loss
+    frame_gradient, weight_gradient, bias_gradient = gradients(loss, head, frames)
+    known = (targets != IGNORE).any(2)
+    assert torch.equal(frame_gradient.any(2), known)
+    for gradient in (weight_gradient, bias_gradient):
+        assert not gradient[-CODEBOOK_SIZE:].any()
+        assert gradient[:-CODEBOOK_SIZE].any()
 
 
 def test_perfect_prediction_is_all_correct(targets):
@@ -99,45 +164,167 @@ def test_perfect_prediction_is_all_correct(targets):
     frames = torch.eye(14).reshape(2, 7, 14)
     wanted = F.one_hot(targets.clamp(min=0), CODEBOOK_SIZE).float()
     head.weight.data = 100 * wanted.reshape(14, -1).T.contiguous()
-    output = codebook_loss(head, frames, targets)
+    codebooks = torch.randn(NUM_CODEBOOKS, CODEBOOK_SIZE, DIM)
+    output = codebook_loss(
+        head, frames, targets, codebooks=codebooks, embedding_weight=1.0
+    )
     assert output.num_correct == output.num_targets
+    assert torch.equal(output.correct_by_target, output.count_by_target)
+    assert output.count_by_target.sum() == output.num_targets
     assert output.loss.item() == pytest.approx(0, abs=1e-4)
 
 
-def test_without_gradients_the_loss_is_the_same(head, frames, targets):
-    expected = codebook_loss(head, frames, targets).loss
+def test_without_gradients_the_loss_is_the_same(any_head, frames, targets, options):
+    expected = codebook_loss(any_head, frames, targets, **options).loss
     with torch.no_grad():
-        loss = codebook_loss(head, frames, targets).loss
+        loss = codebook_loss(any_head, frames, targets, **options).loss
     assert not loss.requires_grad
     torch.testing.assert_close(loss, expected.detach())
 
 
-def test_loss_does_not_depend_on_padding(head, frames, targets):
-    alone = codebook_loss(head, frames[:1, :5], targets[:1, :5])
+@pytest.mark.parametrize("frozen", ["frames", "head", "both"])
+def test_frozen_parts_get_no_gradient(any_head, frames, targets, frozen):
+    expected = gradients(
+        codebook_loss(any_head, frames, targets).loss, any_head, frames
+    )
+    if frozen != "head":
+        frames = frames.detach()
+    if frozen != "frames":
+        any_head.requires_grad_(False)
+    loss = codebook_loss(any_head, frames, targets).loss
+    assert loss.requires_grad == (frozen != "both")
+    if loss.requires_grad:
+        loss.backward()
+    for value, wanted in zip([frames, *any_head.weights()], expected):
+        assert (value.grad is not None) == value.requires_grad
+        if value.requires_grad:
+            torch.testing.assert_close(value.grad, wanted)
+
+
+def test_loss_does_not_depend_on_padding(any_head, frames, targets, options):
+    alone = codebook_loss(any_head, frames[:1, :5], targets[:1, :5], **options)
     padded = targets.clone()
     padded[0, 5:] = padded[1] = IGNORE
-    batch = codebook_loss(head, frames, padded)
-    torch.testing.assert_close(batch.loss, alone.loss)
     loud = torch.where((padded != IGNORE).any(2, keepdim=True), frames, float("nan"))
-    torch.testing.assert_close(codebook_loss(head, loud, padded).loss, alone.loss)
+    batch = codebook_loss(any_head, loud, padded, **options)
+    torch.testing.assert_close(vars(batch), vars(alone))
+    for found, wanted in zip(
+        gradients(batch.loss, any_head, frames),
+        gradients(alone.loss, any_head, frames),
+    ):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("chunk_frames", [3, 1024])
 def test_bfloat16_autocast_is_near_and_trains(
-    head, frames, targets, monkeypatch, chunk_frames
+    any_head, frames, targets, options, monkeypatch, chunk_frames
 ):
     monkeypatch.setattr(losses, "_CHUNK_FRAMES", chunk_frames)
-    expected = codebook_loss(head, frames, targets).loss
+    expected = codebook_loss(any_head, frames, targets, **options).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = codebook_loss(head, frames, targets).loss
+        with torch.no_grad():  # must not spoil autocast's cache for what follows
+            codebook_loss(any_head, frames, targets, **options)
+        loss = codebook_loss(any_head, frames, targets, **options).loss
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=0.02, atol=0)
-    pairs = gradients(loss, head, frames), gradients(expected, head, frames)
-    for found, wanted in zip(*pairs):
-        torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+    found, wanted = [gradients(x, any_head, frames) for x in (loss, expected)]
+    for one, other in zip(found, wanted):
+        assert one.dtype == other.dtype
+        assert (one - other).norm() < 0.03 * other.norm()
 
 
-def test_half_precision_frames_sum_up_in_float32(head, targets):
-    frames = torch.randn(2, 7, CHANNELS, dtype=torch.bfloat16)
-    output = codebook_loss(head.bfloat16(), frames, targets)
+def test_half_precision_frames_sum_up_in_float32(any_head, targets, options):
+    frames = torch.randn(2, 7, CHANNELS, dtype=torch.bfloat16, requires_grad=True)
+    output = codebook_loss(any_head.bfloat16(), frames, targets, **options)
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
+    for gradient in gradients(output.loss, any_head, frames):
+        assert gradient.dtype == torch.bfloat16 and gradient.isfinite().all()
+
+
+def test_float16_gradients_do_not_overflow_before_the_scaler_can_act(head):
+    """All targets alike and one loud channel: the largest sums over a chunk."""
+    frames = torch.zeros(1, 512, CHANNELS)
+    frames[:, :, 0] = 300.0
+    with torch.no_grad():
+        head.weight[:, 0] = 0
+    targets = torch.zeros(1, 512, NUM_TARGETS, dtype=torch.int64)
+    wanted = torch.autograd.grad(
+        codebook_loss(head, frames, targets).loss, head.weight
+    )[0]
+    assert wanted.abs().max() > torch.finfo(torch.float16).max
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = codebook_loss(head, frames, targets).loss
+    found = torch.autograd.grad(loss, head.weight)[0]
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+
+
+def test_large_factors_of_a_scaler_do_not_overflow(head, frames, targets):
+    """A factor beyond float16, as GradScaler's, times gradients that are small."""
+    expected = gradients(codebook_loss(head, frames, targets).loss, head, frames)
+    half = frames.detach().half().requires_grad_()
+    loss = codebook_loss(head.half(), half, targets).loss
+    found = gradients(2**20 * (2**-10 * loss), head, half)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, (2**10 * other).half(), rtol=0.02, atol=10)
+
+
+def test_half_precision_weights_sum_up_many_chunks(head, monkeypatch):
+    monkeypatch.setattr(losses, "_CHUNK_FRAMES", 1)
+    frames = torch.zeros(1, 600, CHANNELS)
+    targets = torch.zeros(1, 600, NUM_TARGETS, dtype=torch.int64)
+    loss = codebook_loss(head.bfloat16(), frames.bfloat16(), targets).loss
+    (gradient,) = torch.autograd.grad(loss, head.bias)
+    wanted = 600 * (1 / CODEBOOK_SIZE - 1)
+    assert gradient[::CODEBOOK_SIZE].tolist() == pytest.approx([wanted] * 4, rel=0.01)
+
+
+def test_weights_may_be_results_of_others(head, frames, targets):
+    """As in the replicas of DataParallel, which have no parameters."""
+    expected = gradients(codebook_loss(head, frames, targets).loss, head, frames)
+    sources = [weight.detach().requires_grad_() for weight in head.weights()]
+    del head.weight, head.bias
+    head.weight, head.bias = (1 * source for source in sources)
+    assert not list(head.parameters())
+    loss = codebook_loss(head, frames, targets).loss
+    torch.testing.assert_close(torch.autograd.grad(loss, [frames, *sources]), expected)
+
+
+def test_gradients_pass_through_autograd_alone(head, frames, targets, monkeypatch):
+    """So that DDP's hooks see each weight once, when its gradient is complete."""
+    monkeypatch.setattr(losses, "_CHUNK_FRAMES", 3)
+    calls = []
+    head.weight.register_hook(lambda gradient: calls.append(gradient))
+    loss = codebook_loss(head, frames, targets).loss
+    assert head.weight.grad is None and not calls
+    loss.backward()
+    assert len(calls) == 1 and torch.equal(head.weight.grad, calls[0])
+
+
+def test_only_gradients_are_kept_for_the_backward_pass(any_head, monkeypatch):
+    """As large as frames and weights: no logits, however many frames."""
+    monkeypatch.setattr(losses, "_CHUNK_FRAMES", 16)
+    frames = torch.randn(1, 50, CHANNELS, requires_grad=True)
+    targets = torch.randint(0, CODEBOOK_SIZE, (1, 50, NUM_TARGETS))
+    output = codebook_loss(any_head, frames, targets)
+    kept = output.loss.grad_fn.saved_tensors
+    expected = [frames[0].shape, *(weight.shape for weight in any_head.weights())]
+    assert [value.shape for value in kept] == expected
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"label_smoothing": 1.5}, "label_smoothing: got 1.5"),
+        ({"embedding_weight": -1.0}, "embedding_weight: got -1.0"),
+        ({"embedding_weight": 1.0}, "without codebooks"),
+        ({"soft_targets": torch.ones(3, 5, 5)}, r"soft_targets: got shape \(3, 5, 5\)"),
+        ({"soft_targets": torch.ones(2, 5, 4)}, "soft_targets: got shape"),
+        ({"codebooks": torch.ones(2, 4, 3)}, "K is 5"),
+        ({"codebooks": torch.ones(2, 5)}, "codebooks: got shape"),
+    ],
+)
+def test_bad_options_are_refused(head, frames, targets, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        codebook_loss(head, frames, targets, **wrong)
+    with pytest.raises(ValueError, match="targets: got shape"):
+        codebook_loss(head, frames, targets[:, :, :3])

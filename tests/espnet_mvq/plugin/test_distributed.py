@@ -30,7 +30,7 @@ def train(rank, folder, model, batch):
 
 def test_two_ranks_one_without_indexes(build_model, batch, tmp_path):
     model = build_model({"layer": 1})
-    before = model.mvq.head.weight.detach().clone()
+    before = model.mvq.codebook_indexes.head.weight.detach().clone()
     torch.multiprocessing.start_processes(
         train, (str(tmp_path), model, batch), nprocs=2, start_method="fork"
     )
@@ -39,4 +39,4 @@ def test_two_ranks_one_without_indexes(build_model, batch, tmp_path):
     )
     assert names == other_names and "loss_mvq" in names
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert not torch.equal(first["mvq.head.weight"], before)
+    assert not torch.equal(first["mvq.codebook_indexes.head.weight"], before)

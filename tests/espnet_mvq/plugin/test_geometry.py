@@ -1,83 +1,140 @@
-"""Where encoder frames lie in time, probed by gradients and by counting frames."""
+"""Where encoder frames lie in time, measured at the samples."""
 
 import pytest
 import torch
 
-from espnet_mvq.distillation import IGNORE
-from espnet_mvq.plugin.geometry import student_frame_grid, subsampling
+from espnet_mvq.distillation.encoder_frames import subsampling
+from espnet_mvq.plugin.geometry import student_frame_grid
 
-INPUT_LAYERS = ["linear", None] + [f"conv2d{n}" for n in ("", 1, 2, 6, 8)]
-INPUT_LAYERS += ["conv1d2"]
-CONFORMER_LAYERS = ["conv2d", "conv2d1", "conv2d2", "conv2d6", "conv2d8", "linear"]
-
-
-def build_encoder(input_layer, conformer=False):
-    from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-    from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
-
-    encoder_class = ConformerEncoder if conformer else TransformerEncoder
-    return encoder_class(
-        32,
-        output_size=8,
-        attention_heads=2,
-        linear_units=8,
-        num_blocks=1,
-        input_layer=input_layer,
-    ).eval()
-
-
-def receptive_field(embed, frame, num_frames=60):
-    """Return first and last feature frame that an encoder frame depends on."""
-    # Random weights behind a ReLU may be deaf to a frame: look through many draws
-    seen = torch.zeros(num_frames)
-    for seed in range(5):
-        torch.manual_seed(seed)
-        x = torch.randn(1, num_frames, 32, requires_grad=True)
-        if isinstance(embed, torch.nn.Sequential | torch.nn.Linear):
-            y = embed(x)
-        else:
-            y = embed(x, torch.ones(1, 1, num_frames, dtype=torch.bool))[0]
-        y = y[0] if isinstance(y, tuple) else y
-        y[0, frame].square().sum().backward()
-        seen += x.grad[0].abs().sum(1)
-    touched = seen.nonzero().flatten()
-    return int(touched[0]), int(touched[-1])
+# Input layers of each encoder, and what its options have beside those of the tiny model
+ENCODERS = {
+    "transformer": (["linear", "conv1d2", "conv2d8"], {}),
+    "conformer": (["conv2d", "conv2d1", "conv2d2", "conv2d6", "conv2d8"], {}),
+    "branchformer": (["linear", "conv2d", "conv2d2"], {"linear_units": None}),
+    "e_branchformer": (["conv1d1", "conv1d2", "conv1d3", "conv2d6", "linear"], {}),
+    "contextual_block_transformer": (["linear", "conv2d", "conv2d6", "conv2d8"], {}),
+    "contextual_block_conformer": (["linear", "conv2d"], {}),
+}
+KINDS = [(name, layer) for name, (layers, _) in ENCODERS.items() for layer in layers]
+# Encoder, its options, and how it subsamples
+RECURRENT_KINDS = [
+    ("rnn", {"subsample": [1, 2, 2]}, (4, 0)),
+    ("rnn", {"subsample": [2]}, (2, 0)),
+    ("rnn", {"subsample": [3, 1, 1], "rnn_type": "gru"}, (3, 0)),
+    ("rnn", {"subsample": [1], "bidirectional": False}, (1, 0)),
+    ("rnn", {"use_projection": False}, (1, 0)),
+    ("vgg_rnn", {}, (4, 1.5)),
+    ("vgg_rnn", {"use_projection": False, "bidirectional": False}, (4, 1.5)),
+]
+NUM_SAMPLES = 14_400
+TEACHER_FRAMES = (18, 19, 25)
 
 
-@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
-def test_centre_of_the_receptive_field(input_layer):
-    encoder = build_encoder(input_layer)
-    factor, centre = subsampling(encoder)
-    for frame in (0, 1, 3):
-        first, last = receptive_field(encoder.embed, frame)
-        assert (first + last) / 2 == centre + frame * factor
+def measure_centres(model, num_draws):
+    """Return the centres of the samples from which teacher frames are predicted.
 
-
-@pytest.mark.parametrize("input_layer", CONFORMER_LAYERS)
-def test_input_layers_of_the_conformer_are_known(input_layer):
-    encoder = build_encoder(input_layer, conformer=True)
-    factor, _ = subsampling(encoder)
-    lengths = torch.tensor([400])
-    _, lengths, _ = encoder(torch.randn(1, 400, 32), lengths)
-    assert int(lengths) == pytest.approx(400 / factor, abs=5)
-
-
-@pytest.mark.parametrize("input_layer", ["conv2d", "conv2d2", "conv2d6", "linear"])
-def test_an_impulse_lands_in_the_frame_that_predicts_it(build_model, input_layer):
-    """Teacher frames that know their own time, looked up by the student's frames."""
-    options = {"input_layer": input_layer}
-    model = build_model(encoder_conf=options, frontend_conf={"n_mels": 32})
-    grid = student_frame_grid(model.frontend, model.encoder)
-    frame = 5
-    first, last = receptive_field(model.encoder.embed, frame)
-    centre_samples = 160 * (first + last) / 2
-    indexes = torch.arange(200).reshape(1, 200, 1).expand(-1, -1, 2)
-    targets = model.mvq.aligner.targets(
-        indexes, torch.tensor([200]), torch.tensor([20]), 20
+    Through the whole model: front end, encoder, alignment and loss.
+    """
+    # The task's own loss is not to reach the speech; the tap was there before.
+    handle = model.encoder.register_forward_hook(
+        lambda module, args, output: (output[0].detach(), *output[1:])
     )
-    times = 199.5 + 320 * targets[0, frame][targets[0, frame] != IGNORE]
-    assert abs(float(times.mean()) - centre_samples) <= 160
-    assert (times - centre_samples).abs().max() <= max(grid.shift_samples / 2, 160)
+    batch_size, num_frames = len(TEACHER_FRAMES), NUM_SAMPLES // 320
+    indexes = torch.full((batch_size, num_frames, 2), -1)
+    indexes[torch.arange(batch_size), torch.tensor(TEACHER_FRAMES)] = 1
+    heard = torch.zeros(batch_size, NUM_SAMPLES)
+    for seed in range(num_draws):
+        torch.manual_seed(seed)
+        for parameter in model.encoder.parameters():
+            if parameter.dim() > 2:
+                torch.nn.init.xavier_uniform_(parameter)
+        speech = (0.1 * torch.randn(batch_size, NUM_SAMPLES)).requires_grad_()
+        loss, _, _ = model(
+            speech=speech,
+            speech_lengths=torch.full((batch_size,), NUM_SAMPLES),
+            text=torch.tensor([[2, 3]] * batch_size),
+            text_lengths=torch.tensor([2] * batch_size),
+            codebook_indexes=indexes,
+            codebook_indexes_lengths=torch.full((batch_size,), num_frames),
+        )
+        loss.backward()
+        heard += speech.grad.abs()
+    handle.remove()
+    touched = [h.nonzero() for h in heard]
+    return [float(t[0] + t[-1]) / 2 for t in touched]
+
+
+def check_alignment(model, layer, num_draws=5):
+    """Check that what is predicted was heard half a frame away at most.
+
+    Random weights behind a ReLU may be deaf to a frame, hence some draws of them.
+    """
+    shift = student_frame_grid(model.frontend, model.encoder, layer=layer).shift_samples
+    centres = measure_centres(model.eval(), num_draws)
+    for teacher_frame, centre in zip(TEACHER_FRAMES, centres):
+        time = 199.5 + 320 * teacher_frame
+        assert abs(centre - time) <= shift / 2, teacher_frame
+
+
+@pytest.fixture
+def build_encoder_model(build_model):
+    """Return a function that builds a model with windows that overlap."""
+
+    def build(layer, **options):
+        frontend = {"n_fft": 512, "n_mels": 32}
+        conf = {**frontend, **options.pop("frontend_conf", {})}
+        return build_model({"layer": layer}, frontend_conf=conf, **options)
+
+    return build
+
+
+@pytest.mark.parametrize("hop", [128, 160])
+@pytest.mark.parametrize("encoder, input_layer", KINDS)
+def test_input_layers(build_encoder_model, encoder, input_layer, hop):
+    """What runs before the blocks sees frames around the teacher's."""
+    model = build_encoder_model(
+        "embed",
+        encoder=encoder,
+        encoder_conf={**ENCODERS[encoder][1], "input_layer": input_layer},
+        frontend_conf={"hop_length": hop},
+    )
+    check_alignment(model, "embed")
+
+
+@pytest.mark.parametrize("n_mels", [8, 32])  # 8: as many as the encoder's channels
+def test_no_input_layer(build_encoder_model, n_mels):
+    model = build_encoder_model(
+        "encoders.0.norm1",  # of each frame alone
+        encoder_conf={"input_layer": None},
+        frontend_conf={"n_mels": n_mels},
+    )
+    check_alignment(model, "encoders.0.norm1")
+
+
+@pytest.mark.parametrize("encoder, options, expected", RECURRENT_KINDS)
+def test_recurrent_encoders(build_encoder_model, encoder, options, expected):
+    others = ["attention_heads", "linear_units", "num_blocks", "dropout_rate"]
+    others += ["positional_dropout_rate", "attention_dropout_rate"]
+    sizes = {"hidden_size": 8, "output_size": 8, "num_layers": 3}
+    conf = {**dict.fromkeys(others), **sizes, **options}
+    model = build_encoder_model(-1, encoder=encoder, encoder_conf=conf)
+    assert subsampling(model.encoder) == expected
+    # No memory: what an RNN hears besides its own frame is learned, and not counted.
+    for module in model.encoder.modules():
+        if isinstance(module, (torch.nn.LSTM, torch.nn.GRU)):
+            forget_memory(module)
+    check_alignment(model, -1, num_draws=5 if encoder == "vgg_rnn" else 1)
+
+
+def forget_memory(rnn):
+    """Shut the gates through which an LSTM or GRU remembers."""
+    for name, parameter in rnn.named_parameters():
+        if name.startswith(("weight_hh", "bias_hh")):
+            parameter.data.zero_()
+        elif name.startswith("bias_ih"):
+            parameter.data.chunk(4 if isinstance(rnn, torch.nn.LSTM) else 3)[1].fill_(
+                -1e4
+            )
 
 
 def test_grid_counts_hop_and_subsampling(build_model):
@@ -86,40 +143,49 @@ def test_grid_counts_hop_and_subsampling(build_model):
     assert (grid.shift_samples, grid.offset_samples) == (512, 384)
 
 
-def test_stft_that_is_not_centred_shifts_the_grid(build_model):
-    model = build_model(frontend_conf={"center": False})
-    grid = student_frame_grid(model.frontend, model.encoder)
-    assert (grid.shift_samples, grid.offset_samples) == (640, 480 + 64)
-
-
 def test_given_grid_is_taken(build_model):
     model = build_model()
-    grid = student_frame_grid(model.frontend, model.encoder, 100, 7.5)
-    assert (grid.shift_samples, grid.offset_samples) == (100, 7.5)
+    for given, expected in (
+        ((100, 7.5), (100, 7.5)),
+        ((100, None), (100, 0)),
+        ((None, 7.5), (640, 7.5)),
+    ):
+        grid = student_frame_grid(model.frontend, model.encoder, *given)
+        assert (grid.shift_samples, grid.offset_samples) == expected
 
 
-@pytest.mark.parametrize("encoder", ["transformer", "rnn"])
-def test_grid_fits_the_number_of_encoder_frames(
-    build_model, build_recurrent_model, speech, encoder
-):
-    """A grid that is guessed wrong would distil from other places, silently."""
-    build = build_recurrent_model if encoder == "rnn" else build_model
-    try:
-        model = build({"layer": -1})
-    except ValueError as error:
-        assert "student_frame_shift_samples" in str(error)
-        return
-    grid = student_frame_grid(model.frontend, model.encoder)
-    _, lengths = model.eval().encode(*speech)
-    assert (lengths * grid.shift_samples - speech[1]).abs().max() < 3000
+def test_features_from_files(build_model):
+    """`feats_type: extracted`: how far apart they are nobody knows."""
+    options = {"input_size": 32, "frontend_conf": {}}
+    message = "takes one of 4 of them, the first .* frame 3, .* give 640 and 480; give"
+    with pytest.raises(ValueError, match=message):
+        build_model(**options)
+    given = {"student_frame_shift_samples": 640, "student_frame_offset_samples": 480}
+    model, features = build_model(given, **options), torch.randn(2, 60, 32)
+    _, stats, _ = model(
+        speech=features,
+        speech_lengths=torch.tensor([60, 50]),
+        text=torch.tensor([[2, 3], [3, 2]]),
+        text_lengths=torch.tensor([2, 2]),
+        codebook_indexes=torch.randint(0, 4, (2, 30, 2)),
+        codebook_indexes_lengths=torch.tensor([30, 25]),
+    )
+    assert float(stats["mvq_frames"]) == 14 + 13
 
 
-def test_front_ends_and_input_layers_not_known_say_what_to_give():
-    with pytest.raises(ValueError, match="front end NoneType.*_frame_shift_samples"):
-        student_frame_grid(None, build_encoder("conv2d"))
-    encoder = torch.nn.Module()
+class Unknown(torch.nn.Module):
+    hop_length = 160
+
+
+def test_parts_not_known_say_what_to_give(build_model):
+    model = build_model()
+    encoder, given = Unknown(), "give mvq_conf: {student_frame_shift_samples"
+    with pytest.raises(ValueError, match="encoder Unknown: its subsampling.*" + given):
+        student_frame_grid(model.frontend, encoder)
     encoder.embed = torch.nn.Conv1d(1, 1, 1)
-    frontend = torch.nn.Module()
-    frontend.hop_length = 160
-    with pytest.raises(ValueError, match="input layer Conv1d: .*_frame_shift_samples"):
-        student_frame_grid(frontend, encoder)
+    with pytest.raises(ValueError, match="Unknown: input layer Conv1d: .*" + given):
+        student_frame_grid(model.frontend, encoder)
+    with pytest.raises(ValueError, match="front end Unknown: its frame shift.*"):
+        student_frame_grid(Unknown(), model.encoder)
+    with pytest.raises(ValueError, match="pre-encoder Unknown: its frames .*" + given):
+        student_frame_grid(model.frontend, model.encoder, preencoder=Unknown())

@@ -120,7 +120,10 @@ def test_indexes_under_another_name_are_refused(options):
 @pytest.mark.parametrize(
     "conf, message",
     [
-        ({"wieght": 1}, "unknown option wieght; expected some of weight, layer"),
+        (
+            {"wieght": 1},
+            "unknown option wieght; expected some of weight, schedule, layer",
+        ),
         ({"num_codebooks": None}, "num_codebooks missing.*espnet_mvq.run"),
         ({"weight": -1}, "got weight -1"),
         ({"codebook_size": 1}, "codebook_size 1, expected at least"),

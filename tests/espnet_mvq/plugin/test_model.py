@@ -20,7 +20,7 @@ def tapped(model, batch):
     """Return what the model's tap heard of a batch, and the encoder's output."""
     outputs = []
     handle = model.encoder.register_forward_hook(lambda *args: outputs.append(args[2]))
-    with model._mvq_tap.listening() as tap:
+    with model._mvq_taps["codebook_indexes"].listening() as tap:
         model.encode(batch["speech"], batch["speech_lengths"])
         heard = tap.take()
     handle.remove()
@@ -34,7 +34,7 @@ def test_any_layer_can_predict(build_model, batch, options, layer):
     loss, stats, _ = model(**batch)
     loss.backward()
     assert float(stats["loss_mvq"]) > 0 and 0 <= float(stats["acc_mvq"]) <= 1
-    assert model.mvq.head.weight.grad.any()
+    assert model.mvq.codebook_indexes.head.weight.grad.any()
 
 
 @pytest.mark.parametrize("layer, same_as", [(1, "encoders.0"), (2, "encoders.1")])
@@ -62,9 +62,9 @@ def test_encoder_that_returns_intermediate_outputs(build_model, batch):
 def test_tap_keeps_nothing_while_nobody_listens(build_model, batch):
     model = build_model({"layer": 1})
     model.encode(batch["speech"], batch["speech_lengths"])
-    assert model._mvq_tap.take() == (None, None)
+    assert model._mvq_taps["codebook_indexes"].take() == (None, None)
     model(**batch)[0].backward()
-    assert model._mvq_tap.take() == (None, None)
+    assert model._mvq_taps["codebook_indexes"].take() == (None, None)
 
 
 def test_error_in_the_forward_ends_the_listening(build_model, batch):
@@ -72,7 +72,7 @@ def test_error_in_the_forward_ends_the_listening(build_model, batch):
     with pytest.raises(Exception):
         model(**{**batch, "text_lengths": torch.tensor([99])})
     model.encode(batch["speech"], batch["speech_lengths"])
-    assert model._mvq_tap.take() == (None, None)
+    assert model._mvq_taps["codebook_indexes"].take() == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_indexes_of_other_lengths_are_left_out_and_counted(build_model, batch, c
     assert model(**batch)[1]["mvq_frames"] == two < expected
     batch["codebook_indexes_lengths"] = torch.tensor([30, 28, 17])  # just tolerated
     model(**batch)
-    assert model.mvq._num_mismatches == 1
+    assert model.mvq.codebook_indexes._num_mismatches == 1
 
 
 def test_loss_is_per_utterance_and_averaged_over_codebooks(build_model, batch):
@@ -177,7 +177,7 @@ def test_head_that_stays_at_chance_is_warned_about_once(
 ):
     model = build_model({"chance_warning_updates": 3}).train()
     for _ in range(5):
-        model.mvq._warn_at_chance(5.0 if learns else 0.0)
+        model.mvq.codebook_indexes._warn_at_chance(5.0 if learns else 0.0)
     assert caplog.text.count("still at chance (ln 4 nats") == (0 if learns else 1)
 
 
@@ -188,5 +188,5 @@ def test_bfloat16_autocast_trains(build_model, batch, layer):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, stats, _ = model(**batch)
     loss.backward()
-    assert model.mvq.head.weight.grad.isfinite().all()
+    assert model.mvq.codebook_indexes.head.weight.grad.isfinite().all()
     torch.testing.assert_close(stats["loss_mvq"], expected, rtol=0.05, atol=0)

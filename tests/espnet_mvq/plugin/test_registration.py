@@ -1,5 +1,6 @@
 """Registration is one explicit act, and importing changes nothing."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ import espnet_mvq.plugin.model, espnet_mvq.plugin.registration, espnet_mvq.run
 assert state() == before
 espnet_mvq.register()
 after = state()
-assert set(after[0]) - set(before[0]) == {"mvq"}
+assert set(after[0]) - set(before[0]) == {"mvq", "mvq_maskctc"}
 assert set(after[1]) - set(before[1]) == {"mvq_ark"}
 model_choices.classes["mvq"] = object
 espnet_mvq.plugin.registration.register.cache_clear()
@@ -42,9 +43,11 @@ def test_importing_changes_nothing_and_names_of_others_are_safe():
     )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if "registered model" in line]
-    version = espnet_mvq.__version__
-    expected = f"espnet_mvq {version}: registered model 'mvq' and data type 'mvq_ark'"
-    assert lines == [expected]
+    tasks = "asr, slu, s2t, s2t_ctc, asr_transducer, st"
+    assert lines == [
+        f"espnet_mvq {espnet_mvq.__version__}: registered model 'mvq' (tasks {tasks}) "
+        "and data type 'mvq_ark'"
+    ]
 
 
 def test_registering_again_changes_nothing(capsys):
@@ -66,22 +69,42 @@ def test_no_type_of_espnet_is_a_prefix_of_ours():
     assert [name for name in DATA_TYPES if "mvq_ark".startswith(name)] == ["mvq_ark"]
 
 
-@pytest.mark.parametrize("model", ["mvq", "espnet"])
-def test_only_trainings_of_our_model_are_completed(monkeypatch, model):
-    import argparse
+def test_name_taken_in_one_task_leaves_all_as_they_were(monkeypatch):
+    from espnet2.tasks import asr, s2t
 
-    from espnet_mvq.plugin import registration
+    from espnet_mvq.plugin import registration, tasks
 
-    called = []
+    for module in (asr, s2t):
+        stock = {"espnet": module.model_choices.classes["espnet"]}
+        monkeypatch.setattr(module.model_choices, "classes", stock)
+    s2t.model_choices.classes["mvq"] = dict
+    two = [
+        functools.partial(tasks.TaskWithModels, *names, {"mvq": "espnet"})
+        for names in (("asr", "ASRTask"), ("s2t", "S2TTask"))
+    ]
+    monkeypatch.setattr(tasks, "_TASKS", two)
+    before = asr.ASRTask.main_worker, asr.ASRTask.build_model
+    with pytest.raises(ValueError, match="dict; expected .* free in espnet2.tasks.s2t"):
+        registration.register.__wrapped__()
+    assert list(asr.model_choices.classes) == ["espnet"]
+    assert (asr.ASRTask.main_worker, asr.ASRTask.build_model) == before
 
-    class Task:
-        @classmethod
-        def main_worker(cls, args):
-            called.append(args.model)
 
-    registration._complete_options_before_training(Task)
-    monkeypatch.setattr(
-        registration, "complete_mvq_conf", lambda args: called.append("completed")
-    )
-    Task.main_worker(argparse.Namespace(model=model))
-    assert called == (["completed", "mvq"] if model == "mvq" else ["espnet"])
+def test_tasks_that_an_espnet_lacks_are_left_out(monkeypatch):
+    from espnet_mvq.plugin import tasks
+
+    older = functools.partial(tasks.TaskWithModels, "not_yet", "Task", {})
+    monkeypatch.setattr(tasks, "_TASKS", [older, tasks._TASKS[0]])
+    assert [task.name for task in tasks.find_tasks()] == ["asr"]
+
+
+def test_task_that_is_broken_is_told_of(monkeypatch):
+    from espnet_mvq.plugin import tasks
+
+    def broken(*arguments):
+        raise ModuleNotFoundError("No module named 'torchaudio'", name="torchaudio")
+
+    broken = functools.partial(broken, "asr")
+    monkeypatch.setattr(tasks, "_TASKS", [broken])
+    with pytest.raises(ModuleNotFoundError, match="torchaudio"):
+        tasks.find_tasks()

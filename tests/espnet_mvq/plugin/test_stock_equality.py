@@ -126,4 +126,6 @@ def test_deep_copy_has_its_own_tap_and_weights(build_model, batch):
         for p in model.parameters():
             p.zero_()
     torch.testing.assert_close(copied(**batch)[1]["loss_mvq"], expected)
-    assert copied._mvq_tap is not model._mvq_tap
+    assert (
+        copied._mvq_taps["codebook_indexes"] is not model._mvq_taps["codebook_indexes"]
+    )

@@ -256,7 +256,13 @@ def test_pretrained_hubert_gives_embeddings_too(save, speech):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_unknown_frames_must_be_given(save, speech):
+def test_frames_of_recurrent_encoders(save):
+    teacher = build_teacher(f"espnet/{save(RECURRENT)[0]}")
+    assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (640, 0)
+
+
+def test_unknown_frames_must_be_given(save, speech, monkeypatch):
+    monkeypatch.setattr("espnet_mvq.teachers.espnet.frame_grid", lambda **parts: None)
     path, _ = save(RECURRENT)
     spec = f"espnet/{path}"
     with pytest.raises(TeacherError, match="RNNEncoder are not known .*shift_samples="):

@@ -1,0 +1,289 @@
+#!/usr/bin/env python3
+"""Turn an experiment trained with espnet_mvq into a plain one of ESPnet."""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import yaml
+
+from espnet_mvq import __version__
+from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.indexes.metadata import write_text
+from espnet_mvq.plugin import export
+
+# What the command leaves behind says what it wrote: so it knows its own folders.
+NOTE_NAME = "mvq_export.json"
+NOTE_FORMAT = "espnet_mvq.export"
+# State of the optimizer and the epochs, of a training with the plugin
+TRAINING_STATE = "checkpoint.pth"
+COPIED = "RESULTS.md"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        description="Turn the experiment folder of a training with model: mvq into one "
+        "of plain ESPnet, which loads, decodes, packs and fine-tunes without "
+        "espnet_mvq. Run it where the training ran: the paths in config.yaml stay as "
+        "they are. Each checkpoint is checked in a process without espnet_mvq: stock "
+        "ESPnet must load all its weights, and encode as the original does. If "
+        "anything fails, no folder is left behind.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--asr_exp",
+        required=True,
+        help="experiment folder, with config.yaml and checkpoints",
+    )
+    parser.add_argument(
+        "--output_dir", help="folder to write; if not given, ASR_EXP_exported"
+    )
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        metavar="NAME",
+        help="checkpoints in the folder to export, such as valid.acc.ave.pth; if not "
+        f"given, all *.pth but {TRAINING_STATE}. Links among them stay links",
+    )
+    parser.add_argument(
+        "--task",
+        default="asr",
+        choices=tuple(export.TASKS),
+        help="task of ESPnet that the experiment is of, as in espnet2.bin.TASK_train",
+    )
+    parser.add_argument(
+        "--overwrite",
+        default="false",
+        choices=("true", "false"),
+        help="true: write into an output folder that holds other files too; those of "
+        "other names are kept. A former export is always replaced",
+    )
+    add_logging_options(parser)
+    return parser
+
+
+@command
+def main(cmd=None) -> None:
+    """Run the command."""
+    args = get_parser().parse_args(cmd)
+    setup_logging(args)
+    asr_exp = Path(args.asr_exp)
+    output_dir = Path(args.output_dir or f"{asr_exp}_exported")
+    config = read_config(asr_exp)
+    try:
+        plain = export.plain_config(config, args.task, str(output_dir))
+    except ValueError as error:
+        raise ValueError(f"{asr_exp}/config.yaml: {error}") from error
+    check_stats_file(config, asr_exp)
+    files, links = choose_checkpoints(asr_exp, args.checkpoints)
+    check_output_dir(output_dir, asr_exp, args.overwrite == "true")
+    with building(output_dir) as folder:
+        export.write_config(plain, folder / "config.yaml")
+        counts = {}
+        for name in files:
+            counts[name] = export.strip_checkpoint(asr_exp / name, folder / name)
+        agreements = export.verify(args.task, asr_exp, folder, files)
+        for name in files:
+            report(name, **counts[name], agreement=agreements[name])
+        for name, target in links.items():
+            (folder / name).symlink_to(target)
+            logging.info(f"{name}: link to {target}, as in {asr_exp}")
+        if (asr_exp / COPIED).is_file():
+            shutil.copy2(asr_exp / COPIED, folder / COPIED)
+        # Plots of the training stay where they are, but asr.sh's packing wants the
+        # folder.
+        (folder / "images").mkdir()
+        write_note(folder, asr_exp)
+    logging.info(
+        f"{output_dir}: {len(files) + len(links)} checkpoints for plain ESPnet"
+    )
+
+
+def report(name: str, kept: int, removed: int, agreement: str) -> None:
+    """Log what was done to a checkpoint, and what was verified."""
+    if not removed:
+        logging.warning(
+            f"{name}: has no weights named {export.PREFIX}*, it was written as it is. "
+            "Was it exported before, or trained without espnet_mvq?"
+        )
+    logging.info(
+        f"{name}: {removed} weights removed, {kept} written bit for bit; ESPnet "
+        "without espnet_mvq loads them strictly, and its encode() of noise of "
+        f"{', '.join(map(str, export.NOISE_SAMPLES))} samples and the original's are "
+        f"{agreement}"
+    )
+
+
+def read_config(asr_exp: Path) -> Dict[str, Any]:
+    """Read the experiment's `config.yaml`."""
+    path = asr_exp / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; expected in --asr_exp the folder of a training "
+            "with model: mvq (asr.sh: exp/asr_...)"
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        message = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: not readable as yaml ({message}); copy it again"
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{path}: got a {type(config).__name__}, expected the options of a "
+            "training by name, as ESPnet writes them"
+        )
+    return config
+
+
+def check_stats_file(config: Dict[str, Any], asr_exp: Path) -> None:
+    """Refuse a config whose feature statistics are not where it says."""
+    stats_file = (config.get("normalize_conf") or {}).get("stats_file")
+    if stats_file and not Path(stats_file).is_file():
+        raise FileNotFoundError(
+            f"{asr_exp}/config.yaml: normalize_conf.stats_file {stats_file}: no such "
+            f"file, seen from {Path.cwd()}; run this where the training ran, or put "
+            "the file there: ESPnet needs it to build the model"
+        )
+
+
+def choose_checkpoints(
+    asr_exp: Path, names: Optional[List[str]]
+) -> Tuple[List[str], Dict[str, str]]:
+    """Choose what to export.
+
+    Args:
+        asr_exp: Experiment folder.
+        names: Names of files in it; None: all that may be weights.
+
+    Returns:
+        Names of files to write, and links with the names they point to. Links to files
+        that are not exported become files.
+    """
+    if names is None:
+        there = sorted(path.name for path in asr_exp.glob("*.pth"))
+        chosen = []
+        for name in there:
+            if not (asr_exp / name).is_file():
+                # ESPnet removes the epochs its older averages of one point to
+                logging.warning(f"{asr_exp / name}: points to nothing, left out")
+            elif name != TRAINING_STATE:
+                chosen.append(name)
+        if not chosen:
+            raise FileNotFoundError(
+                f"{asr_exp}: no checkpoints: got {', '.join(there) or 'no *.pth'}, "
+                "expected files such as valid.acc.ave.pth; has the training finished "
+                "an epoch?"
+            )
+    else:
+        chosen = list(dict.fromkeys(names))
+    for name in chosen:
+        if Path(name).name != name or name == TRAINING_STATE:
+            raise ValueError(
+                f"--checkpoints: got {name}, expected names of files of weights in "
+                f"{asr_exp}, such as valid.acc.ave.pth ({TRAINING_STATE} is the state "
+                "of a training)"
+            )
+        if not (asr_exp / name).is_file():
+            there = sorted(path.name for path in asr_exp.glob("*.pth"))
+            raise FileNotFoundError(
+                f"{asr_exp / name}: no such file; there are "
+                f"{', '.join(there) or 'no *.pth'}"
+            )
+    files, links = [], {}
+    for name in chosen:
+        path = asr_exp / name
+        if path.is_symlink() and os.readlink(path) in chosen:
+            links[name] = os.readlink(path)
+        else:
+            files.append(name)
+    return files, links
+
+
+def check_output_dir(output_dir: Path, asr_exp: Path, overwrite: bool) -> None:
+    """Refuse an output folder whose content is not a former export."""
+    place, source = Path(os.path.realpath(output_dir)), Path(os.path.realpath(asr_exp))
+    if place == source or place in source.parents:
+        raise ValueError(
+            f"--output_dir {output_dir}: is or contains the experiment {asr_exp}; "
+            "expected a folder of its own"
+        )
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"--output_dir {output_dir}: is a file, expected a folder")
+    if place.is_dir() and any(place.iterdir()) and not (overwrite or note_of(place)):
+        raise ValueError(
+            f"--output_dir {output_dir}: exists and is not a former export; give "
+            "another folder, or --overwrite true to write into it (files of other "
+            "names are kept)"
+        )
+
+
+@contextlib.contextmanager
+def building(output_dir: Path) -> Iterator[Path]:
+    """Give a folder that takes its place when the block ends, and is gone if it fails.
+
+    What is in the place already and was not written by a former export is kept, unless
+    the new folder has something of that name.
+    """
+    place = Path(os.path.realpath(output_dir))
+    folder = place.with_name(f"{place.name}.tmp{os.getpid()}")
+    aside = place.with_name(f"{place.name}.old{os.getpid()}")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if not place.exists():
+            folder.rename(place)
+            return
+        ours = note_of(place).get("files", [])
+        place.rename(aside)
+        try:
+            folder.rename(place)
+        except OSError:
+            aside.rename(place)
+            raise
+        for entry in aside.iterdir():
+            if entry.name not in ours and is_free(place / entry.name):
+                logging.info(f"{output_dir}: {entry.name} is kept")
+                entry.rename(place / entry.name)
+        shutil.rmtree(aside)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_free(path: Path) -> bool:
+    """Say whether a file or folder can be moved to a path without any loss."""
+    if path.is_dir() and not path.is_symlink():
+        return not any(path.iterdir())
+    return not os.path.lexists(path)
+
+
+def write_note(folder: Path, asr_exp: Path) -> None:
+    """Write down where the folder's files come from."""
+    names = [path.name for path in folder.iterdir() if not path.is_dir()]
+    note = {
+        "format": NOTE_FORMAT,
+        "asr_exp": str(asr_exp),
+        "espnet_mvq_version": __version__,
+        "files": sorted([*names, NOTE_NAME]),
+    }
+    write_text(folder / NOTE_NAME, json.dumps(note, indent=2) + "\n")
+
+
+def note_of(folder: Path) -> Dict[str, Any]:
+    """Read what a former export wrote down; empty if the folder is none."""
+    try:
+        note = json.loads((folder / NOTE_NAME).read_text(encoding="utf-8"))
+        return note if note["format"] == NOTE_FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+if __name__ == "__main__":
+    main()

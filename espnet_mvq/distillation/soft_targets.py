@@ -1,0 +1,104 @@
+"""What a quantizer's codebooks say about the entries near the stored one.
+
+Only the indexes of a frame are stored, not its embedding. But the codebooks tell
+which entries the quantizer could nearly as well have chosen: with the other codebooks
+fixed, replacing entry i of codebook n by entry k moves the decoded embedding by
+c_nk - c_ni, whatever the other entries are. The squared distances
+
+    d_n(i, k) = ||c_nk - c_ni||^2 = <c_nk, c_nk> + <c_ni, c_ni> - 2 <c_nk, c_ni>
+
+follow from the inner products of the entries of one codebook: a diagonal block of
+the Gram table. All this is in the quantizer's space, after its normalisation.
+"""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+
+
+def soft_target_table(
+    codebooks: torch.Tensor, temperature: float = 0.1
+) -> torch.Tensor:
+    """Compute a target distribution for each value a stored index can have.
+
+    Row i of codebook n is softmax_k(-d_n(i, k) / (temperature * mean_n)), where mean_n
+    is the mean of d_n over all pairs of different entries: so the temperature means
+    the same for codebooks of large and of small entries. Towards 0 the rows become
+    the stored index alone. With 8 codebooks of a layer of Whisper the stored index
+    keeps 0.99 of the probability at 0.05, 0.81 at 0.1 and 0.26 at 0.2.
+
+    Args:
+        codebooks: Entries, float, (N, K, D): `codebooks` of a `Quantizer`.
+        temperature: Relative to the mean squared distance; more than 0.
+
+    Returns:
+        Probabilities, (N, K, K): [n, i] is the target of stored index i. In float32
+        N K K x 4 bytes: 4 MB for 16 codebooks of 256.
+
+    Raises:
+        ValueError: If the temperature is not positive and finite.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: got {temperature}, expected more than 0")
+    # Distances do not change if all entries are moved; small numbers lose less.
+    entries = _centred(codebooks)
+    gram = entries @ entries.transpose(1, 2)
+    norms = gram.diagonal(dim1=1, dim2=2)
+    distances = (norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * gram).clamp(min=0)
+    # Rounding must not move an entry away from itself.
+    distances.diagonal(dim1=1, dim2=2).zero_()
+    size = codebooks.shape[1]
+    mean = distances.sum(dim=(1, 2), keepdim=True) / max(1, size * (size - 1))
+    tiny = torch.finfo(mean.dtype).tiny  # all entries equal: equal probabilities
+    return torch.softmax(-distances / (temperature * mean).clamp(min=tiny), dim=2)
+
+
+def unit_variance_codebooks(
+    codebooks: torch.Tensor, indexes: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """Scale codebooks so that decoded embeddings have a total variance of 1.
+
+    A squared error measured with them is relative to the variance of embeddings. Each
+    codebook's mean is removed; it makes no difference between an expected and a stored
+    entry.
+
+    Args:
+        codebooks: Entries, float, (N, K, D): `codebooks` of a `Quantizer`.
+        indexes: Stored indexes of some thousand frames, int, (F, N), whose decoded
+            embeddings give the variance. Default: the sum over codebooks of the
+            variance of their entries. This takes entries as equally often used and
+            codebooks as independent of each other, and so is a guess: with 8 codebooks
+            of a layer of Whisper it was 0.6 of the variance of decoded embeddings.
+
+    Returns:
+        Entries, float, (N, K, D).
+
+    Raises:
+        ValueError: If the embeddings do not vary, or the indexes are not (F, N).
+    """
+    entries = _centred(codebooks)
+    num_codebooks, size, dim = entries.shape
+    if indexes is None:
+        variance = entries.square().sum(dim=2).mean(dim=1).sum()
+    else:
+        if indexes.dim() != 2 or indexes.shape[1] != num_codebooks:
+            raise ValueError(
+                f"indexes: got shape {tuple(indexes.shape)}, expected (frames, "
+                f"{num_codebooks}) as there are codebooks"
+            )
+        offsets = torch.arange(num_codebooks, device=entries.device) * size
+        rows = indexes.to(entries.device, torch.int64) + offsets
+        decoded = F.embedding_bag(rows, entries.reshape(-1, dim), mode="sum")
+        variance = decoded.var(dim=0, correction=0).sum()
+    if not variance > 0:
+        raise ValueError(
+            f"codebooks: embeddings have variance {float(variance)}, expected some "
+            "that vary"
+        )
+    return entries / variance.sqrt()
+
+
+def _centred(codebooks: torch.Tensor) -> torch.Tensor:
+    """Remove the mean of each codebook (N, K, D)."""
+    return codebooks - codebooks.mean(dim=1, keepdim=True)

@@ -1,0 +1,189 @@
+"""Several targets, their options, weights over training, and what they report."""
+
+import math
+
+import pytest
+import torch
+
+from espnet_mvq.plugin.config import check_name, parse_targets
+from espnet_mvq.quantization import Quantizer
+
+CONF = {
+    "num_codebooks": 2,
+    "codebook_size": 4,
+    "sample_rate": 16000,
+    "frame_shift_samples": 320,
+    "frame_offset_samples": 199.5,
+    "quantizer_id": "0123456789abcdef",
+}
+TWO = {
+    "weight": 0.5,
+    "targets": {
+        "codebook_indexes": {"layer": 1},
+        "codebook_indexes_slow": {"weight": 2.0, "frame_shift_samples": 640},
+    },
+}
+
+
+@pytest.fixture
+def two(batch):
+    """Return a batch with indexes of two teachers; the second lacks an utterance."""
+    lengths = torch.div(batch["speech_lengths"], 640, rounding_mode="floor")
+    lengths[1] = 0
+    return {
+        **batch,
+        "codebook_indexes_slow": torch.randint(0, 4, (3, 15, 2)),
+        "codebook_indexes_slow_lengths": lengths,
+    }
+
+
+def without(batch, name):
+    return {key: value for key, value in batch.items() if not key.startswith(name)}
+
+
+def test_options_of_a_target_are_its_own_or_those_of_all():
+    configs = parse_targets({**CONF, **TWO, "delay_s": 0.1})
+    first, second = configs.values()
+    assert list(configs) == ["codebook_indexes", "codebook_indexes_slow"]
+    assert (first.weight, first.layer, first.frame_shift_samples) == (0.5, 1, 320)
+    assert (second.weight, second.layer, second.frame_shift_samples) == (2.0, -1, 640)
+    assert first.delay_s == second.delay_s == 0.1
+    assert list(parse_targets(CONF)) == ["codebook_indexes"]
+
+
+@pytest.mark.parametrize(
+    "conf, message",
+    [
+        ({"targets": {"codes": {}}}, "got the name 'codes', expected 'codebook_ind"),
+        (
+            {"targets": {"codebook_indexes_a": {"hed": 1}}},
+            "mvq_conf targets codebook_indexes_a: mvq_conf: unknown option hed",
+        ),
+        ({"head": "both"}, "head: got 'both', expected one of independent, joint"),
+        ({"label_smoothing": 2}, "label_smoothing: got 2, expected 0"),
+        ({"soft_target_temperature": 0.1}, "need the codebooks; give quantizer"),
+        ({"embedding_weight": 0.1}, "need the codebooks; give quantizer"),
+        ({"schedule": {"warmup": 3}}, "weight schedule: unknown option warmup"),
+        ({"schedule": {"stop_update": -3}}, "stop_update: got -3"),
+    ],
+)
+def test_bad_options_are_refused(conf, message):
+    with pytest.raises(ValueError, match=message):
+        parse_targets({**CONF, **conf})
+
+
+@pytest.mark.parametrize("name", ["codebook_indexesx", "speech", "codebook_indexes.a"])
+def test_names_that_the_model_would_not_find(name):
+    with pytest.raises(ValueError, match="expected 'codebook_indexes' or"):
+        check_name(name)
+
+
+def test_each_target_adds_its_own_loss(build_model, two):
+    """The sum is that of two models with one target each, less the task's loss."""
+    model = build_model(TWO).eval()
+    loss, stats, _ = model(**two)
+    task = build_model(model="espnet").eval()(
+        **without(two, "codebook_indexes"),
+    )[0]
+    first, second = stats["loss_mvq_codebook_indexes"], stats["loss_mvq_slow"]
+    torch.testing.assert_close(stats["loss_mvq"], 0.5 * first + 2 * second)
+    torch.testing.assert_close(loss, task + stats["loss_mvq"])
+    # The slow teacher has no indexes for the second utterance.
+    assert float(stats["mvq_frames_codebook_indexes"]) > float(stats["mvq_frames_slow"])
+
+
+def test_target_that_a_batch_lacks_is_left_out(build_model, two):
+    model = build_model(TWO)
+    _, whole, _ = model(**two)
+    loss, stats, _ = model(**without(two, "codebook_indexes_slow"))
+    assert list(stats) == list(whole)  # the same keys on every rank
+    assert math.isnan(stats["loss_mvq_slow"])
+    assert float(stats["loss_mvq"]) == pytest.approx(
+        0.5 * float(stats["loss_mvq_codebook_indexes"])
+    )
+    loss.backward()
+    gradients = [p.grad for p in model.mvq.codebook_indexes_slow.parameters()]
+    assert all(g is not None and not g.any() for g in gradients)
+    _, stats, _ = model(**without(two, "codebook_indexes"))
+    assert math.isnan(stats["loss_mvq"])
+
+
+@pytest.mark.parametrize("conf", [{}, TWO])
+def test_evaluation_tells_the_accuracy_of_each_codebook(build_model, two, conf):
+    model = build_model(conf).eval()
+    with torch.no_grad():
+        stats = model(**two)[1]
+        absent = model(**without(two, "codebook_indexes"))[1]
+    assert list(stats) == list(absent)
+    tag = "_codebook_indexes" if conf else ""
+    per_codebook = [float(stats[f"acc_mvq_cb{n}{tag}"]) for n in (1, 2)]
+    assert sum(per_codebook) / 2 == pytest.approx(float(stats[f"acc_mvq{tag}"]))
+    assert math.isnan(absent[f"acc_mvq_cb1{tag}"])
+
+
+def test_weight_follows_its_schedule_and_survives_a_checkpoint(build_model, batch):
+    conf = {"weight": 2.0, "schedule": {"warmup_updates": 4, "stop_update": 5}}
+    model = build_model(conf).train()
+    plain = without(batch, "codebook_indexes")
+    weights = []
+    for update in range(6):
+        if update == 2:  # resumed
+            state = model.state_dict()
+            model = build_model(conf).train()
+            model.load_state_dict(state)
+        loss, stats, _ = model(**batch)
+        count = model.mvq.num_updates.clone()
+        torch.manual_seed(0)
+        task = float(model(**plain)[0])  # no dropout in this model
+        model.mvq.num_updates = count
+        weights.append((float(loss) - task) / float(stats["loss_mvq"]))
+    assert weights == pytest.approx([0, 0.5, 1.0, 1.5, 2.0, 0], abs=0.01)
+    assert not [b for b in model.mvq.buffers() if not b.is_floating_point()]
+
+
+def test_updates_are_not_counted_in_evaluation(build_model, batch):
+    model = build_model().eval()
+    model(**batch)
+    assert float(model.mvq.num_updates) == 0
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"head": "joint", "head_hidden_size": 16},
+        {"label_smoothing": 0.1},
+        {"soft_target_temperature": 0.1},
+        {"embedding_weight": 0.5},
+        {"head": "joint", "soft_target_temperature": 0.2, "embedding_weight": 0.1},
+    ],
+)
+def test_heads_and_losses_train(build_model, batch, tmp_path, conf):
+    quantizer = Quantizer(torch.randn(2, 4, 8))
+    quantizer.save(tmp_path / "q.safetensors")
+    given = {"quantizer": str(tmp_path / "q.safetensors"), "layer": 1}
+    model = build_model({**given, "quantizer_id": quantizer.id, **conf}).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss, stats, _ = model(**batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(stats["loss_mvq"]))
+    assert losses[-1] < 0.95 * losses[0]
+    assert all(p.grad is not None for p in model.mvq.parameters())
+
+
+def test_quantizer_of_other_indexes_is_refused(build_model, batch, tmp_path):
+    Quantizer(torch.randn(2, 4, 8)).save(tmp_path / "q.safetensors")
+    conf = {"quantizer": str(tmp_path / "q.safetensors"), "embedding_weight": 1.0}
+    model = build_model(conf).train()
+    with pytest.raises(ValueError, match="expected 0123456789abcdef as codebook_ind"):
+        model(**batch)
+
+
+def test_quantizer_is_not_needed_to_decode(build_model, batch):
+    model = build_model({"quantizer": "none.safetensors", "embedding_weight": 1.0})
+    model.eval().encode(batch["speech"], batch["speech_lengths"])
+    with torch.no_grad():
+        model(**batch)

@@ -1,0 +1,112 @@
+"""SpecAug's time warp: the indexes move as the features do."""
+
+import pytest
+import torch
+
+from espnet_mvq.plugin.time_warp import TimeWarpListener, WarpedTime
+
+SPECAUG = {
+    "specaug": "specaug",
+    "specaug_conf": {
+        "apply_time_warp": True,
+        "time_warp_window": 10,
+        "apply_freq_mask": False,
+        "apply_time_mask": False,
+    },
+}
+
+
+def build_specaug(window=10):
+    from espnet2.asr.specaug.specaug import SpecAug
+
+    conf = {**SPECAUG["specaug_conf"], "time_warp_window": window}
+    return SpecAug(**conf)
+
+
+class Frontend(torch.nn.Module):
+    """Looks like ESPnet's default one."""
+
+    def __init__(self):
+        super().__init__()
+        from espnet2.layers.stft import Stft
+
+        self.stft = Stft(n_fft=512, hop_length=160)
+        self.hop_length = 160
+
+
+@pytest.mark.parametrize("lengths", [[100, 100, 100], [100, 80, 60]])
+def test_map_is_what_the_warp_did(lengths):
+    """Features that are their own frame numbers tell what each frame shows."""
+    specaug = build_specaug()
+    listener = TimeWarpListener(specaug, Frontend())
+    lengths = torch.tensor(lengths)
+    features = torch.arange(100.0).expand(3, -1).unsqueeze(2).repeat(1, 1, 4)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with listener.listening():
+        warped, _ = specaug(features.clone(), lengths)
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    plain = build_specaug()(features.clone(), lengths)[0]
+    # Neither the features nor the random numbers that follow have changed.
+    assert torch.equal(plain, warped) and torch.equal(torch.get_rng_state(), after)
+    found = listener.take()
+    assert listener.take() is None
+    times = 160.0 * torch.arange(100)
+    shown = found(times) / 160
+    assert (shown - times / 160).abs().max() > 0.5
+    for row, feature, length in zip(shown, warped, lengths.tolist()):
+        torch.testing.assert_close(row[:length], feature[:length, 0])
+
+
+def test_times_between_and_outside_of_frames():
+    shown = torch.tensor([[0.0, 2.0, 3.0]])
+    warp = WarpedTime(shown, 160, 80)
+    times = torch.tensor([80.0, 160.0, 240.0, 400.0, 560.0, 0.0])
+    expected = torch.tensor([[80.0, 240.0, 400.0, 560.0, 720.0, 0.0]])
+    torch.testing.assert_close(warp(times), expected)
+
+
+def test_nothing_is_known_where_nothing_was_warped():
+    specaug = build_specaug()
+    listener = TimeWarpListener(specaug, Frontend())
+    specaug(torch.randn(1, 100, 4), torch.tensor([100]))
+    assert listener.take() is None  # nobody listened
+    assert TimeWarpListener(None, None).take() is None
+
+
+def test_front_end_without_a_known_shift_is_refused():
+    with pytest.raises(ValueError, match="apply_time_warp: false"):
+        TimeWarpListener(build_specaug(), torch.nn.Linear(2, 2))
+
+
+def test_model_predicts_what_it_hears(build_model, batch):
+    """Indexes that are their own frame numbers show which frames are predicted."""
+    model = build_model({"codebook_size": 64, "num_codebooks": 1}, **SPECAUG).train()
+    target = model.mvq.codebook_indexes
+    seen = {}
+    targets = target.aligner.targets
+
+    def spy(indexes, index_lengths, lengths, num_frames, shown=None):
+        found = targets(indexes, index_lengths, lengths, num_frames, shown)
+        plain = targets(indexes, index_lengths, lengths, num_frames)
+        seen.update(found=found, plain=plain, shown=shown)
+        return found
+
+    target.aligner.targets = spy
+    numbers = torch.arange(30).reshape(1, 30, 1).expand(3, -1, -1)
+    model(**{**batch, "codebook_indexes": numbers})
+    found, plain = seen["found"], seen["plain"]
+    both = (found >= 0) & (plain >= 0)
+    moved = (found - plain)[both]
+    assert moved.any() and moved.abs().max() <= 10 * 160 / 320 + 1
+    centres = 320 * found.reshape(3, -1) + 199.5
+    there = found.reshape(3, -1) >= 0
+    assert ((centres - seen["shown"]).abs()[there] <= 160).all()
+
+
+def test_evaluation_is_not_warped(build_model, batch):
+    model = build_model(**SPECAUG).eval()
+    loss = model(**batch)[1]["loss_mvq"]
+    plain = build_model().eval()(**batch)[1]["loss_mvq"]
+    torch.testing.assert_close(loss, plain)
