@@ -22,7 +22,7 @@ demo: venv
 
 test: venv
 	PATH="$(CURDIR)/.venv/bin:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv" \
-		OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+		OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: venv
 	.venv/bin/black --check .

@@ -38,6 +38,7 @@ extras = {
     "dev": [
         "pytest",
         "pytest-timeout",
+        "pytest-xdist",  # runs the suite in two processes
         "black",
         "isort",
         "flake8",

@@ -38,7 +38,18 @@ def options(tmp_path):
             score = exp / "decode" / "test" / f"score_{unit}"
             score.mkdir(parents=True)
             (score / "result.json").write_text(json.dumps({"error_rate": wer}))
-    metadata = IndexMetadata("t", 3, "q", 2, 4, 16000, 320, 0, 5, 100)
+    metadata = IndexMetadata(
+        teacher="t",
+        layer=3,
+        quantizer_id="q",
+        num_codebooks=2,
+        codebook_size=4,
+        sample_rate=16000,
+        frame_shift_samples=320,
+        frame_offset_samples=0,
+        num_utterances=5,
+        num_frames=100,
+    )
     metadata.save(tmp_path / "codebook_indexes.json")
     quantizer = Quantizer(torch.randn(2, 4, 6))
     quantizer.provenance["relative_reconstruction_error"] = 0.125
