@@ -13,10 +13,10 @@ Example:
 import argparse
 import logging
 import tempfile
-from pathlib import Path
 from typing import Dict, Iterator, Tuple
 
 import torch
+from embeddings import find_audio
 
 from espnet_mvq.bin.frame_sampling import shuffle_over_speakers
 from espnet_mvq.bin.options import add_logging_options, setup_logging
@@ -125,15 +125,9 @@ def main(cmd=None) -> None:
     args = get_parser().parse_args(cmd)
     setup_logging(args)
     torch.manual_seed(args.seed)
-    audio = {
-        path.stem: path
-        for path in sorted(Path(args.corpus).rglob("*"))
-        if path.suffix in (".flac", ".opus", ".wav")
-    }
-    if not audio:
-        raise SystemExit(f"{args.corpus}: got no audio, expected flac, opus or wav")
+    audio = find_audio(args.corpus)
     chosen = shuffle_over_speakers(list(audio), None, args.seed)[: args.utterances - 1]
-    speech = {u: read_audio(u, str(audio[u]), 16_000) for u in chosen}
+    speech = {u: read_audio(u, audio[u], 16_000) for u in chosen}
     # One of a length that is there already, for models that batch by equal length
     length = len(speech[chosen[0]])
     longer = max(speech.values(), key=len)

@@ -10,6 +10,7 @@ Example:
 import argparse
 import logging
 from pathlib import Path
+from typing import Dict
 
 import numpy as np
 
@@ -39,18 +40,23 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def find_audio(corpus: str) -> Dict[str, str]:
+    """Return the audio files below a folder by their names."""
+    audio = [
+        path
+        for path in sorted(Path(corpus).rglob("*"))
+        if path.suffix in (".flac", ".opus", ".wav")
+    ]
+    if not audio:
+        raise SystemExit(f"{corpus}: got no audio, expected flac, opus or wav")
+    return {path.stem: str(path) for path in audio}
+
+
 def main(cmd=None) -> None:
     """Run the script."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
-    audio = [
-        path
-        for path in sorted(Path(args.corpus).rglob("*"))
-        if path.suffix in (".flac", ".opus", ".wav")
-    ]
-    if not audio:
-        raise SystemExit(f"{args.corpus}: got no audio, expected flac, opus or wav")
-    places = {path.stem: str(path) for path in audio}
+    places = find_audio(args.corpus)
     speakers = {utt_id: utt_id.split("-")[0] for utt_id in places}
     teacher, _ = teacher_from_options(args)
     frames = sample_frames(teacher, places, args.max_frames, args.seed, speakers)

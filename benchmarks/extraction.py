@@ -15,10 +15,10 @@ import argparse
 import logging
 import tempfile
 import time
-from pathlib import Path
 from typing import Dict, List
 
 import torch
+from embeddings import find_audio
 
 from espnet_mvq.bin.embedding_stream import embed_batches, plan_batches
 from espnet_mvq.bin.extract import get_parser as extract_parser
@@ -138,14 +138,7 @@ def main(cmd=None) -> None:
     setup_logging(args)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    audio = [
-        path
-        for path in sorted(Path(args.corpus).rglob("*"))
-        if path.suffix in (".flac", ".opus", ".wav")
-    ]
-    if not audio:
-        raise SystemExit(f"{args.corpus}: got no audio, expected flac, opus or wav")
-    everything = {path.stem: str(path) for path in audio}
+    everything = find_audio(args.corpus)
     order = shuffle_over_speakers(list(everything), None, args.seed)
     places = {u: everything[u] for u in order[: args.utterances]}
     others = {u: everything[u] for u in order[args.utterances :]}
