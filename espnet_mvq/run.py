@@ -23,6 +23,10 @@ _WITHOUT_MODEL = (
     "tokenize_text",
 )
 
+# Lightning starts the other ranks of a node as `python3 -m espnet_mvq.run --OPTIONS`.
+_LIGHTNING = "espnet2.bin.lightning_train"
+_IN_LIGHTNING = "ESPNET_MVQ_IN_LIGHTNING"
+
 if __name__ == "__mp_main__":
     # A process spawned by a training (multi-GPU) imports its parent's main module
     # under this name: here is where it learns of the plugin.
@@ -38,8 +42,12 @@ def main(argv: Optional[List[str]] = None) -> None:
         argv: Arguments after `python3 -m espnet_mvq.run`. Default: the command line's.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if _IN_LIGHTNING in os.environ and argv and argv[0].startswith("--"):
+        argv = ["-m", _LIGHTNING, *argv]
     if not _takes_plugin(argv):
         os.execv(sys.executable, [sys.executable, *argv])
+    if argv[1] == _LIGHTNING:
+        os.environ[_IN_LIGHTNING] = "true"
     from espnet_mvq import register
 
     register()

@@ -74,8 +74,9 @@ def main(cmd=None) -> None:
         num_frames = check_arrays(report, places, metadata)
         check_lengths(report, data_dir / "utt2num_samples", num_frames, metadata)
         num_bytes = sum(Path(args.shards, a).stat().st_size for a in metadata.shards)
-        per_frame = num_bytes / max(1, sum(num_frames.values()))
-        report.good("size", f"{num_bytes} bytes, {per_frame:.2f} a frame")
+        per_row = num_bytes / max(1, sum(num_frames.values()))
+        text = f"{num_bytes} bytes, {per_row:.2f} for each {metadata.level}"
+        report.good("size", text)
     print(report, flush=True)
     if report.problems:
         raise ValueError("; ".join(report.problems))

@@ -125,6 +125,22 @@ def embed_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def to_level(embeddings: torch.Tensor, level: str) -> torch.Tensor:
+    """Return the vectors of an utterance that are quantized or stored.
+
+    Args:
+        embeddings: Of all its frames, float, (T, D), T >= 1.
+        level: frame, or utterance.
+
+    Returns:
+        The same; or their mean, (1, D).
+
+    Source: DeCoR (Jiang et al. 2023, arXiv:2305.18441) stores one index of each audio;
+        that an audio's embedding is the mean over its frames is our reading.
+    """
+    return embeddings.mean(0, keepdim=True) if level == "utterance" else embeddings
+
+
 def _embed(teacher: Teacher, futures: List[Tuple[str, Future]]) -> EmbeddedBatch:
     """Embed what was read of a batch."""
     batch, waveforms = EmbeddedBatch(), {}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.indexes import CodebookIndexReader
+from espnet_mvq.indexes import FrameReader
 from espnet_mvq.indexes.lhotse import make_cut, make_recording, write_manifest
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.stored_arrays import StoredIndexes, write_hdf5, write_npy
@@ -67,7 +67,7 @@ def main(cmd=None) -> None:
     if args.data_dir and not args.manifest:
         parser.error("--data_dir: only a --manifest has recordings")
     setup_logging(args)
-    reader = CodebookIndexReader(args.scp)
+    reader = FrameReader(args.scp)
     recordings = find_recordings(args.data_dir, reader) if args.data_dir else {}
     num_frames: Dict[str, int] = {}
     if args.hdf5:
@@ -89,7 +89,7 @@ def main(cmd=None) -> None:
 
 
 def find_recordings(
-    data_dir: str, reader: CodebookIndexReader
+    data_dir: str, reader: FrameReader
 ) -> Dict[str, Optional[Dict[str, Any]]]:
     """Describe the audio of all utterances; None where lhotse cannot read it."""
     places = read_scp(Path(data_dir) / "wav.scp")
@@ -111,7 +111,7 @@ def find_recordings(
 
 
 def utterances(
-    reader: CodebookIndexReader, num_frames: Dict[str, int]
+    reader: FrameReader, num_frames: Dict[str, int]
 ) -> Iterator[Tuple[str, np.ndarray]]:
     """Yield (utt_id, indexes, uint8 (T, N)), noting the number of frames."""
     for utt_id in tqdm(reader, unit="utt", mininterval=5):
@@ -122,7 +122,7 @@ def utterances(
 
 def write_cuts(
     args: argparse.Namespace,
-    reader: CodebookIndexReader,
+    reader: FrameReader,
     num_frames: Dict[str, int],
     recordings: Dict[str, Optional[Dict[str, Any]]],
 ) -> None:

@@ -15,6 +15,7 @@ from espnet_mvq.bin.embedding_stream import (
     embed_batches,
     plan_batches,
     read_num_samples,
+    to_level,
 )
 from espnet_mvq.bin.options import (
     add_logging_options,
@@ -25,7 +26,7 @@ from espnet_mvq.bin.options import (
 )
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
-from espnet_mvq.indexes.metadata import EmbeddingMetadata, FrameMetadata
+from espnet_mvq.indexes.metadata import LEVELS, EmbeddingMetadata, FrameMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.search import default_pair_candidates
@@ -63,6 +64,13 @@ def get_parser() -> argparse.ArgumentParser:
         choices=("indexes", "embeddings"),
         help="embeddings: store them as they are, as float16: 2 D bytes a frame, for "
         "inspection and for classic distillation",
+    )
+    parser.add_argument(
+        "--level",
+        default="frame",
+        choices=LEVELS,
+        help="utterance: one row for each utterance, of the mean over its frames, as "
+        "DeCoR has it; the quantizer must be trained so too",
     )
     parser.add_argument(
         "--quantizer", help="quantizer.safetensors; needed but for --target embeddings"
@@ -116,9 +124,9 @@ def main(cmd=None) -> None:
     quantizer = None if args.quantizer is None else Quantizer.load(args.quantizer)
     teacher, device = teacher_from_options(args)
     if quantizer is None:
-        metadata, convert = embedding_target(teacher)
+        metadata, convert = embedding_target(teacher, args.level)
     else:
-        check_quantizer(quantizer, teacher, args.quantizer)
+        check_quantizer(quantizer, teacher, args.quantizer, args.level)
         metadata, convert = index_target(args, teacher, quantizer.to(device))
     if is_finished(args, metadata, places):
         logging.info(f"job {args.job} in {args.outdir} is done already")
@@ -131,13 +139,15 @@ def main(cmd=None) -> None:
         extract(args, teacher, convert, places, num_samples, shard)
 
 
-def embedding_target(teacher: Teacher) -> Tuple[FrameMetadata, Convert]:
+def embedding_target(teacher: Teacher, level: str) -> Tuple[FrameMetadata, Convert]:
     """Return the metadata of stored embeddings, and what makes them float16."""
 
     def convert(embeddings: List[torch.Tensor]) -> List[np.ndarray]:
-        return [frames.half().cpu().numpy() for frames in embeddings]
+        vectors = (to_level(frames, level) for frames in embeddings)
+        return [part.half().cpu().numpy() for part in vectors]
 
-    return EmbeddingMetadata(dim=teacher.dim, **frames_of(teacher)), convert
+    metadata = EmbeddingMetadata(dim=teacher.dim, level=level, **frames_of(teacher))
+    return metadata, convert
 
 
 def index_target(
@@ -152,12 +162,14 @@ def index_target(
         num_codebooks=quantizer.num_codebooks,
         codebook_size=quantizer.codebook_size,
         encode=options,
+        level=args.level,
         **frames_of(teacher),
     )
 
     def convert(embeddings: List[torch.Tensor]) -> List[np.ndarray]:
-        indexes = quantizer.encode(torch.cat(embeddings), **options).cpu()
-        return [part.numpy() for part in indexes.split([len(e) for e in embeddings])]
+        vectors = [to_level(frames, args.level) for frames in embeddings]
+        indexes = quantizer.encode(torch.cat(vectors), **options).cpu()
+        return [part.numpy() for part in indexes.split([len(v) for v in vectors])]
 
     return metadata, convert
 
@@ -174,8 +186,10 @@ def frames_of(teacher: Teacher) -> Dict[str, object]:
     )
 
 
-def check_quantizer(quantizer: Quantizer, teacher: Teacher, path: str) -> None:
-    """Refuse a quantizer that was trained on another teacher or layer."""
+def check_quantizer(
+    quantizer: Quantizer, teacher: Teacher, path: str, level: str = "frame"
+) -> None:
+    """Refuse a quantizer that was trained on another teacher, layer or level."""
     made_from = quantizer.provenance
     for name, here in (
         ("dim", teacher.dim),
@@ -189,6 +203,12 @@ def check_quantizer(quantizer: Quantizer, teacher: Teacher, path: str) -> None:
                 f"{teacher.spec} has {here!r}; train a quantizer for this teacher, or "
                 "name the one it was trained on"
             )
+    there = made_from.get("level", "frame")  # older ones do not say it
+    if there != level:
+        raise ValueError(
+            f"quantizer {path}: made for --level {there}, got --level {level}; train a "
+            "quantizer for this level, or extract at the one it was trained on"
+        )
 
 
 def is_finished(
@@ -245,7 +265,7 @@ def extract(
             for utt_id, array in zip(batch.embeddings, arrays):
                 if utt_id not in kept:
                     shard.write(utt_id, array)
-            frames = sum(len(array) for array in arrays)
+            frames = sum(map(len, batch.embeddings.values()))
             done = frames * teacher.frame_shift_samples / _per_hour(teacher)
             hours += done
             progress.update(done)

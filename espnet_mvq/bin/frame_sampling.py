@@ -8,7 +8,7 @@ from typing import Dict, Iterator, List, Optional, Sequence
 import torch
 from tqdm import tqdm
 
-from espnet_mvq.bin.embedding_stream import embed_batches
+from espnet_mvq.bin.embedding_stream import embed_batches, to_level
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.teachers import Teacher
@@ -58,6 +58,7 @@ def sample_frames(
     seed: int = 0,
     speakers: Optional[Dict[str, str]] = None,
     oversampling: float = 2.0,
+    level: str = "frame",
 ) -> torch.Tensor:
     """Sample frames of random utterances, all speakers alike.
 
@@ -69,6 +70,7 @@ def sample_frames(
         speakers: Speaker by utterance.
         oversampling: The teacher runs on this many times as many frames as are kept:
             more utterances give fewer frames each.
+        level: See `to_level`; an utterance counts as one frame if it is utterance.
 
     Returns:
         Embeddings, float, (at most max_frames, D).
@@ -78,7 +80,7 @@ def sample_frames(
     utt_ids = shuffle_over_speakers(list(places), speakers, seed)
     num_utterances = 0
     with tqdm(total=int(wanted), unit="frame", mininterval=5) as progress:
-        for embeddings in embed_utterances(teacher, utt_ids, places):
+        for embeddings in embed_utterances(teacher, utt_ids, places, level):
             reservoir.add(embeddings)
             num_utterances += 1
             progress.update(len(embeddings))
@@ -93,11 +95,14 @@ def sample_frames(
 
 
 def embed_utterances(
-    teacher: Teacher, utt_ids: Sequence[str], places: Dict[str, str]
+    teacher: Teacher,
+    utt_ids: Sequence[str],
+    places: Dict[str, str],
+    level: str = "frame",
 ) -> Iterator[torch.Tensor]:
-    """Yield the embeddings (T, D) of one utterance after the other."""
+    """Yield the embeddings (T, D) of one utterance after the other; see `to_level`."""
     for batch in embed_batches(teacher, ([u] for u in utt_ids), places):
         for error in batch.errors.values():
             raise error
         for embeddings in batch.embeddings.values():
-            yield embeddings.cpu()
+            yield to_level(embeddings, level).cpu()

@@ -30,8 +30,11 @@ from espnet_mvq.indexes.stored_arrays import (
     to_uint8,
 )
 
-# Fields of the metadata that options, quantizer, metadata or manifests give
-_MEANING = tuple(name for name in IndexMetadata.MEANING if name != "encode")
+# Fields of the metadata that options, quantizer, metadata or manifests give. Indexes
+# from elsewhere are of frames.
+_MEANING = tuple(
+    name for name in IndexMetadata.MEANING if name not in ("encode", "level")
+)
 # Where nothing gives them: icefall's teachers, HuBERT's family, are centred so
 _DEFAULTS = {
     "codebook_size": 256,

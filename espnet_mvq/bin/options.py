@@ -35,9 +35,14 @@ def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) 
         default=-1,
         help="teacher layer, counted from 1; 0 = input of the first block, -1 = last",
     )
+    add_run_options(parser)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how and where a teacher runs, whichever it is."""
     parser.add_argument(
         "--teacher_conf",
-        type=_key_and_value,
+        type=key_and_value,
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -72,15 +77,7 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
 
 def teacher_from_options(args: argparse.Namespace) -> Tuple[Teacher, torch.device]:
     """Build the teacher that the options name, on the device they name."""
-    if args.ngpu > 0 and not torch.cuda.is_available():
-        raise ValueError(
-            f"--ngpu {args.ngpu}: torch sees no GPU here; use --ngpu 0, or check "
-            "CUDA_VISIBLE_DEVICES and the installed torch"
-        )
-    device = torch.device("cuda" if args.ngpu > 0 else "cpu")
-    batch_s = args.batch_s
-    if batch_s is None:
-        batch_s = _GPU_BATCH_S if args.ngpu > 0 else 0.0
+    device, batch_s = device_from_options(args)
     teacher = build_teacher(
         args.teacher,
         args.layer,
@@ -90,6 +87,20 @@ def teacher_from_options(args: argparse.Namespace) -> Tuple[Teacher, torch.devic
         **dict(args.teacher_conf),
     )
     return teacher, device
+
+
+def device_from_options(args: argparse.Namespace) -> Tuple[torch.device, float]:
+    """Return the device, and the speech that runs on it at once at most, in s."""
+    if args.ngpu > 0 and not torch.cuda.is_available():
+        raise ValueError(
+            f"--ngpu {args.ngpu}: torch sees no GPU here; use --ngpu 0, or check "
+            "CUDA_VISIBLE_DEVICES and the installed torch"
+        )
+    device = torch.device("cuda" if args.ngpu > 0 else "cpu")
+    batch_s = args.batch_s
+    if batch_s is None:
+        batch_s = _GPU_BATCH_S if args.ngpu > 0 else 0.0
+    return device, batch_s
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
@@ -122,7 +133,7 @@ def setup_logging(args: argparse.Namespace) -> None:
     print(" ".join([sys.executable, *sys.argv]), file=sys.stderr)
 
 
-def _key_and_value(text: str) -> Tuple[str, Any]:
+def key_and_value(text: str) -> Tuple[str, Any]:
     """Parse KEY=VALUE, the value as yaml."""
     key, equals, value = text.partition("=")
     if not key or not equals:

@@ -21,8 +21,14 @@ from espnet_mvq.bin.options import (
     teacher_from_options,
 )
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.indexes.metadata import LEVELS
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.teachers import Teacher
+
+# Codebooks, by level
+_NUM_CODEBOOKS = {"frame": 16, "utterance": 1}
+# What provenance does not say in files that are older than the option
+_OLDER = {"level": "frame"}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -41,7 +47,16 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quantizer", required=True, help="safetensors file to write")
     add_teacher_options(parser)
     parser.add_argument(
-        "--num_codebooks", type=int, default=16, help="codebooks: bytes per frame"
+        "--level",
+        default="frame",
+        choices=LEVELS,
+        help="utterance: trained on one vector of each utterance, the mean over its "
+        "frames, as DeCoR has it",
+    )
+    parser.add_argument(
+        "--num_codebooks",
+        type=int,
+        help="codebooks: bytes per frame (default: 16; at utterance level 1)",
     )
     parser.add_argument(
         "--codebook_size", type=int, default=256, help="entries of each codebook"
@@ -77,6 +92,8 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
+    if args.num_codebooks is None:
+        args.num_codebooks = _NUM_CODEBOOKS[args.level]
     places = read_scp(args.wav_scp)
     speakers = read_speakers(args.utt2spk, args.wav_scp)
     teacher, device = teacher_from_options(args)
@@ -84,6 +101,7 @@ def main(cmd=None) -> None:
     provenance = {
         "teacher": teacher.id,
         "layer": teacher.layer,
+        "level": args.level,
         "num_codebooks": args.num_codebooks,
         "codebook_size": args.codebook_size,
         "max_frames": args.max_frames,
@@ -108,8 +126,16 @@ def main(cmd=None) -> None:
         device=device,
         checkpoint=checkpoint,
     )
+    if args.level == "utterance":
+        check_enough(len(places), args.codebook_size, args.max_frames)
     frames, held_out = collect_frames(
-        teacher, places, args.max_frames, args.seed, speakers, args.oversampling
+        teacher,
+        places,
+        args.max_frames,
+        args.seed,
+        speakers,
+        args.oversampling,
+        args.level,
     )
     quantizer = trainer.fit(frames, held_out, provenance)
     quantizer.save(path)
@@ -124,6 +150,7 @@ def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
     except ValueError as error:
         logging.warning(f"{error}: trained anew")
         return False
+    stored = {**_OLDER, **stored}
     other = [key for key, value in provenance.items() if stored.get(key) != value]
     if other:
         logging.warning(
@@ -133,6 +160,26 @@ def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
     return not other
 
 
+def check_enough(num_utterances: int, codebook_size: int, max_frames: int) -> None:
+    """Refuse, before the teacher runs, what gives too few vectors of utterances.
+
+    Raises:
+        ValueError: If codebooks have more entries than there are vectors to train on.
+    """
+    num_vectors = min(max_frames, num_utterances - num_held_out(num_utterances))
+    if num_vectors < codebook_size:
+        raise ValueError(
+            f"--codebook_size: got {codebook_size}, expected at most {num_vectors}: at "
+            f"utterance level the {num_utterances} utterances give that many training "
+            "vectors; use smaller codebooks or more utterances"
+        )
+
+
+def num_held_out(num_utterances: int) -> int:
+    """Return how many utterances the quantizer is not trained on."""
+    return max(1, num_utterances // 20)  # one in twenty
+
+
 def collect_frames(
     teacher: Teacher,
     places: Dict[str, str],
@@ -140,6 +187,7 @@ def collect_frames(
     seed: int,
     speakers: Optional[Dict[str, str]] = None,
     oversampling: float = 2.0,
+    level: str = "frame",
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Sample training frames, and held-out frames of other utterances.
 
@@ -150,6 +198,7 @@ def collect_frames(
         seed: Seed of the choice.
         speakers: Speaker by utterance.
         oversampling: See `sample_frames`.
+        level: Likewise.
 
     Returns:
         Training and held-out frames, float, (F, D).
@@ -162,7 +211,7 @@ def collect_frames(
             f"got {len(places)} utterances, expected at least 2: one is held out"
         )
     utt_ids = shuffle_over_speakers(list(places), speakers, seed)
-    num_held_out = max(1, len(utt_ids) // 20)  # one utterance in twenty
+    border = num_held_out(len(utt_ids))
     held_out, training = (
         sample_frames(
             teacher,
@@ -171,10 +220,11 @@ def collect_frames(
             seed,
             speakers,
             oversampling,
+            level,
         )
         for chosen, count in (
-            (utt_ids[:num_held_out], max(1, min(10_000, max_frames // 10))),
-            (utt_ids[num_held_out:], max_frames),
+            (utt_ids[:border], max(1, min(10_000, max_frames // 10))),
+            (utt_ids[border:], max_frames),
         )
     )
     return training, held_out

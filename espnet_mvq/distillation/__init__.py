@@ -1,17 +1,26 @@
 """Distillation: frame alignment, prediction heads and losses, in pure torch."""
 
 from espnet_mvq.distillation.alignment import IGNORE, FrameAligner, FrameGrid
+from espnet_mvq.distillation.embedding_loss import (
+    EMBEDDING_LOSSES,
+    ChannelNormaliser,
+    embedding_loss,
+)
 from espnet_mvq.distillation.heads import HEADS, Head, IndependentHead, JointHead
 from espnet_mvq.distillation.losses import CodebookLossOutput, codebook_loss
+from espnet_mvq.distillation.pooling import mean_over_time
 from espnet_mvq.distillation.schedules import WeightSchedule
 from espnet_mvq.distillation.soft_targets import (
     soft_target_table,
     unit_variance_codebooks,
 )
+from espnet_mvq.distillation.weighting import Weighting, build_weighting
 
 __all__ = [
+    "EMBEDDING_LOSSES",
     "HEADS",
     "IGNORE",
+    "ChannelNormaliser",
     "CodebookLossOutput",
     "FrameAligner",
     "FrameGrid",
@@ -19,7 +28,11 @@ __all__ = [
     "IndependentHead",
     "JointHead",
     "WeightSchedule",
+    "Weighting",
+    "build_weighting",
     "codebook_loss",
+    "embedding_loss",
+    "mean_over_time",
     "soft_target_table",
     "unit_variance_codebooks",
 ]

@@ -126,25 +126,48 @@ class FrameAligner:
         Returns:
             Targets, int64, (B, T, num_slots * N), `IGNORE` where there is none.
         """
-        batch, _, num_codebooks = indexes.shape
+        targets, known = self.gather(
+            indexes, index_lengths, student_lengths, num_frames, shown_samples
+        )
+        return targets.masked_fill(~known.unsqueeze(3), IGNORE).flatten(2)
+
+    def gather(
+        self,
+        values: torch.Tensor,
+        value_lengths: torch.Tensor,
+        student_lengths: torch.Tensor,
+        num_frames: int,
+        shown_samples: Optional[torch.Tensor] = None,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Pick for each slot what the teacher has at that time.
+
+        Args:
+            values: Of teacher frames, indexes or embeddings, (B, T_teacher, X).
+            value_lengths: Teacher frames of each utterance, int64, (B,); 0 = none.
+            student_lengths: As for `targets`.
+            num_frames: As for `targets`.
+            shown_samples: As for `targets`.
+
+        Returns:
+            Values, (B, T, num_slots, X), anything where there is none; and where there
+            is one, bool, (B, T, num_slots).
+        """
+        batch, num_values, width = values.shape
         if shown_samples is None:
             frames, inside = self.teacher_frames(num_frames)
-            frames, inside = frames.to(indexes.device), inside.to(indexes.device)
+            frames, inside = frames.to(values.device), inside.to(values.device)
         else:
             frames, inside = self._frames_at(shown_samples)
         known = inside & (frames >= 0)
-        known = known & (frames < index_lengths.reshape(-1, 1, 1))
-        steps = torch.arange(num_frames, device=indexes.device)
+        known = known & (frames < value_lengths.reshape(-1, 1, 1))
+        steps = torch.arange(num_frames, device=values.device)
         known = known & (steps < student_lengths.reshape(-1, 1)).unsqueeze(2)
-        if indexes.shape[1] == 0:
-            size = (batch, num_frames, self.num_slots * num_codebooks)
-            return indexes.new_full(size, IGNORE)
-        chosen = frames.clamp(0, indexes.shape[1] - 1)
+        if num_values == 0:
+            return values.new_zeros((*known.shape, width)), known
+        chosen = frames.clamp(0, num_values - 1)
         chosen = chosen.expand(batch, -1, -1).reshape(batch, -1, 1)
-        targets = indexes.gather(1, chosen.expand(-1, -1, num_codebooks))
-        targets = targets.reshape(batch, num_frames, self.num_slots, num_codebooks)
-        targets = targets.masked_fill(~known.unsqueeze(3), IGNORE)
-        return targets.reshape(batch, num_frames, -1)
+        found = values.gather(1, chosen.expand(-1, -1, width))
+        return found.reshape(*known.shape, width), known
 
     def slot_centres(self, num_frames: int) -> torch.Tensor:
         """Return the moment that each slot is about.

@@ -59,6 +59,7 @@ def codebook_loss(
     soft_targets: Optional[torch.Tensor] = None,
     codebooks: Optional[torch.Tensor] = None,
     embedding_weight: float = 0.0,
+    utterance_weights: Optional[torch.Tensor] = None,
 ) -> CodebookLossOutput:
     """Cross entropy of predicting codebook indexes, in bounded memory.
 
@@ -94,6 +95,8 @@ def codebook_loss(
         codebooks: Scaled entries, float, (N, K, D), from `unit_variance_codebooks`;
             what `embedding_weight` needs.
         embedding_weight: Weight w of the error in the space of embeddings, at least 0.
+        utterance_weights: Weight of each utterance in the loss, float, (B,); the
+            statistics do not know it. Default: 1.
 
     Returns:
         The sums; all zero, with zero gradients, if no target is valid.
@@ -109,11 +112,15 @@ def codebook_loss(
     options.check(head, targets)
     valid = targets != IGNORE
     chosen = valid.any(dim=2)
+    weights = None
+    if utterance_weights is not None:
+        weights = utterance_weights.detach().unsqueeze(1).expand_as(chosen)[chosen]
     loss, *statistics = _ChunkedLoss.apply(
         head,
         options,
         torch.is_grad_enabled(),
         targets[chosen],
+        weights,
         frames[chosen],
         *head.weights(),
     )
@@ -188,6 +195,7 @@ class _ChunkedLoss(torch.autograd.Function):
         options: _Options,
         with_gradient: bool,
         targets: torch.Tensor,
+        frame_weights: Optional[torch.Tensor],
         frames: torch.Tensor,
         *weights: torch.Tensor,
     ) -> Tuple[torch.Tensor, ...]:
@@ -200,13 +208,14 @@ class _ChunkedLoss(torch.autograd.Function):
             options: Of the loss.
             with_gradient: Whether to take gradients at all.
             targets: int64, (F, M).
+            frame_weights: Of each frame in the loss, float, (F,); None: 1.
             frames: Float, (F, C).
             *weights: Of the head.
 
         Returns:
             The five sums of `_chunk_sums`.
         """
-        needed = [with_gradient and need for need in ctx.needs_input_grad[4:]]
+        needed = [with_gradient and need for need in ctx.needs_input_grad[5:]]
         # The same copies for all chunks, so that autocast converts them once.
         copies = [
             weight.detach().requires_grad_(need)
@@ -221,7 +230,10 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, max(1, len(frames)), _CHUNK_FRAMES):
             part = slice(start, start + _CHUNK_FRAMES)
             chunk = frames[part].detach().requires_grad_(needed[0])
-            sums, found = _differentiate(head, options, targets[part], chunk, copies)
+            counts = None if frame_weights is None else frame_weights[part]
+            sums, found = _differentiate(
+                head, options, targets[part], counts, chunk, copies
+            )
             totals = totals or [torch.zeros_like(value) for value in sums]
             for total, value in zip(totals, sums):
                 total += value
@@ -246,13 +258,14 @@ class _ChunkedLoss(torch.autograd.Function):
             None if kept is None else (kept.to(factor.dtype) * factor).to(dtype)
             for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes)
         ]
-        return (None, None, None, None, *gradients)
+        return (None, None, None, None, None, *gradients)
 
 
 def _differentiate(
     head: Head,
     options: _Options,
     targets: torch.Tensor,
+    frame_weights: Optional[torch.Tensor],
     frames: torch.Tensor,
     weights: Sequence[torch.Tensor],
 ) -> Tuple[List[torch.Tensor], List[Optional[torch.Tensor]]]:
@@ -262,6 +275,7 @@ def _differentiate(
         head: Its `logits` are called.
         options: Of the loss.
         targets: int64, (F, M).
+        frame_weights: Of each frame in the loss, float, (F,); None: 1.
         frames: Float, (F, C).
         weights: Of the head.
 
@@ -276,7 +290,7 @@ def _differentiate(
         logits = head.logits(frames, targets, *weights)
         # The gradients too belong outside of autocast, as in any backward pass.
         with torch.autocast(frames.device.type, enabled=False):
-            sums = _chunk_sums(logits, targets, options)
+            sums = _chunk_sums(logits, targets, frame_weights, options)
             if wanted:
                 fraction = torch.full_like(sums[0], _FRACTION)
                 gradients = iter(torch.autograd.grad(sums[0], wanted, fraction))
@@ -286,13 +300,17 @@ def _differentiate(
 
 
 def _chunk_sums(
-    logits: torch.Tensor, targets: torch.Tensor, options: _Options
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    frame_weights: Optional[torch.Tensor],
+    options: _Options,
 ) -> Tuple[torch.Tensor, ...]:
     """Compute what is summed up over frames.
 
     Args:
         logits: Float, (F, M, K).
         targets: int64, (F, M).
+        frame_weights: Of each frame in the loss, float, (F,); None: 1.
         options: Of the loss.
 
     Returns:
@@ -302,26 +320,41 @@ def _chunk_sums(
     # In float32 under mixed precision too: half precision loses small differences.
     log_probs = logits.flatten(0, 1).float().log_softmax(1)
     flat = targets.flatten()
-    loss = F.nll_loss(log_probs, flat, ignore_index=IGNORE, reduction="sum")
-    cross_entropy = loss
+    # Of each target, (F * M,); zero where there is none
+    losses = F.nll_loss(log_probs, flat, ignore_index=IGNORE, reduction="none")
+    cross_entropy = losses.sum()
     correct = (logits.detach().argmax(2) == targets).sum(0)
     error = log_probs.new_zeros(())
     num_embeddings = correct.new_zeros(())
     if options.soft_targets is not None:
-        loss = _soft_cross_entropy(log_probs, targets, options.soft_targets)
+        losses = _soft_cross_entropy(log_probs, targets, options.soft_targets)
     if options.label_smoothing > 0:
-        even = (log_probs.mean(1) * (flat != IGNORE)).sum()
-        loss = (1 - options.label_smoothing) * loss - options.label_smoothing * even
+        even = log_probs.mean(1) * (flat != IGNORE)
+        losses = (1 - options.label_smoothing) * losses - options.label_smoothing * even
+    loss = _weighted_sum(losses, frame_weights)
     if options.embedding_weight > 0:
-        error, num_embeddings = _embedding_error(log_probs, targets, options.codebooks)
-        loss = loss + options.embedding_weight * len(options.codebooks) * error
+        errors, num_embeddings = _embedding_error(log_probs, targets, options.codebooks)
+        error = errors.sum()
+        weighted = _weighted_sum(errors, frame_weights)
+        loss = loss + options.embedding_weight * len(options.codebooks) * weighted
     return loss, correct, cross_entropy, error, num_embeddings
+
+
+def _weighted_sum(
+    values: torch.Tensor, frame_weights: Optional[torch.Tensor]
+) -> torch.Tensor:
+    """Sum values of frames, several of each, (F * X,), by weights (F,) if any."""
+    if frame_weights is None:
+        return values.sum()
+    num_frames = len(frame_weights)
+    per_frame = values.reshape(num_frames, len(values) // max(1, num_frames)).sum(1)
+    return (per_frame * frame_weights).sum()
 
 
 def _soft_cross_entropy(
     log_probs: torch.Tensor, targets: torch.Tensor, table: torch.Tensor
 ) -> torch.Tensor:
-    """Sum the cross entropy of soft targets.
+    """Compute the cross entropy of soft targets, of each (F * M,).
 
     Args:
         log_probs: Float32, (F * M, K).
@@ -332,14 +365,13 @@ def _soft_cross_entropy(
     codebook = torch.arange(targets.shape[1], device=targets.device) % num_codebooks
     rows = (targets.clamp(min=0) + codebook * size).flatten()
     distributions = F.embedding(rows, table.reshape(-1, size).to(log_probs.dtype))
-    valid = (targets.flatten() != IGNORE).unsqueeze(1)
-    return -(distributions * valid * log_probs).sum()
+    return -(distributions * log_probs).sum(1) * (targets.flatten() != IGNORE)
 
 
 def _embedding_error(
     log_probs: torch.Tensor, targets: torch.Tensor, codebooks: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Sum the squared errors of expected embeddings.
+    """Compute the squared errors of expected embeddings.
 
     Args:
         log_probs: Float32, (F * M, K).
@@ -347,7 +379,8 @@ def _embedding_error(
         codebooks: Float, (N, K, D).
 
     Returns:
-        The sum over teacher frames, and their number.
+        The error of each teacher frame, (F * M / N,), and the number of those that
+        are there.
     """
     num_codebooks, size, dim = codebooks.shape
     flat = targets.reshape(-1, 1)
@@ -358,4 +391,4 @@ def _embedding_error(
     difference = difference.reshape(-1, num_codebooks * size)
     entries = codebooks.reshape(-1, dim).to(log_probs.dtype)
     known = (targets != IGNORE).reshape(-1, num_codebooks).any(1)
-    return (difference @ entries).square().sum(), known.sum()
+    return (difference @ entries).square().sum(1), known.sum()

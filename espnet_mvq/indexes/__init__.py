@@ -1,7 +1,7 @@
-"""Files of codebook indexes: uint8 arks, their scp, and the metadata beside it."""
+"""Files of codebook indexes or embeddings: arks, their scp, metadata beside it."""
 
-from espnet_mvq.indexes.metadata import IndexMetadata
-from espnet_mvq.indexes.reader import CodebookIndexReader
+from espnet_mvq.indexes.metadata import EmbeddingMetadata, IndexMetadata
+from espnet_mvq.indexes.reader import FrameReader
 from espnet_mvq.indexes.shard import ShardWriter
 
-__all__ = ["CodebookIndexReader", "IndexMetadata", "ShardWriter"]
+__all__ = ["EmbeddingMetadata", "FrameReader", "IndexMetadata", "ShardWriter"]

@@ -10,6 +10,8 @@ from typing import ClassVar, Dict, List, Tuple, Type, TypeVar, Union
 import numpy as np
 
 FILE_VERSION = 1
+# What an array holds a row for: each frame, or the whole utterance
+LEVELS = ("frame", "utterance")
 _M = TypeVar("_M", bound="FrameMetadata")
 
 
@@ -23,8 +25,10 @@ class FrameMetadata:
         sample_rate: Of the speech, in Hz.
         frame_shift_samples: Samples between the centres of two frames.
         frame_offset_samples: Centre of frame 0, in samples.
+        level: frame; or utterance: arrays have one row, of the mean over the frames.
+            Files without it are older, and of frames.
         num_utterances: Utterances with arrays.
-        num_frames: Frames of all of them.
+        num_frames: Rows of all of them.
         skipped: Utterances left out because their audio could not be used.
         shards: Name of each ark (relative to this file) and the sha256 of its bytes.
         espnet_mvq_version: Version that wrote the files.
@@ -38,6 +42,7 @@ class FrameMetadata:
         "sample_rate",
         "frame_shift_samples",
         "frame_offset_samples",
+        "level",
     )
 
     teacher: str
@@ -45,6 +50,7 @@ class FrameMetadata:
     sample_rate: int
     frame_shift_samples: int
     frame_offset_samples: float
+    level: str = "frame"
     num_utterances: int = 0
     num_frames: int = 0
     skipped: List[str] = field(default_factory=list)
@@ -81,7 +87,12 @@ class FrameMetadata:
                     f"got version {version}, expected at most {FILE_VERSION}; install "
                     "a newer espnet_mvq"
                 )
-            return cls(**content)
+            metadata = cls(**content)
+            if metadata.level not in LEVELS:
+                raise ValueError(
+                    f"got level {metadata.level!r}, expected {' or '.join(LEVELS)}"
+                )
+            return metadata
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"metadata {path}: not readable: {error}") from error
 
@@ -93,15 +104,7 @@ class FrameMetadata:
         into (a folder of `split.0` and so on), those of the first ark it points to
         say the same but for the counts.
         """
-        path = Path(scp)
-        if path.is_dir():
-            path = path / "split.0"
-        described = path.with_suffix(".json")
-        if path.suffix != ".scp" and path.is_file():
-            with path.open(encoding="utf-8") as lines:
-                place = next(lines, "").strip().partition(" ")[2]
-            described = Path(place.rpartition(":")[0]).with_suffix(".json")
-        return cls.load(described)
+        return cls.load(_place_beside(scp))
 
     def check(self, array: np.ndarray) -> None:
         """Refuse an array that is not what these metadata describe.
@@ -112,7 +115,8 @@ class FrameMetadata:
         Raises:
             ValueError: Saying what was got and expected.
         """
-        raise NotImplementedError
+        if self.level == "utterance" and len(array) != 1:
+            raise ValueError(f"got {len(array)} rows, expected 1: level utterance")
 
     def differences(self: _M, other: _M) -> List[str]:
         """Say where two files' frames do not mean the same, one line for each."""
@@ -157,6 +161,7 @@ class IndexMetadata(FrameMetadata):
                 f"got {array.dtype} of shape {array.shape}, expected uint8 (T, "
                 f"{self.num_codebooks})"
             )
+        super().check(array)
         if array.size and array.max() >= self.codebook_size:
             raise ValueError(
                 f"got index {array.max()}, expected 0 to {self.codebook_size - 1}"
@@ -185,11 +190,45 @@ class EmbeddingMetadata(FrameMetadata):
                 f"got {array.dtype} of shape {array.shape}, expected float16 (T, "
                 f"{self.dim})"
             )
+        super().check(array)
         if not np.isfinite(array).all():
             raise ValueError(
                 "got NaN or infinity in float16, expected values within 65504; take "
                 "a layer whose embeddings are smaller"
             )
+
+
+def read_metadata(scp: Union[str, Path]) -> FrameMetadata:
+    """Read the metadata of an scp, of whichever kind they are.
+
+    Args:
+        scp: As for `FrameMetadata.beside`.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If they are not metadata of arrays of frames.
+    """
+    path = _place_beside(scp)
+    try:
+        file_format = json.loads(path.read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError, AttributeError):
+        file_format = None  # what is wrong, the class will say
+    if file_format == EmbeddingMetadata.FORMAT:
+        return EmbeddingMetadata.load(path)
+    return IndexMetadata.load(path)
+
+
+def _place_beside(scp: Union[str, Path]) -> Path:
+    """Return where the metadata of an scp are; see `FrameMetadata.beside`."""
+    path = Path(scp)
+    if path.is_dir():
+        path = path / "split.0"
+    described = path.with_suffix(".json")
+    if path.suffix != ".scp" and path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            place = next(lines, "").strip().partition(" ")[2]
+        described = Path(place.rpartition(":")[0]).with_suffix(".json")
+    return described
 
 
 SCP_NAME = f"{IndexMetadata.STEM}.scp"

@@ -1,4 +1,4 @@
-"""Random access to codebook indexes by utterance, as ESPnet's data loader wants it."""
+"""Random access to frames by utterance, as ESPnet's data loader wants it."""
 
 import logging
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ import kaldiio
 import numpy as np
 
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.indexes.metadata import IndexMetadata
+from espnet_mvq.indexes.metadata import EmbeddingMetadata, read_metadata
 
 
-class CodebookIndexReader(Mapping):
-    """Maps utterance ids to codebook indexes (T, N).
+class FrameReader(Mapping):
+    """Maps utterance ids to codebook indexes (T, N), or to embeddings (T, D).
 
-    An utterance without indexes reads as an empty (0, N) array, so an epoch never
-    breaks off on it; such look-ups are counted in `num_missing` and warned about when
-    their number reaches 1, 10, 100 ...
+    An utterance without any reads as an empty (0, N) array, so an epoch never breaks
+    off on it; such look-ups are counted in `num_missing` and warned about when their
+    number reaches 1, 10, 100 ...
 
     Args:
-        scp: `codebook_indexes.scp`, with `codebook_indexes.json` beside it.
+        scp: `codebook_indexes.scp` or `embeddings.scp`, with the json beside it.
 
     Raises:
         FileNotFoundError: If the scp or the metadata are missing.
@@ -29,24 +29,29 @@ class CodebookIndexReader(Mapping):
 
     def __init__(self, scp: Union[str, Path]):
         self._scp = Path(scp)
-        self.metadata = IndexMetadata.beside(scp)
+        self.metadata = read_metadata(scp)
+        if isinstance(self.metadata, EmbeddingMetadata):
+            self._width, self._dtype = self.metadata.dim, np.float32
+        else:
+            # ESPnet's collate refuses bytes.
+            self._width, self._dtype = self.metadata.num_codebooks, np.int64
         self._places = read_scp(scp)
         self.num_missing = 0
 
     def __getitem__(self, utt_id: str) -> np.ndarray:
-        """Return indexes, int64 (ESPnet's collate refuses bytes), (T, N)."""
+        """Return indexes, int64, (T, N), or embeddings, float32, (T, D)."""
         if utt_id not in self._places:
             return self._missing(utt_id)
         place = self._places[utt_id]
         try:
-            indexes = kaldiio.load_mat(place)
-            self.metadata.check(indexes)
+            frames = kaldiio.load_mat(place)
+            self.metadata.check(frames)
         except Exception as error:  # a damaged ark raises whatever its bytes provoke
             raise ValueError(
                 f"utterance {utt_id} in {self._scp}: could not read {place} "
-                f"({type(error).__name__}: {error}); extract the indexes again"
+                f"({type(error).__name__}: {error}); run the extraction again"
             ) from error
-        return indexes.astype(np.int64)
+        return frames.astype(self._dtype)
 
     def __contains__(self, utt_id: object) -> bool:
         return utt_id in self._places
@@ -61,7 +66,7 @@ class CodebookIndexReader(Mapping):
         self.num_missing += 1
         if str(self.num_missing).strip("0") == "1":
             logging.warning(
-                f"{self.num_missing} utterances without codebook indexes in "
-                f"{self._scp} so far, last {utt_id}: they train without the MVQ loss"
+                f"{self.num_missing} utterances without {self.metadata.STEM} in "
+                f"{self._scp} so far, last {utt_id}: they train without this loss"
             )
-        return np.zeros((0, self.metadata.num_codebooks), dtype=np.int64)
+        return np.zeros((0, self._width), dtype=self._dtype)

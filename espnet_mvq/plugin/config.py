@@ -3,20 +3,40 @@
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
-from espnet_mvq.distillation import HEADS, WeightSchedule
+from espnet_mvq.distillation import (
+    EMBEDDING_LOSSES,
+    HEADS,
+    Weighting,
+    WeightSchedule,
+    build_weighting,
+)
+from espnet_mvq.indexes.metadata import LEVELS
 
-# Data of ESPnet that is ours has this name, or one that begins so.
+# Data of ESPnet that is ours has one of these names, or one that begins so.
 DATA_NAME = "codebook_indexes"
+EMBEDDINGS_NAME = "embeddings"
+# So are named targets of a teacher that runs in training; no data belong to them.
+TEACHER_NAME = "teacher"
+# Data with the teacher's task loss, for AdaKD
+TEACHER_LOSS_NAME = "teacher_loss"
+# Data that say which utterances have no text of their own
+UNLABELLED_NAME = "unlabelled"
+CODEBOOKS = "codebooks"
+LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
 
 
 @dataclass
 class MVQConfig:
-    """Options of one target of the MVQ loss: a teacher's layer in a student's layer.
+    """Options of one target: a teacher's layer in a student's layer.
 
     Attributes:
-        weight: Weight of the MVQ loss beside the task's own loss.
+        loss: codebooks: the student predicts codebook indexes, the MVQ loss. l1, l2,
+            cosine: a projection of the student comes near the teacher's embeddings:
+            stored ones (data named embeddings), those that codebook indexes stand for
+            (needs `quantizer`), or those of a `teacher` that runs in training.
+        weight: Weight of this loss beside the task's own loss.
         schedule: How the weight changes over training: attributes of
             `espnet_mvq.distillation.WeightSchedule`, as `{warmup_updates: 1000}`. An
             update is a batch that was trained on.
@@ -30,6 +50,10 @@ class MVQConfig:
         embedding_weight: Weight of the relative squared error of the expected
             embedding; needs `quantizer`.
         quantizer: File of the quantizer that the indexes were made with.
+        teacher: Teacher that runs in each training step, as `build_teacher` takes it,
+            for the losses l1, l2 and cosine.
+        teacher_layer: Its layer, counted from 1; -1 = the last.
+        teacher_conf: Options of its back end, and `dtype` and `batch_s`.
         delay_s: Seconds by which the student may lag behind the teacher.
         tolerance_frames: Teacher frames by which an utterance's indexes may be longer
             or shorter than its speech; beyond, it is left out of the MVQ loss.
@@ -44,8 +68,12 @@ class MVQConfig:
         frame_shift_samples: Samples between teacher frames.
         frame_offset_samples: Centre of teacher frame 0, in samples.
         quantizer_id: Content id of the quantizer.
+        dim: Channels D of the embeddings.
+        level: frame, or utterance: one index or embedding for each utterance, which
+            the mean of the student layer's frames predicts (DeCoR).
     """
 
+    loss: str = CODEBOOKS
     weight: float = 1.0
     schedule: Dict[str, Any] = field(default_factory=dict)
     layer: Union[int, str] = -1
@@ -55,6 +83,9 @@ class MVQConfig:
     soft_target_temperature: float = 0.0
     embedding_weight: float = 0.0
     quantizer: Optional[str] = None
+    teacher: Optional[str] = None
+    teacher_layer: int = -1
+    teacher_conf: Dict[str, Any] = field(default_factory=dict)
     delay_s: float = 0.0
     tolerance_frames: int = 3
     chance_warning_updates: int = 1000
@@ -66,10 +97,16 @@ class MVQConfig:
     frame_shift_samples: Optional[float] = None
     frame_offset_samples: Optional[float] = None
     quantizer_id: Optional[str] = None
+    dim: Optional[int] = None
+    level: str = "frame"
 
     @classmethod
-    def from_dict(cls, conf: Dict[str, Any]) -> "MVQConfig":
+    def from_dict(cls, conf: Dict[str, Any], name: str = DATA_NAME) -> "MVQConfig":
         """Build from yaml, refusing unknown names and missing or bad values.
+
+        Args:
+            conf: Options.
+            name: Of the target.
 
         Raises:
             ValueError: Naming all that is wrong.
@@ -82,38 +119,80 @@ class MVQConfig:
                 f"{', '.join(known)}"
             )
         config = cls(**conf)
-        missing = [name for name in FROM_METADATA if getattr(config, name) is None]
+        config._check_choices()
+        config._check_source(name)
+        missing = [
+            option
+            for option in from_metadata(name, config.loss)
+            if getattr(config, option) is None
+        ]
         if missing:
             raise ValueError(
                 f"mvq_conf: {', '.join(missing)} missing. They are taken from the "
                 "metadata when training runs through 'python3 -m espnet_mvq.run' with "
-                "codebook indexes (type mvq_ark) in train_data_path_and_name_and_type"
+                "codebook indexes or embeddings (type mvq_ark) in "
+                "train_data_path_and_name_and_type"
             )
-        if config.weight < 0 or config.num_codebooks < 1 or config.codebook_size < 2:
-            raise ValueError(
-                f"mvq_conf: got weight {config.weight}, num_codebooks "
-                f"{config.num_codebooks} and codebook_size {config.codebook_size}, "
-                "expected at least 0, 1 and 2"
-            )
-        if config.head not in HEADS:
-            raise ValueError(
-                f"mvq_conf head: got {config.head!r}, expected one of "
-                f"{', '.join(HEADS)}"
-            )
-        for name, low, high in _RANGES:
-            if not low <= getattr(config, name) <= high:
-                raise ValueError(
-                    f"mvq_conf {name}: got {getattr(config, name)}, expected {low} to "
-                    f"{high}"
-                )
-        needs = config.soft_target_temperature > 0 or config.embedding_weight > 0
-        if needs and config.quantizer is None:
-            raise ValueError(
-                "mvq_conf: soft_target_temperature and embedding_weight need the "
-                "codebooks; give quantizer: dump/mvq/.../quantizer.safetensors"
-            )
+        config._check_ranges()
         config.weight_schedule()
         return config
+
+    def _check_choices(self) -> None:
+        for name, choices in (("loss", LOSSES), ("head", HEADS), ("level", LEVELS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"mvq_conf {name}: got {getattr(self, name)!r}, expected one of "
+                    f"{', '.join(choices)}"
+                )
+
+    def _check_source(self, name: str) -> None:
+        """Refuse a loss that cannot be had from what the name stands for."""
+        with_embeddings = self.loss != CODEBOOKS
+        if is_of(name, TEACHER_NAME) != (self.teacher is not None):
+            raise ValueError(
+                f"mvq_conf: got teacher {self.teacher} for {name}; a target named "
+                f"{TEACHER_NAME} has one, and one of data has none"
+            )
+        if not is_of(name, DATA_NAME) and not with_embeddings:
+            raise ValueError(
+                f"mvq_conf loss: got {self.loss} for {name}, expected one of "
+                f"{', '.join(EMBEDDING_LOSSES)}; loss: {CODEBOOKS} needs data named "
+                f"{DATA_NAME}"
+            )
+        needs = self.soft_target_temperature > 0 or self.embedding_weight > 0
+        needs = needs or (with_embeddings and is_of(name, DATA_NAME))
+        if needs and self.quantizer is None:
+            raise ValueError(
+                "mvq_conf: soft_target_temperature, embedding_weight, and embeddings "
+                "decoded from indexes need the codebooks; give quantizer: "
+                "dump/mvq/.../quantizer.safetensors"
+            )
+        if with_embeddings and not is_of(name, DATA_NAME) and self.quantizer:
+            raise ValueError(
+                f"mvq_conf quantizer: got {self.quantizer}, but {name} are embeddings "
+                "already; leave it out"
+            )
+
+    def _check_ranges(self) -> None:
+        at_least = {
+            "weight": 0,
+            "soft_target_temperature": 0,
+            "embedding_weight": 0,
+            "head_hidden_size": 1,
+            "num_codebooks": 1,
+            "codebook_size": 2,
+            "dim": 1,
+        }
+        for name, low in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise ValueError(
+                    f"mvq_conf {name}: got {value}, expected at least {low}"
+                )
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(
+                f"mvq_conf label_smoothing: got {self.label_smoothing}, expected 0 to 1"
+            )
 
     def weight_schedule(self) -> WeightSchedule:
         """Return the weight over training.
@@ -129,8 +208,9 @@ def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
 
     Args:
         conf: `mvq_conf`. With `targets: {NAME: {...}, ...}` there is one target for
-            each NAME of indexes among the data; what it does not say is as said
-            outside of `targets`. Without, there is one, named `codebook_indexes`.
+            each NAME of indexes or embeddings among the data, or of a teacher; what
+            it does not say is as said outside of `targets`. Without, there is one,
+            named `codebook_indexes`, or `teacher` if a teacher is given.
 
     Returns:
         Options by name.
@@ -138,46 +218,75 @@ def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
     Raises:
         ValueError: Naming all that is wrong with one of them.
     """
-    shared = {name: value for name, value in conf.items() if name != "targets"}
+    shared = {name: value for name, value in conf.items() if name not in _NOT_TARGETS}
     if not conf.get("targets"):
-        return {DATA_NAME: MVQConfig.from_dict(shared)}
+        name = lone_name(conf)
+        return {name: MVQConfig.from_dict(shared, name)}
     configs = {}
     for name, options in conf["targets"].items():
         check_name(name)
         try:
-            configs[name] = MVQConfig.from_dict({**shared, **(options or {})})
+            configs[name] = MVQConfig.from_dict({**shared, **(options or {})}, name)
         except ValueError as error:
             raise ValueError(f"mvq_conf targets {name}: {error}") from error
     return configs
 
 
+def parse_weighting(conf: Dict[str, Any]) -> Optional[Weighting]:
+    """Read how utterances are weighed between task and teachers.
+
+    Args:
+        conf: `mvq_conf`, of which `weighting: {type: ..., ...}` counts.
+
+    Returns:
+        The weighting; None: all utterances alike.
+
+    Raises:
+        ValueError: Naming all that is wrong with it.
+    """
+    options = conf.get("weighting")
+    return build_weighting(options) if options else None
+
+
+def lone_name(conf: Dict[str, Any]) -> str:
+    """Return the name of the one target that a yaml without `targets` has."""
+    return DATA_NAME if conf.get("teacher") is None else TEACHER_NAME
+
+
+def is_of(name: str, kind: str) -> bool:
+    """Say whether a target's name is of a kind: that name, or one that begins so."""
+    return name == kind or name.startswith(f"{kind}_")
+
+
 def check_name(name: str) -> None:
-    """Refuse a name of indexes that ESPnet or the model could not use.
+    """Refuse a name of a target that ESPnet or the model could not use.
 
     Raises:
         ValueError: Saying what is expected.
     """
-    if not re.fullmatch(rf"{DATA_NAME}(_\w+)?", name) or name.endswith("_lengths"):
+    kinds = "|".join((DATA_NAME, EMBEDDINGS_NAME, TEACHER_NAME))
+    known = re.fullmatch(rf"({kinds})(_\w+)?", name)
+    if not known or name.endswith("_lengths") or name == TEACHER_LOSS_NAME:
         raise ValueError(
-            f"codebook indexes: got the name {name!r}, expected {DATA_NAME!r} or "
-            f"{DATA_NAME}_ and letters, digits and underscores, by which the model "
-            "looks for them"
+            f"codebook indexes: got the name {name!r}, expected {DATA_NAME!r}, "
+            f"{EMBEDDINGS_NAME!r} or {TEACHER_NAME!r}, or one of them and _ and "
+            "letters, digits and underscores, by which the model looks for them"
         )
 
 
-_RANGES = (
-    ("label_smoothing", 0.0, 1.0),
-    ("soft_target_temperature", 0.0, float("inf")),
-    ("embedding_weight", 0.0, float("inf")),
-    ("head_hidden_size", 1, float("inf")),
-)
+def from_metadata(name: str, loss: str) -> Tuple[str, ...]:
+    """Return the options that are filled in where the yaml does not give them.
 
-# Filled in from codebook_indexes.json where the yaml does not give them.
-FROM_METADATA = (
-    "num_codebooks",
-    "codebook_size",
-    "sample_rate",
-    "frame_shift_samples",
-    "frame_offset_samples",
-    "quantizer_id",
-)
+    Args:
+        name: Of the target.
+        loss: Its loss.
+    """
+    frames = ("sample_rate", "frame_shift_samples", "frame_offset_samples")
+    indexes = ("num_codebooks", "codebook_size", "quantizer_id")
+    if not is_of(name, DATA_NAME):
+        return (*frames, "dim")
+    return (*indexes, *frames) if loss == CODEBOOKS else (*indexes, *frames, "dim")
+
+
+# Options of all of `mvq_conf`, not of a target
+_NOT_TARGETS = ("targets", "weighting")

@@ -1,23 +1,117 @@
-"""ESPnet data type `mvq_ark`: codebook indexes by utterance."""
+"""ESPnet's data types of the plugin: what is read of each utterance."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Iterator, List, Set, Tuple, Union
+
+import numpy as np
 from espnet2.train.dataset import DATA_TYPES
 
-from espnet_mvq.indexes import CodebookIndexReader
+from espnet_mvq.files.teacher_loss import TeacherLossMetadata, read_teacher_losses
+from espnet_mvq.indexes import FrameReader
 
 # ESPnet takes the first entry that the type's name begins with; none of its own is a
-# prefix of this one.
+# prefix of these.
 NAME = "mvq_ark"
+LOSS_NAME = "mvq_loss"
+LIST_NAME = "mvq_list"
 
 
-def register_data_type() -> None:
-    """Add the data type to ESPnet's table."""
+class NumberReader(Mapping):
+    """Maps utterance ids to a number each, float32, (1,).
+
+    Args:
+        numbers: By utterance.
+        default: Of all other utterances.
+    """
+
+    def __init__(self, numbers: Mapping, default: float):
+        self._numbers = numbers
+        self._default = default
+
+    def __getitem__(self, utt_id: str) -> np.ndarray:
+        return np.array([self._numbers.get(utt_id, self._default)], dtype=np.float32)
+
+    def __contains__(self, utt_id: object) -> bool:
+        return utt_id in self._numbers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+def teacher_loss_reader(path: str) -> NumberReader:
+    """Read losses of utterances; one without any, as without text, has NaN.
+
+    One that the teacher was given and could not align has an infinite loss.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged.
+    """
+    losses = dict.fromkeys(skipped_utterances(path), np.inf)
+    return NumberReader({**losses, **read_teacher_losses(path)}, np.nan)
+
+
+def skipped_utterances(path: Union[str, Path]) -> List[str]:
+    """Return the utterances that the metadata of losses name as left out, if any."""
+    described = TeacherLossMetadata.path_beside(path)
+    return TeacherLossMetadata.load(described).skipped if described.is_file() else []
+
+
+def list_reader(path: str) -> NumberReader:
+    """Read a list of utterances: 1 for those in it, 0 for all others.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    return NumberReader(dict.fromkeys(read_list(path), 1.0), 0.0)
+
+
+def read_list(path: Union[str, Path]) -> Set[str]:
+    """Return the utterances of a file, the first word of each line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"list of utterances {path}: no such file")
+    with path.open(encoding="utf-8") as lines:
+        return {line.split()[0] for line in lines if line.strip()}
+
+
+def register_data_types() -> Tuple[str, ...]:
+    """Add the data types to ESPnet's table, and return their names."""
     DATA_TYPES[NAME] = dict(
-        func=CodebookIndexReader,
+        func=FrameReader,
         kwargs=[],
-        help="Codebook indexes of espnet_mvq (uint8, frames x codebooks); missing "
-        "utterances read as empty. codebook_indexes.json must lie beside the scp."
+        help="Codebook indexes of espnet_mvq (uint8, frames x codebooks) or embeddings "
+        "(float16, frames x channels); missing utterances read as empty. "
+        "codebook_indexes.json, or embeddings.json, must lie beside the scp."
         "\n\n"
         "   utterance_id_a codebook_indexes.1.ark:15\n"
         "   utterance_id_b codebook_indexes.1.ark:5231\n"
         "   ...",
     )
+    DATA_TYPES[LOSS_NAME] = dict(
+        func=teacher_loss_reader,
+        kwargs=[],
+        help="Task loss of a teacher on each utterance, for espnet_mvq; NaN where "
+        "there is none.\n\n"
+        "   utterance_id_a 0.7312\n"
+        "   utterance_id_b 1.2041\n"
+        "   ...",
+    )
+    DATA_TYPES[LIST_NAME] = dict(
+        func=list_reader,
+        kwargs=[],
+        help="List of utterances, for espnet_mvq: those without a text of their own."
+        "\n\n"
+        "   utterance_id_a\n"
+        "   utterance_id_b\n"
+        "   ...",
+    )
+    return NAME, LOSS_NAME, LIST_NAME

@@ -67,7 +67,7 @@ def plain_config(config: Dict[str, Any], task: str, output_dir: str) -> Dict[str
     Raises:
         ValueError: If the model is none of the plugin's in this task.
     """
-    from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
+    from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME, NAME
 
     models, model = TASKS[task][1], config.get("model")
     if models and model not in models:
@@ -85,10 +85,10 @@ def plain_config(config: Dict[str, Any], task: str, output_dir: str) -> Dict[str
         config["model"] = models[model]
     config["output_dir"] = output_dir
     (config.get("model_conf") or {}).pop("mvq_conf", None)
-    left = set()
+    left, ours = set(), (NAME, LOSS_NAME, LIST_NAME)
     for part in _DATA:
         if config.get(part):
-            config[part] = [entry for entry in config[part] if entry[2] != DATA_TYPE]
+            config[part] = [entry for entry in config[part] if entry[2] not in ours]
             left.update(name for _, name, _ in config[part])
     # Without allow_variable_data_keys ESPnet refuses data that its task does not know,
     # as codebook indexes. Where they were all of that kind, its default comes back, so

@@ -3,9 +3,24 @@
 import argparse
 from typing import Any, Dict, Iterator, List
 
-from espnet_mvq.indexes import IndexMetadata
-from espnet_mvq.plugin.config import DATA_NAME, FROM_METADATA, check_name
+from espnet_mvq.indexes.metadata import (
+    EmbeddingMetadata,
+    FrameMetadata,
+    IndexMetadata,
+)
+from espnet_mvq.plugin.config import (
+    CODEBOOKS,
+    EMBEDDINGS_NAME,
+    TEACHER_NAME,
+    check_name,
+    from_metadata,
+    is_of,
+    lone_name,
+)
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
+from espnet_mvq.plugin.teacher_loss import complete_weighting
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.teachers import Teacher, build_teacher
 
 # Effects of ESPnet's preprocessor after which indexes lie elsewhere in the speech
 _MOVING_EFFECTS = ("speed_perturb", "time_stretch", "reverse")
@@ -23,29 +38,23 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     """
     refuse_moving_effects(args)
     conf: Dict[str, Any] = dict(args.model_conf.get("mvq_conf") or {})
-    targets = {n: dict(options or {}) for n, options in _targets(conf).items()}
-    paths = index_paths(args)
-    if not paths and _all_given(conf, targets):
-        # All given by hand: a training that has no indexes, or gets them elsewhere.
-        return
-    if not paths or (targets and set(targets) - set(paths)):
-        missing = sorted(set(targets) - set(paths)) or [DATA_NAME]
-        raise ValueError(
-            f"mvq_conf needs codebook indexes: got no data named {missing[0]!r} of "
-            f"type {DATA_TYPE!r} in train_data_path_and_name_and_type. Add "
-            f"'dump/raw/TRAIN_SET/{missing[0]}.scp,{missing[0]},{DATA_TYPE}' and "
-            "allow_variable_data_keys: true"
-        )
-    if not targets and list(paths) == [DATA_NAME]:
-        conf.update(_complete(conf, DATA_NAME, paths[DATA_NAME]))
-    else:
-        conf["targets"] = {
-            name: {
-                **targets.get(name, {}),
-                **_complete({**conf, **targets.get(name, {})}, name, paths[name]),
-            }
-            for name in paths
+    targets = {n: dict(o or {}) for n, o in (conf.get("targets") or {}).items()}
+    shared = {name: value for name, value in conf.items() if name != "targets"}
+    paths = stored_paths(args)
+    names = list(targets) or [lone_name(conf)] * (not paths or "teacher" in conf)
+    names += [name for name in paths if name not in names]
+    filled = {}
+    for name in names:
+        options = {**shared, **targets.get(name, {})}
+        filled[name] = {
+            **targets.get(name, {}),
+            **_complete(options, name, paths.get(name, [])),
         }
+    if not targets and names == [lone_name(conf)]:
+        conf.update(filled[names[0]])
+    else:
+        conf["targets"] = filled
+    complete_weighting(conf, args)
     args.model_conf["mvq_conf"] = conf
 
 
@@ -65,8 +74,8 @@ def refuse_moving_effects(args: argparse.Namespace) -> None:
         )
 
 
-def index_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
-    """Return the paths of codebook indexes in training and validation data, by name.
+def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
+    """Return the paths of our files in training and validation data, by name.
 
     Raises:
         ValueError: If some have a name that the model does not know.
@@ -84,38 +93,59 @@ def index_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
     return paths
 
 
-def _targets(conf: Dict[str, Any]) -> Dict[str, Any]:
-    return conf.get("targets") or {}
-
-
-def _all_given(conf: Dict[str, Any], targets: Dict[str, Any]) -> bool:
-    """Say whether the yaml has all that metadata would say."""
-    return all(
-        {**conf, **options}.get(name) is not None
-        for options in (targets or {DATA_NAME: {}}).values()
-        for name in FROM_METADATA
-    )
-
-
-def _complete(conf: Dict[str, Any], name: str, paths: List[str]) -> Dict[str, Any]:
-    """Return what the metadata of one target say, all of its files and the yaml."""
-    first, *others = [(path, IndexMetadata.beside(path)) for path in paths]
-    for path, metadata in others:
-        differences = first[1].differences(metadata)
-        if differences:
-            raise ValueError(
-                f"codebook indexes {first[0]} and {path} do not mean the same: "
-                f"{'; '.join(differences)}. Extract both with one teacher and quantizer"
-            )
-    says = {option: getattr(first[1], option) for option in FROM_METADATA}
+def _complete(options: Dict[str, Any], name: str, paths: List[str]) -> Dict[str, Any]:
+    """Return what files or teacher of a target say, which must fit the yaml."""
+    wanted = from_metadata(name, options.get("loss", CODEBOOKS))
+    if not paths and all(options.get(option) is not None for option in wanted):
+        # All given by hand: a training that has no indexes, or gets them elsewhere.
+        return {}
+    if is_of(name, TEACHER_NAME):
+        source, found = options.get("teacher"), _ask_teacher(options)
+    elif paths:
+        source, found = paths[0], _read_metadata(name, paths)
+    else:
+        raise ValueError(
+            f"mvq_conf needs codebook indexes: got no data named {name!r} of type "
+            f"{DATA_TYPE!r} in train_data_path_and_name_and_type. Add "
+            f"'dump/raw/TRAIN_SET/{name}.scp,{name},{DATA_TYPE}' and "
+            "allow_variable_data_keys: true"
+        )
+    says = {option: getattr(found, option, None) for option in (*wanted, "level")}
+    if says["level"] is None:
+        del says["level"]
+    if "dim" in wanted and says["dim"] is None and options.get("quantizer"):
+        says["dim"] = Quantizer.load(options["quantizer"]).dim
     for option, value in says.items():
-        if conf.get(option) is not None and conf[option] != value:
+        if options.get(option) is not None and options[option] != value:
             raise ValueError(
-                f"mvq_conf {option}: got {conf[option]!r} in the yaml, but the indexes "
-                f"{first[0]} ({name}) have {value!r}. Leave it out of the yaml, or "
-                "extract the indexes again"
+                f"mvq_conf {option}: got {options[option]!r} in the yaml, but "
+                f"{source} ({name}) has {value!r}. Leave it out of the yaml, or "
+                "run the extraction again"
             )
     return says
+
+
+def _read_metadata(name: str, paths: List[str]) -> FrameMetadata:
+    """Return what is said beside the files of one target, all of which must agree."""
+    kind = EmbeddingMetadata if is_of(name, EMBEDDINGS_NAME) else IndexMetadata
+    (first, metadata), *others = [(path, kind.beside(path)) for path in paths]
+    for path, other in others:
+        differences = metadata.differences(other)
+        if differences:
+            raise ValueError(
+                f"{first} and {path} do not mean the same: {'; '.join(differences)}. "
+                "Extract both with one teacher and quantizer"
+            )
+    return metadata
+
+
+def _ask_teacher(options: Dict[str, Any]) -> Teacher:
+    """Load the teacher that is to run in training, to learn what its frames are."""
+    return build_teacher(
+        options["teacher"],
+        layer=options.get("teacher_layer", -1),
+        **(options.get("teacher_conf") or {}),
+    )
 
 
 def _words(value: Any) -> Iterator[str]:

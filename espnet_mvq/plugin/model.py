@@ -1,22 +1,33 @@
-"""`model: mvq`: an ESPnet model whose encoder also predicts codebook indexes."""
+"""`model: mvq`: an ESPnet model whose encoder also learns from teachers."""
 
 import contextlib
 import dataclasses
 import inspect
+import math
 from typing import Any, Dict, Optional, Tuple, Type
 
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_mvq.plugin.config import DATA_NAME, MVQConfig, parse_targets
+from espnet_mvq.plugin.balance import Balance
+from espnet_mvq.plugin.codebook_target import CodebookTarget
+from espnet_mvq.plugin.config import (
+    CODEBOOKS,
+    DATA_NAME,
+    TEACHER_LOSS_NAME,
+    MVQConfig,
+    parse_targets,
+    parse_weighting,
+)
+from espnet_mvq.plugin.embedding_target import EmbeddingTarget
 from espnet_mvq.plugin.geometry import student_frame_grid
 from espnet_mvq.plugin.tap import EncoderTap
-from espnet_mvq.plugin.target import MVQTarget
-from espnet_mvq.plugin.time_warp import TimeWarpListener
+from espnet_mvq.plugin.target import Target
+from espnet_mvq.plugin.time_warp import TimeWarpListener, WarpedTime
 
 
 class MVQ(torch.nn.ModuleDict):
-    """What the plugin adds to a model, by name of the indexes.
+    """What the plugin adds to a model: targets by name.
 
     All its parameters are the model's under the one prefix `mvq.`.
 
@@ -25,7 +36,7 @@ class MVQ(torch.nn.ModuleDict):
             and would leave an integer as it is in the last of them.
     """
 
-    def __init__(self, targets: Dict[str, MVQTarget]):
+    def __init__(self, targets: Dict[str, Target]):
         super().__init__(targets)
         self.register_buffer("num_updates", torch.zeros(()))
 
@@ -59,16 +70,17 @@ def build_mvq(
                 getattr(model, "preencoder", None),
             )
             channels = taps[name].num_channels
-            targets[name] = MVQTarget(name, config, grid, channels)
+            kind = CodebookTarget if config.loss == CODEBOOKS else EmbeddingTarget
+            targets[name] = kind(name, config, grid, channels)
         return MVQ(targets)
 
 
 class MVQMixin:
     """Adds the MVQ loss to the forward of an ESPnet model.
 
-    The loss is added to the model's own only on batches that have codebook indexes;
-    else, or with weight 0, loss and gradients are those of the model without the
-    plugin, bit for bit.
+    The loss is added to the model's own only on batches that have codebook indexes, or
+    whatever else a target needs; else, or with weight 0, loss and gradients are those
+    of the model without the plugin, bit for bit.
     """
 
     def __init__(self, *args: Any, mvq_conf: Optional[dict] = None, **kwargs: Any):
@@ -81,6 +93,7 @@ class MVQMixin:
         }
         self._mvq_time = TimeWarpListener(self.specaug, self.frontend)
         self.mvq = build_mvq(configs, self._mvq_taps, self)
+        self._mvq_balance = Balance(self, parse_weighting(mvq_conf or {}))
 
     def forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor, **kwargs: Any
@@ -92,46 +105,74 @@ class MVQMixin:
             speech_lengths: (B,).
             **kwargs: The rest of the batch; of these `codebook_indexes`, int64,
                 (B, T_teacher, N), and `codebook_indexes_lengths`, (B,), are ours, and
-                so are those of other targets.
+                so are those of other targets, and `teacher_loss`, (B, 1).
 
         Returns:
             Loss, statistics and weight as of ESPnet's models.
         """
-        indexes = {
+        data = {
             name: (kwargs.pop(name, None), kwargs.pop(f"{name}_lengths", None))
+            for name in (*self.mvq, TEACHER_LOSS_NAME)
+        }
+        teacher_losses = data.pop(TEACHER_LOSS_NAME)[0]
+        if teacher_losses is not None:
+            teacher_losses = teacher_losses.reshape(-1)
+        update = int(self.mvq.num_updates)
+        weights = self.mvq.weights()
+        there = {
+            name: self.mvq[name].is_there(data[name], speech_lengths, weights[name])
             for name in self.mvq
         }
+        with_teacher = torch.stack([there[n] & (weights[n] > 0) for n in there]).any(0)
         with contextlib.ExitStack() as stack:
             for tap in self._mvq_taps.values():
                 stack.enter_context(tap.listening())
             stack.enter_context(self._mvq_time.listening())
+            stack.enter_context(
+                self._mvq_balance.weighing(kwargs, with_teacher, update, teacher_losses)
+            )
             loss, stats, weight = super().forward(speech, speech_lengths, **kwargs)
+        utterance_weights = self._mvq_balance.take()
         warp = self._mvq_time.take()
         # DDP wants a gradient for every parameter in every step.
         loss = loss + 0.0 * sum(p.sum() for p in self.mvq.parameters())
-        samples = speech_lengths if speech.dim() == 2 else None
-        total = None
-        for name, target_weight in self.mvq.weights().items():
-            target = self.mvq[name]
-            frames, lengths = self._mvq_taps[name].take()
-            target_stats = target.nan_stats(loss.device)
-            there, there_lengths = indexes[name]
-            if there is not None and frames is not None and there_lengths.any():
-                training = torch.is_grad_enabled() and target_weight > 0
-                with torch.set_grad_enabled(training):
-                    mvq_loss, target_stats = target(
-                        frames, lengths, there, there_lengths, samples, warp
-                    )
-                if target_weight > 0:
-                    loss = loss + target_weight * mvq_loss
-                    total = target_weight * mvq_loss.detach() + (total or 0)
+        total = loss.new_zeros(())
+        for name, target_weight in weights.items():
+            target_loss, target_stats = self._target_loss(
+                name,
+                data[name],
+                (speech, speech_lengths),
+                warp,
+                utterance_weights,
+                bool(there[name].any()),
+                torch.is_grad_enabled() and target_weight > 0,
+            )
+            if target_loss is not None and target_weight > 0:
+                loss = loss + target_weight * target_loss
+                total = total + target_weight * target_loss.detach()
             stats = {**stats, **self._named(name, target_stats)}
         if len(self.mvq) > 1:
-            stats["loss_mvq"] = (
-                loss.new_tensor(float("nan")) if total is None else total
-            )
+            stats["loss_mvq"] = total if bool(with_teacher.any()) else total * math.nan
+        stats.update(self._mvq_balance.stats(utterance_weights, loss.device))
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, weight), loss.device)
+
+    def _target_loss(
+        self,
+        name: str,
+        data: Any,
+        speech: Tuple[torch.Tensor, torch.Tensor],
+        warp: Optional[WarpedTime],
+        utterance_weights: Optional[torch.Tensor],
+        is_there: bool,
+        with_gradient: bool,
+    ) -> Tuple[Optional[torch.Tensor], Dict[str, torch.Tensor]]:
+        """Compute loss and statistics of one target; no loss if there is nothing."""
+        target, (frames, lengths) = self.mvq[name], self._mvq_taps[name].take()
+        if frames is None or not is_there:
+            return None, target.nan_stats(speech[0].device)
+        with torch.set_grad_enabled(with_gradient):
+            return target(frames, lengths, data, speech, warp, utterance_weights)
 
     def _named(
         self, name: str, stats: Dict[str, torch.Tensor]
@@ -139,7 +180,8 @@ class MVQMixin:
         """Name statistics after their target where there are several."""
         if len(self.mvq) == 1:
             return stats
-        tag = name.removeprefix(DATA_NAME) or "_" + DATA_NAME
+        tag = name.removeprefix(DATA_NAME)
+        tag = tag if tag.startswith("_") else "_" + name
         return {f"{key}{tag}": value for key, value in stats.items()}
 
 
@@ -158,7 +200,7 @@ def make_mvq_model(base: Type[torch.nn.Module], name: str) -> Type[torch.nn.Modu
     options = inspect.Parameter(
         "mvq_conf",
         inspect.Parameter.KEYWORD_ONLY,
-        default=dataclasses.asdict(MVQConfig()),
+        default={**dataclasses.asdict(MVQConfig()), "weighting": {}},
     )
     model = type(name, (MVQMixin, base), {"__module__": __name__})
     model.__signature__ = signature.replace(

@@ -9,14 +9,16 @@ import torch
 from espnet2.torch_utils.initialize import initialize
 
 from espnet_mvq import __version__
-from espnet_mvq.plugin.data_type import register_data_type
+from espnet_mvq.plugin.data_type import register_data_types
 from espnet_mvq.plugin.metadata_check import complete_mvq_conf
 from espnet_mvq.plugin.tasks import MVQTask, find_tasks
+
+_LIGHTNING_MODULE = "espnet2.train.lightning_espnet_model"
 
 
 @functools.lru_cache(maxsize=None)  # once per process
 def register() -> None:
-    """Register our models with ESPnet's tasks, and the data type `mvq_ark`.
+    """Register our models with ESPnet's tasks, and our data types.
 
     Raises:
         ValueError: If another plugin has taken a name; then nothing is registered.
@@ -27,13 +29,14 @@ def register() -> None:
     for task in tasks:
         task.add_models()
         _complete_options_before_training(task)
+        _complete_options_before_lightning(task)
         _initialize_without_plugin(task)
-    register_data_type()
+    types = register_data_types()
     # Not by logging: ESPnet sets that up later, and every log should show this line.
     names = ", ".join(task.name for task in tasks)
     print(
-        f"espnet_mvq {__version__}: registered model 'mvq' (tasks {names}) and data "
-        "type 'mvq_ark'",
+        f"espnet_mvq {__version__}: registered model 'mvq' (tasks {names}), data "
+        f"types {', '.join(types)}",
         file=sys.stderr,
     )
 
@@ -42,8 +45,9 @@ def _complete_options_before_training(mvq_task: MVQTask) -> None:
     """Have the metadata copied into the options before a training starts.
 
     ESPnet offers no hook between its options and `build_model`; `main_worker` is
-    where every training process, spawned ones too, begins. Inference never gets
-    there: it builds the model from the `config.yaml` that training has completed.
+    where every training process, spawned ones too, begins, but for those of Lightning.
+    Inference never gets there: it builds the model from the `config.yaml` that training
+    has completed.
     """
     original = mvq_task.task.main_worker.__func__
 
@@ -54,6 +58,24 @@ def _complete_options_before_training(mvq_task: MVQTask) -> None:
         original(cls, args)
 
     mvq_task.task.main_worker = classmethod(main_worker)
+
+
+def _complete_options_before_lightning(mvq_task: MVQTask) -> None:
+    """Do the same in `espnet2.bin.lightning_train`, which goes to `build_model` itself.
+
+    Inference with a model of Lightning finds `lightning_conf` in its options too, but
+    its process has no use for ESPnet's module for Lightning.
+    """
+    original = mvq_task.task.build_model.__func__
+
+    @functools.wraps(original)
+    def build_model(cls: Type, args: argparse.Namespace) -> torch.nn.Module:
+        trains = hasattr(args, "lightning_conf") and _LIGHTNING_MODULE in sys.modules
+        if trains and mvq_task.uses_mvq(args):
+            complete_mvq_conf(args)
+        return original(cls, args)
+
+    mvq_task.task.build_model = classmethod(build_model)
 
 
 def _initialize_without_plugin(mvq_task: MVQTask) -> None:

@@ -42,16 +42,20 @@ batch_s=            # Seconds of speech that it is given at once; empty: as extr
 
 # Quantizer
 quantizer=          # A quantizer that is there already: stages 1 and 2 are left out.
-num_codebooks=16    # Bytes per teacher frame.
+num_codebooks=      # Bytes per teacher frame; empty: 16, or 1 at utterance level.
+codebook_size=256   # Entries of each codebook.
 max_frames=160000   # Frames the quantizer is trained on.
-quantizer_hours=2   # Speech they are drawn from, in hours.
+quantizer_hours=    # Speech they are drawn from, in hours; empty: 2, or all at utterance
+                    # level.
 quantizer_args=     # More options of espnet_mvq.bin.train_quantizer.
 seed=0              # Seed of all that is random.
 
 # Extraction
 target=indexes      # indexes, or embeddings: stored as they are (2 bytes a number).
-index_name=         # Name of the scp; empty: codebook_indexes or embeddings, and teacher
-                    # and layer behind it where there are several.
+level=frame         # frame, or utterance: one row of each utterance, of its mean (DeCoR).
+index_name=         # Name of the scp; empty: codebook_indexes or embeddings, and behind
+                    # it _utterance at that level, and teacher and layer where there are
+                    # several.
 extract_args=       # More options of espnet_mvq.bin.extract.
 on_error=stop       # stop or skip: what to do about utterances with unusable audio.
 
@@ -64,10 +68,11 @@ help_message="Usage: mvq.sh --train_set NAME --teacher NAME [options]   (default
   --train_set NAME --dev_set \"NAME ...\"   below datadir
   --teacher \"NAME ...\" --layer \"N ...\" [${layer}] --teacher_conf \"KEY=VALUE ...\"
   --dtype float32|bfloat16|float16 [${dtype}] --batch_s S
-  --num_codebooks N [${num_codebooks}] --max_frames N [${max_frames}]
-  --quantizer_hours H [${quantizer_hours}] --quantizer_args \"...\" --seed N [${seed}]
+  --num_codebooks N [16] --codebook_size N [${codebook_size}] --max_frames N [${max_frames}]
+  --quantizer_hours H [2] --quantizer_args \"...\" --seed N [${seed}]
   --quantizer FILE   one that is there already
   --target indexes|embeddings [${target}] --index_name NAME
+  --level frame|utterance [${level}]   utterance: 1 codebook and all hours, if not said
   --extract_args \"...\" --on_error stop|skip [${on_error}]"
 
 log "mvq.sh $*"
@@ -135,6 +140,19 @@ else
     log "Error: --target: got '${target}', expected indexes or embeddings" >&2
     exit 2
 fi
+if [ "${level}" = utterance ]; then
+    level_tag=_utterance
+    num_codebooks=${num_codebooks:-1}
+    quantizer_hours=${quantizer_hours:-inf}
+elif [ "${level}" = frame ]; then
+    level_tag=
+    num_codebooks=${num_codebooks:-16}
+    quantizer_hours=${quantizer_hours:-2}
+else
+    log "Error: --level: got '${level}', expected frame or utterance" >&2
+    exit 2
+fi
+stem+=${level_tag}
 
 read -ra teachers <<<"${teacher}"
 read -ra layers <<<"${layer}"
@@ -156,7 +174,7 @@ if [ $((${#teachers[@]} * ${#layers[@]})) -gt 1 ]; then
 fi
 index_name=${index_name:-${stem}}
 
-tag=$(tag_of "${teacher}" "${layer}")
+tag=$(tag_of "${teacher}" "${layer}")${level_tag}
 with_quantizer=true
 if [ "${target}" = embeddings ]; then
     with_quantizer=false
@@ -199,7 +217,7 @@ split_scp() {
 }
 
 if "${with_quantizer}" && runs 1; then
-    log "stage 1: ${quantizer_hours} h of ${train_set} for the quantizer"
+    log "stage 1: Speech of ${train_set} for the quantizer, in h: ${quantizer_hours/inf/all}"
     ${python} -m espnet_mvq.bin.select_utterances --data_dir "${datadir}/${train_set}" \
         --outdir "${mvq_dir}/selected" --hours "${quantizer_hours}" --seed "${seed}"
 fi
@@ -211,7 +229,8 @@ if "${with_quantizer}" && runs 2; then
         "${mvq_dir}/log/quantizer.log" ${threaded} \
         ${python} -m espnet_mvq.bin.train_quantizer ${teacher_opts} \
         --wav_scp "${mvq_dir}/selected/wav.scp" --quantizer "${quantizer}" \
-        --num_codebooks "${num_codebooks}" --max_frames "${max_frames}" \
+        --level "${level}" --num_codebooks "${num_codebooks}" \
+        --codebook_size "${codebook_size}" --max_frames "${max_frames}" \
         --seed "${seed}" ${quantizer_args} || failed "${mvq_dir}/log/quantizer.log"
     grep -h "held-out after round" "${mvq_dir}/log/quantizer.log" || true
 fi
@@ -231,7 +250,8 @@ for dset in ${train_set} ${dev_set}; do
         ${teacher_cmd} --gpu "${ngpu}" JOB=1:"${_nj}" "${shard_dir}/log/extract.JOB.log" \
             ${python} -m espnet_mvq.bin.extract ${teacher_opts} \
             --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" ${target_opts} ${lengths} \
-            --outdir "${shard_dir}" --job JOB --on_error "${on_error}" ${extract_args} ||
+            --level "${level}" --outdir "${shard_dir}" --job JOB --on_error "${on_error}" \
+            ${extract_args} ||
             failed "${shard_dir}"/log/extract.*.log
     fi
 
@@ -243,7 +263,8 @@ for dset in ${train_set} ${dev_set}; do
     fi
 done
 
-if [ "${target}" = indexes ] && runs 5; then
+# Vectors of utterances are too few to measure more than their training does.
+if [ "${target}${level_tag}" = indexes ] && runs 5; then
     # Utterances the quantizer was not trained on tell most.
     report_set=${dev_set%% *}
     report_set=${report_set:-${train_set}}

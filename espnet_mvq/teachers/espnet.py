@@ -76,14 +76,14 @@ class ESPnetTeacher(Teacher):
         frame_offset_samples: Optional[float] = None,
     ):
         folder = Path(name).expanduser()
-        config = _read_config(spec, folder / "config.yaml")
-        state = _read_state(spec, _find_checkpoint(spec, folder, checkpoint))
+        config = read_config(spec, folder / "config.yaml")
+        state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
         self._parts = _load_parts(spec, config, state)
-        content = json.dumps(_relevant(config), sort_keys=True, default=str)
-        named = {**self._parts.state_dict(), "config": _as_tensor(content)}
+        content = json.dumps(encoder_config(config), sort_keys=True, default=str)
+        named = {**self._parts.state_dict(), "config": as_tensor(content)}
         self.id = f"espnet/{folder.resolve().name}@{weights_hash(named.items())}"
         self.spec = spec
-        self.sample_rate = _sample_rate(spec, config)
+        self.sample_rate = sample_rate_hz(spec, config)
         grid = frame_shift_samples, frame_offset_samples
         if None in grid:
             known = frame_grid(**self._parts) or (None, None)
@@ -185,7 +185,7 @@ class ESPnetTeacher(Teacher):
         return embeddings.shape[2]
 
 
-def _read_config(spec: str, path: Path) -> Dict[str, Any]:
+def read_config(spec: str, path: Path) -> Dict[str, Any]:
     """Read `config.yaml`."""
     if not path.is_file():
         raise TeacherError(
@@ -214,7 +214,7 @@ def _read_config(spec: str, path: Path) -> Dict[str, Any]:
     return config
 
 
-def _find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
+def find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
     """Pick the checkpoint in an experiment folder."""
     there = sorted(path.name for path in folder.glob("*.pth"))
     if name is None:
@@ -233,7 +233,7 @@ def _find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
     )
 
 
-def _read_state(spec: str, path: Path) -> Dict[str, torch.Tensor]:
+def read_state(spec: str, path: Path) -> Dict[str, torch.Tensor]:
     """Read a state dict, without running code that a pickle may bring along."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -313,7 +313,7 @@ def _build_parts(
         size = parts["frontend"].output_size()
     if config.get("normalize") == "global_mvn":
         with tempfile.TemporaryDirectory() as folder:
-            stats_file = _write_stand_in(folder, state["normalize.mean"])
+            stats_file = write_stand_in(folder, state["normalize.mean"])
             parts["normalize"] = build("normalize", stats_file)
     elif config.get("normalize"):
         parts["normalize"] = build("normalize")
@@ -334,7 +334,7 @@ def _build_parts(
     return parts
 
 
-def _write_stand_in(folder: str, mean: torch.Tensor) -> str:
+def write_stand_in(folder: str, mean: torch.Tensor) -> str:
     """Write statistics of GlobalMVN's size; return the file.
 
     The values come from the checkpoint later: the file that the config names is left
@@ -345,7 +345,7 @@ def _write_stand_in(folder: str, mean: torch.Tensor) -> str:
     return path
 
 
-def _relevant(config: Dict[str, Any]) -> Dict[str, Any]:
+def encoder_config(config: Dict[str, Any]) -> Dict[str, Any]:
     """Return what of the config decides on embeddings beside the weights."""
     names = [name for part in _PARTS for name in (part, f"{part}_conf")]
     relevant = {name: config.get(name) or None for name in names}
@@ -354,12 +354,12 @@ def _relevant(config: Dict[str, Any]) -> Dict[str, Any]:
     return {**relevant, "normalize_conf": conf}
 
 
-def _as_tensor(text: str) -> torch.Tensor:
+def as_tensor(text: str) -> torch.Tensor:
     """Return the bytes of a text, for the hash."""
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def _sample_rate(spec: str, config: Dict[str, Any]) -> int:
+def sample_rate_hz(spec: str, config: Dict[str, Any]) -> int:
     """Return the front end's sample rate in Hz, given as 16000 or "16k"."""
     fs = str((config.get("frontend_conf") or {}).get("fs") or 16_000)  # as ESPnet's
     try:

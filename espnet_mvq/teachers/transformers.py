@@ -32,6 +32,29 @@ def build_transformers_teacher(
     Raises:
         TeacherError: If the model is not there, of an unknown type or incomplete.
     """
+    name, config = read_model_config(spec, name)
+    if config.model_type not in MODEL_TYPES:
+        raise TeacherError(
+            f"teacher {spec}: got a model of type {config.model_type!r}, expected one "
+            f"of {', '.join(MODEL_TYPES)}"
+        )
+    teacher_class = MODEL_TYPES[config.model_type]
+    return teacher_class(spec, name, layer, device, config, **teacher_conf)
+
+
+def read_model_config(spec: str, name: str) -> Tuple[str, Any]:
+    """Read the configuration of a model.
+
+    Args:
+        spec: The whole name, for messages.
+        name: Name on the hub, or a local folder.
+
+    Returns:
+        The name, `~` spelt out, and the configuration.
+
+    Raises:
+        TeacherError: If the model is not there.
+    """
     try:
         from transformers import AutoConfig
     except ImportError as error:
@@ -50,16 +73,10 @@ def build_transformers_teacher(
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise TeacherError(
-            f"teacher {spec}: no such model ({_first_line(error)}). Without a network, "
+            f"teacher {spec}: no such model ({first_line(error)}). Without a network, "
             "give the folder of a model that was downloaded before"
         ) from error
-    if config.model_type not in MODEL_TYPES:
-        raise TeacherError(
-            f"teacher {spec}: got a model of type {config.model_type!r}, expected one "
-            f"of {', '.join(MODEL_TYPES)}"
-        )
-    teacher_class = MODEL_TYPES[config.model_type]
-    return teacher_class(spec, name, layer, device, config, **teacher_conf)
+    return name, config
 
 
 class WaveTeacher(Teacher):
@@ -74,12 +91,12 @@ class WaveTeacher(Teacher):
     ):
         from transformers import AutoModel
 
-        self._model = _load_model(spec, AutoModel, name).to(device)
+        self._model = load_model(spec, AutoModel, name).to(device)
         self.device = device
         self.spec = spec
         self.layer = resolve_layer(layer, config.num_hidden_layers, spec)
         self.dim = config.hidden_size
-        self._normalize, self.sample_rate = _preprocessor(name, config)
+        self._normalize, self.sample_rate = preprocessor_of(name, config)
         self.frame_shift_samples, receptive_field = 1, 1
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride))
         for kernel, stride in self._convolutions:
@@ -89,7 +106,7 @@ class WaveTeacher(Teacher):
         self.frame_offset_samples = (receptive_field - 1) / 2
         self.mixes_lengths = (
             getattr(config, "feat_extract_norm", None) == "layer"
-            and config.model_type in _ONE_POSITIONAL_CONVOLUTION
+            and config.model_type in ONE_POSITIONAL_CONVOLUTION
         )
         weights = weights_hash(self._model.state_dict().items())
         self.id = f"transformers/{Path(name).name}@{weights}"
@@ -249,10 +266,10 @@ MODEL_TYPES = {
 
 # One convolution for positions, on hidden states whose padding is zero; data2vec stacks
 # several, the second of which sees what the first made of the padding.
-_ONE_POSITIONAL_CONVOLUTION = ("hubert", "wav2vec2", "wavlm", "unispeech-sat")
+ONE_POSITIONAL_CONVOLUTION = ("hubert", "wav2vec2", "wavlm", "unispeech-sat")
 
 
-def _preprocessor(name: str, config: Any) -> Tuple[bool, int]:
+def preprocessor_of(name: str, config: Any) -> Tuple[bool, int]:
     """Return whether waveforms are normalised, and the sample rate in Hz."""
     from transformers import AutoFeatureExtractor
 
@@ -269,11 +286,11 @@ def _load_whisper_encoder(spec: str, name: str, config: Any) -> torch.nn.Module:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     if "WhisperEncoder" in (config.architectures or []):
-        return _load_model(spec, WhisperEncoder, name)
-    return _load_model(spec, WhisperModel, name).get_encoder()
+        return load_model(spec, WhisperEncoder, name)
+    return load_model(spec, WhisperModel, name).get_encoder()
 
 
-def _load_model(spec: str, model_class: Any, name: str) -> torch.nn.Module:
+def load_model(spec: str, model_class: Any, name: str) -> torch.nn.Module:
     """Load weights as float32, in eval mode; refuse a model with missing weights."""
     kwargs: Dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
     try:
@@ -281,7 +298,7 @@ def _load_model(spec: str, model_class: Any, name: str) -> torch.nn.Module:
     except Exception as error:  # OSError, safetensors' and others, by kind of damage
         raise TeacherError(
             f"teacher {spec}: could not load its weights "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     # A masking vector is for pre-training only and often left out of checkpoints.
     missing = [key for key in info["missing_keys"] if "masked_spec_embed" not in key]
@@ -293,6 +310,6 @@ def _load_model(spec: str, model_class: Any, name: str) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return the first line of an error's text."""
     return (str(error).strip().splitlines() or [""])[0]

@@ -1,9 +1,12 @@
 """Every shipped yaml is one that ESPnet takes; MVQ students differ only by MVQ."""
 
 import inspect
+import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import espnet_mvq
@@ -13,7 +16,19 @@ CONFIGS = sorted(
     p for p in ROOT.glob("egs/*/asr1/conf/**/*.yaml") if not p.is_symlink()
 )
 TRAINING = [path for path in CONFIGS if path.name.startswith("train_")]
+# What a loss adds to a baseline, for run_losses.sh to put together
+LOSSES = [path for path in CONFIGS if path.parent.name == "losses"]
 DECODING = [path for path in CONFIGS if path.name.startswith("decode_")]
+MVQ_TRAINING = [path for path in TRAINING if "_mvq" in path.name]
+# What the metadata say of 16 codebooks of WavLM-large, or of HuBERT-large
+INDEXES = {
+    "num_codebooks": 16,
+    "codebook_size": 256,
+    "sample_rate": 16_000,
+    "frame_shift_samples": 320,
+    "frame_offset_samples": 199.5,
+    "quantizer_id": "0123456789abcdef",
+}
 OURS = {
     "model",
     "allow_variable_data_keys",
@@ -38,7 +53,7 @@ def parse(path):
 
 def test_all_are_training_or_decoding():
     assert TRAINING and DECODING
-    assert set(CONFIGS) == set(TRAINING) | set(DECODING)
+    assert set(CONFIGS) == {*TRAINING, *DECODING, *LOSSES}
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=name_of)
@@ -67,7 +82,7 @@ def test_decoding_config_parses(path):
     assert options and set(options) <= known
 
 
-@pytest.mark.parametrize("path", [p for p in TRAINING if "_mvq" in p.name], ids=name_of)
+@pytest.mark.parametrize("path", MVQ_TRAINING, ids=name_of)
 def test_mvq_config_is_its_baseline_and_the_mvq_loss(path):
     student = yaml.safe_load(path.read_text())
     baseline = yaml.safe_load(baseline_of(path).read_text())
@@ -77,6 +92,38 @@ def test_mvq_config_is_its_baseline_and_the_mvq_loss(path):
     ((scp, name, kind),) = student["train_data_path_and_name_and_type"]
     assert scp.startswith("dump/raw/") and scp.endswith("/codebook_indexes.scp")
     assert (name, kind) == ("codebook_indexes", "mvq_ark")
+
+
+@pytest.fixture
+def transducer_loss(monkeypatch):
+    """Stand in for the transducer's loss, which is not on PyPI."""
+    module = types.ModuleType("warprnnt_pytorch")
+    module.RNNTLoss = lambda **options: lambda joint, *arguments: joint.sum()
+    monkeypatch.setitem(sys.modules, "warprnnt_pytorch", module)
+
+
+@pytest.mark.parametrize("path", MVQ_TRAINING, ids=name_of)
+def test_mvq_model_is_built_and_predicts_indexes(path, transducer_loss):
+    """Its layer is there, and its frames are where the teacher's are."""
+    from espnet2.tasks.asr import ASRTask
+
+    args = parse(path)
+    args.token_list = ["<blank>", "<unk>", "a", "<sos/eos>"]
+    args.model_conf["mvq_conf"].update(INDEXES)
+    model = ASRTask.build_model(args).eval()
+    speech = 0.1 * torch.randn(2, 32_000), torch.tensor([32_000, 24_000])
+    batch = {
+        "text": torch.tensor([[2, 2], [2, -1]]),
+        "text_lengths": torch.tensor([2, 1]),
+        "codebook_indexes": torch.randint(256, (2, 100, 16)),
+        "codebook_indexes_lengths": torch.tensor([100, 75]),
+    }
+    with torch.no_grad():
+        _, stats, _ = model(*speech, **batch)
+        num_frames = int(model.encode(*speech)[1].sum())
+    assert stats["loss_mvq"].isfinite() and stats["loss_mvq"] > 0
+    # All but a few at the ends that lie outside of the teacher's
+    assert num_frames - 4 <= stats["mvq_frames"] <= num_frames
 
 
 def test_documented_block_has_the_options_and_their_defaults():
@@ -89,3 +136,33 @@ def test_documented_block_has_the_options_and_their_defaults():
     for name, value in conf.items():
         if name != "layer":  # an example, to be set for each student
             assert value == getattr(defaults, name)
+
+
+@pytest.mark.parametrize("path", LOSSES, ids=name_of)
+def test_losses_are_what_espnet_and_the_model_take(load_script, tmp_path, path):
+    from espnet_mvq.plugin.config import parse_targets, parse_weighting
+
+    values = {
+        "train": "dump/raw/train",
+        "teacher": "s3prl/hubert",
+        "layer": 3,
+        "teacher_conf": "{window_s: 0}",
+        "updates": 9,
+        "quantizer": "quantizer.safetensors",
+    }
+    merged = tmp_path / "merged.yaml"
+    base = path.parents[1] / "train_asr_debug.yaml"
+    load_script("egs/TEMPLATE/asr1/pyscripts/merge_yaml.py").main(
+        ["--base", str(base), "--added", str(path), "--out", str(merged), "--set"]
+        + [f"{name}={value}" for name, value in values.items()]
+    )
+    args = parse(merged)
+    conf = args.model_conf["mvq_conf"]
+    names = [name for _, name, _ in args.train_data_path_and_name_and_type or []]
+    stored = [name for name in names if name != "teacher_loss"]
+    if stored == ["embeddings"]:
+        conf = {"targets": {"embeddings": conf}}
+    (config,) = parse_targets({**INDEXES, "dim": 4, **conf}).values()
+    assert config.layer == 3
+    weighting = parse_weighting(conf)
+    assert ("teacher_loss" in names) == bool(weighting and weighting.needs_teacher_loss)

@@ -1,6 +1,7 @@
 """The report puts together what logs, scores and metadata say."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -82,6 +83,24 @@ def test_tables(report, options, capsys):
     assert "|3|6.00|6.00|6.00|1.500|25.0|" in text
     assert "relative reconstruction error 0.125" in text
     assert "|MVQ student|40.2|" in capsys.readouterr().out
+
+
+def test_several_students_without_baseline(report, options):
+    """Each has a row and a table of losses; what a log does not tell is left open."""
+    base = options["--out"].parent
+    shutil.copytree(base / "base", base / "asr_kd")
+    words = [str(w) for pair in options.items() for w in pair if pair[0] != "--student"]
+    students = ["--student", str(base / "mvq"), str(base / "asr_kd")]
+    report.main([*words, *students])
+    text = options["--out"].read_text()
+    assert text.startswith("# Baseline and MVQ students\n")
+    assert "|baseline|50.0|" in text and "|mvq|40.2|" in text and "|kd|50.0|" in text
+    assert "### mvq\n" in text and "|3|6.00|6.00|6.00|1.500|25.0|" in text
+    assert "### kd\n" in text and "|3|6.00|6.00|-|-|-|" in text
+    report.main([*words[2:], *students[:2]])
+    text = options["--out"].read_text()
+    assert text.startswith("# MVQ student\n") and "baseline|" not in text
+    assert "|MVQ student|40.2|" in text and "|3|-|6.00|6.00|1.500|25.0|" in text
 
 
 @pytest.mark.parametrize(

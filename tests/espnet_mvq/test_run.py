@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,21 @@ def test_commands_without_models_are_those_of_espnet():
     folder = Path(espnet2.bin.__path__[0])
     for name in _WITHOUT_MODEL:
         assert "espnet2.tasks" not in (folder / f"{name}.py").read_text(), name
+
+
+def test_ranks_that_lightning_starts_are_trainings_too(monkeypatch):
+    """It starts them by the module it runs in, without the one that it was given."""
+    from espnet_mvq import run as launcher
+
+    ran = []
+    module = types.SimpleNamespace(
+        __file__="lightning_train.py", main=lambda: ran.append(list(sys.argv))
+    )
+    monkeypatch.setitem(sys.modules, "espnet2.bin.lightning_train", module)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.delenv("ESPNET_MVQ_IN_LIGHTNING", raising=False)
+    launcher.main(["-m", "espnet2.bin.lightning_train", "--task", "asr"])
+    assert os.environ["ESPNET_MVQ_IN_LIGHTNING"] == "true"
+    launcher.main(["--task", "asr"])
+    monkeypatch.delenv("ESPNET_MVQ_IN_LIGHTNING")
+    assert ran == [["lightning_train.py", "--task", "asr"]] * 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from espnet_mvq.indexes import CodebookIndexReader, IndexMetadata
+from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.quantization import Quantizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def test_indexes_fit_corpus_and_quantizer(recipe):
     metadata = IndexMetadata.beside(data / "codebook_indexes.scp")
     (path,) = target.glob("dump/mvq/*/quantizer.safetensors")
     assert metadata.quantizer_id == Quantizer.load(path).id
-    reader = CodebookIndexReader(data / "codebook_indexes.scp")
+    reader = FrameReader(data / "codebook_indexes.scp")
     wav_scp = (data / "wav.scp").read_text().splitlines()
     assert list(reader) == [line.split()[0] for line in wav_scp]
     frames = [reader[utt_id] for utt_id in reader]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 
 # One template for the recipes of this repository: from a corpus to the scores of a
-# baseline and of an MVQ student of the same configuration and seed, on pip-installed
+# baseline and of MVQ students of the same configuration and seed, on pip-installed
 # ESPnet alone. Stages are numbered as in ESPnet's asr.sh; 6 to 8 are ours.
 
 set -euo pipefail
@@ -24,6 +24,9 @@ num_threads=        # CPU threads of training and quantizer; empty: all cores.
 python=python3      # Python of everything; ours runs as "${python} -m espnet_mvq.run".
 dumpdir=dump        # Formatted data, codebook indexes.
 expdir=exp          # Experiments and results.
+exp_tag=            # Ends the names of the experiments.
+asr_stats_dir=      # Statistics; empty: in expdir. Another run's: with --skip_stages 10.
+token_list_dir=     # Token list; empty: below data/. Another run's: with --skip_stages 5.
 
 # Data
 train_set=          # Training set, a folder below data/ (required).
@@ -38,7 +41,8 @@ nbpe=100            # Size of the token list.
 bpemode=unigram     # unigram, bpe or char.
 
 # Teacher, quantizer, codebook indexes
-teacher=            # s3prl/UPSTREAM[:CHECKPOINT] or transformers/NAME_OR_DIR (required).
+teacher=            # s3prl/UPSTREAM[:CHECKPOINT], transformers/NAME_OR_DIR ... (required
+                    # for MVQ students).
 layer=-1            # Teacher layer, counted from 1; -1: the last.
 teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
 num_codebooks=8     # Bytes per teacher frame.
@@ -46,11 +50,13 @@ max_frames=160000   # Frames the quantizer is trained on.
 quantizer_hours=2   # Speech they are drawn from, in hours.
 quantizer_iterations=16  # Rounds of the quantizer's training.
 on_error=stop       # stop or skip: what to do about utterances with unusable audio.
+mvq_args=           # More options of mvq.sh; they win over those here.
 
-# Student
-asr_config=conf/train_asr.yaml          # Baseline.
-mvq_asr_config=conf/train_asr_mvq.yaml  # The same and the MVQ loss.
-asr_args=           # Options of both trainings, beside the configurations.
+# Students
+asr_config=conf/train_asr.yaml          # Baseline; empty: none.
+mvq_asr_config=conf/train_asr_mvq.yaml  # The same and the MVQ loss; several, separated by
+                                        # spaces; empty: none, no teacher, no report.
+asr_args=           # Options of all trainings, beside the configurations.
 inference_config=conf/decode_asr.yaml   # Decoding.
 inference_asr_model=valid.loss.ave.pth  # Checkpoint to decode with.
 
@@ -60,11 +66,13 @@ help_message="Usage: $0 [options]   (defaults in brackets)
      10 statistics, 11 training, 12 decoding, 13 scoring, 14 report
   --ngpu N [${ngpu}] --nj N [${nj}] --inference_nj N [${inference_nj}] --python CMD [${python}]
   --dumpdir DIR [${dumpdir}] --expdir DIR [${expdir}] --num_threads N [all cores]
+  --exp_tag TAG --asr_stats_dir DIR --token_list_dir DIR
   --train_set NAME --valid_set NAME --test_sets \"NAME NAME\"
   --nbpe N [${nbpe}] --bpemode MODE [${bpemode}]
   --teacher NAME --layer N [${layer}] --teacher_conf \"KEY=VALUE ...\"
   --num_codebooks N [${num_codebooks}] --max_frames N [${max_frames}] --on_error stop|skip
-  --asr_config YAML [${asr_config}] --mvq_asr_config YAML [${mvq_asr_config}]
+  --mvq_args \"...\"
+  --asr_config YAML [${asr_config}] --mvq_asr_config \"YAML ...\" [${mvq_asr_config}]
   --asr_args \"...\" --inference_config YAML [${inference_config}]"
 
 log "$0 $*"
@@ -73,13 +81,17 @@ run_args=$*
 . ./path.sh
 . ./cmd.sh
 
-for name in train_set valid_set test_sets teacher; do
+for name in train_set valid_set test_sets ${mvq_asr_config:+teacher}; do
     if [ -z "${!name}" ]; then
         log "Error: --${name} is required" >&2
         exit 2
     fi
 done
-for file in "${asr_config}" "${mvq_asr_config}" "${inference_config}"; do
+if [ -z "${asr_config}${mvq_asr_config}" ]; then
+    log "Error: --asr_config and --mvq_asr_config: got none, expected one of them" >&2
+    exit 2
+fi
+for file in ${asr_config} ${mvq_asr_config} "${inference_config}"; do
     if [ ! -f "${file}" ]; then
         log "Error: no such configuration: ${file}" >&2
         exit 2
@@ -88,20 +100,31 @@ done
 num_threads=${num_threads:-$(getconf _NPROCESSORS_ONLN)}
 
 data_dir=${dumpdir}/raw
-token_dir=data/${lang}_token_list/bpe_${bpemode}${nbpe}
+token_dir=${token_list_dir:-data/${lang}_token_list/bpe_${bpemode}${nbpe}}
 token_list=${token_dir}/tokens.txt
 bpemodel=${token_dir}/bpe.model
 teacher_tag=$(basename "${teacher##*:}")_layer${layer}_cb${num_codebooks}
 mvq_dir=${dumpdir}/mvq/${teacher_tag}
 quantizer=${mvq_dir}/quantizer.safetensors
-stats_dir=${expdir}/asr_stats_raw_${lang}_bpe${nbpe}
+stats_dir=${asr_stats_dir:-${expdir}/asr_stats_raw_${lang}_bpe${nbpe}}
 
 # exp_of CONFIG: the experiment folder of a configuration
 exp_of() {
-    echo "${expdir}/asr_$(basename "$1" .yaml)_raw_${lang}_bpe${nbpe}"
+    echo "${expdir}/asr_$(basename "$1" .yaml)_raw_${lang}_bpe${nbpe}${exp_tag:+_${exp_tag}}"
 }
-baseline_exp=$(exp_of "${asr_config}")
-mvq_exp=$(exp_of "${mvq_asr_config}")
+
+# launcher_of CONFIG: the Python that ESPnet runs in for a configuration
+launcher_of() {
+    [ "$1" = "${asr_config}" ] && echo "${python}" || echo "${python} -m espnet_mvq.run"
+}
+
+students="${asr_config} ${mvq_asr_config}"  # configurations, the baseline's first
+baseline_exp=${asr_config:+$(exp_of "${asr_config}")}
+mvq_exps=()
+for config in ${mvq_asr_config}; do
+    mvq_exps+=("$(exp_of "${config}")")
+done
+exps=(${baseline_exp:+"${baseline_exp}"} ${mvq_exps[@]+"${mvq_exps[@]}"})
 
 # runs STAGE: whether a stage is asked for
 runs() {
@@ -153,17 +176,23 @@ fi
 mvq() {
     local use_gpu=false
     [ "${ngpu}" -eq 0 ] || use_gpu=true
+    # shellcheck disable=SC2086
     bash "$(${python} -m espnet_mvq.where)" --stage "$1" --stop_stage "$2" \
         --datadir "${data_dir}" --mvq_dir "${mvq_dir}" --train_set "${train_set}" \
         --nj "${nj}" --num_threads "${num_threads}" --use_gpu "${use_gpu}" --python "${python}" \
         --teacher "${teacher}" --layer "${layer}" --teacher_conf "${teacher_conf}" \
         --num_codebooks "${num_codebooks}" --max_frames "${max_frames}" \
         --quantizer_hours "${quantizer_hours}" \
-        --quantizer_args "--num_iterations ${quantizer_iterations}" --on_error "${on_error}"
+        --quantizer_args "--num_iterations ${quantizer_iterations}" --on_error "${on_error}" \
+        ${mvq_args}
 }
 
+if [ -z "${mvq_asr_config}" ]; then
+    skip_stages+=" 6 7 8 14"
+fi
+
 if runs 6; then
-    log "stage 6: Quantizer ${quantizer} for layer ${layer} of ${teacher}"
+    log "stage 6: Quantizer for layer ${layer} of ${teacher}"
     mvq 1 2
 fi
 
@@ -173,11 +202,11 @@ if runs 7; then
 fi
 
 if runs 8; then
-    log "stage 8: Check, then ${data_dir}/${train_set}/codebook_indexes.scp"
+    log "stage 8: Check, then into ${data_dir}/${train_set}"
     mvq 4 4
 fi
 
-# What both trainings and the statistics are given
+# What all trainings and the statistics are given
 data_opts=(--use_preprocessor true --bpemodel "${bpemodel}" --token_type bpe
     --token_list "${token_list}" --non_linguistic_symbols none --cleaner none --g2p none
     --train_data_path_and_name_and_type "${data_dir}/${train_set}/wav.scp,speech,sound"
@@ -186,7 +215,9 @@ data_opts=(--use_preprocessor true --bpemodel "${bpemodel}" --token_type bpe
     --valid_data_path_and_name_and_type "${data_dir}/${valid_set}/text,text,text")
 
 if runs 10; then
-    log "stage 10: Statistics for both students: ${stats_dir}"
+    log "stage 10: Statistics for all students: ${stats_dir}"
+    read -r stats_config _ <<<"${students}"
+    launcher=$(launcher_of "${stats_config}")
     logdir=${stats_dir}/logdir
     rm -rf "${logdir}"
     num_valid=$(wc -l <"${data_dir}/${valid_set}/wav.scp")
@@ -196,10 +227,10 @@ if runs 10; then
     split_keys "${data_dir}/${valid_set}/wav.scp" "${logdir}/valid" "${stats_nj}"
     # shellcheck disable=SC2086
     ${train_cmd} JOB=1:"${stats_nj}" "${logdir}/stats.JOB.log" \
-        ${python} -m espnet2.bin.asr_train --collect_stats true "${data_opts[@]}" \
+        ${launcher} -m espnet2.bin.asr_train --collect_stats true "${data_opts[@]}" \
         --train_shape_file "${logdir}/train/keys.JOB.scp" \
         --valid_shape_file "${logdir}/valid/keys.JOB.scp" \
-        --output_dir "${logdir}/stats.JOB" --config "${asr_config}" ${asr_args} ||
+        --output_dir "${logdir}/stats.JOB" --config "${stats_config}" ${asr_args} ||
         failed "${logdir}"/stats.*.log
     opts=()
     for job in $(seq "${stats_nj}"); do
@@ -234,10 +265,11 @@ train() {
 }
 
 if runs 11; then
-    log "stage 11: Train baseline and MVQ student"
-    mkdir -p "${baseline_exp}" "${mvq_exp}"
-    train "${python}" "${asr_config}" "${baseline_exp}"
-    train "${python} -m espnet_mvq.run" "${mvq_asr_config}" "${mvq_exp}"
+    log "stage 11: Train ${exps[*]}"
+    mkdir -p "${exps[@]}"
+    for config in ${students}; do
+        train "$(launcher_of "${config}")" "${config}" "$(exp_of "${config}")"
+    done
 fi
 
 inference_tag=$(basename "${inference_config}" .yaml)_asr_model_${inference_asr_model%.*}
@@ -268,20 +300,21 @@ decode() {
 
 if runs 12; then
     log "stage 12: Decode ${test_sets}"
-    decode "${python}" "${baseline_exp}"
-    decode "${python} -m espnet_mvq.run" "${mvq_exp}"
+    for config in ${students}; do
+        decode "$(launcher_of "${config}")" "$(exp_of "${config}")"
+    done
 fi
 
 if runs 13; then
     log "stage 13: Score"
-    for exp in "${baseline_exp}" "${mvq_exp}"; do
+    for exp in "${exps[@]}"; do
         for dset in ${test_sets}; do
             ${python} pyscripts/score.py --ref "${data_dir}/${dset}/text" \
                 --hyp "${exp}/${inference_tag}/${dset}/text" --bpemodel "${bpemodel}" \
                 --outdir "${exp}/${inference_tag}/${dset}"
         done
     done
-    ${python} pyscripts/results_table.py --exp "${baseline_exp}" "${mvq_exp}" \
+    ${python} pyscripts/results_table.py --exp "${exps[@]}" \
         >"${expdir}/RESULTS.md"
     log "Error rates: ${expdir}/RESULTS.md"
 fi
@@ -289,8 +322,9 @@ fi
 if runs 14; then
     log "stage 14: Report"
     # shellcheck disable=SC2086
-    ${python} pyscripts/distillation_report.py --baseline "${baseline_exp}" \
-        --student "${mvq_exp}" --inference "${inference_tag}" --test_sets ${test_sets} \
+    ${python} pyscripts/distillation_report.py \
+        ${baseline_exp:+--baseline "${baseline_exp}"} --student "${mvq_exps[@]}" \
+        --inference "${inference_tag}" --test_sets ${test_sets} \
         --index_metadata "${data_dir}/${train_set}/codebook_indexes.json" \
         --quantizer "${quantizer}" --run_args "${run_args}" --out "${expdir}/REPORT.md"
     log "Report: ${expdir}/REPORT.md"

@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from espnet_mvq.bin.combine_indexes import main
-from espnet_mvq.indexes import CodebookIndexReader, IndexMetadata
+from espnet_mvq.indexes import FrameReader, IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import file_sha256, shard_paths
 
@@ -39,7 +40,7 @@ def test_whole_path(options, data_dir):
     main(options)
     lines = (data_dir / SCP_NAME).read_text().splitlines()
     assert [line.split()[0] for line in lines] == [f"utt{n}" for n in range(6)]
-    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    reader = FrameReader(data_dir / SCP_NAME)
     lengths = [len(reader[utt_id]) for utt_id in reader]
     assert lengths == [(6400 + 1600 * n - 400) // 320 + 1 for n in range(6)]
     assert reader.metadata.num_frames == sum(lengths)
@@ -61,14 +62,14 @@ def test_utterance_without_indexes_stops_or_is_accepted(
     assert not (data_dir / SCP_NAME).exists()
     main([*options, "--on_error", "skip"])
     assert "first new" in caplog.text
-    assert len(CodebookIndexReader(data_dir / SCP_NAME)) == 6
+    assert len(FrameReader(data_dir / SCP_NAME)) == 6
 
 
 def test_utterances_left_out_of_wav_scp_are_left_out_and_not_counted(options, data_dir):
     lines = (data_dir / "wav.scp").read_text().splitlines(True)
     (data_dir / "wav.scp").write_text("".join(lines[:2]))
     main(options)
-    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    reader = FrameReader(data_dir / SCP_NAME)
     assert list(reader) == ["utt0", "utt1"]
     assert reader.metadata.num_utterances == 2
     assert reader.metadata.num_frames == sum(len(reader[u]) for u in reader)
@@ -134,6 +135,30 @@ def test_report_says_what_was_found(options, capsys, ends_with_error, data_dir):
     assert "WRONG   utterances" in report and "WRONG   frames" in report
 
 
+def test_one_row_of_each_utterance_at_that_level(
+    options, shards, data_dir, capsys, ends_with_error
+):
+    """Two rows are refused where the metadata say one, whatever the audio's length."""
+    main(options)
+    for job in (1, 2):
+        path = shard_paths(shards, job)[2]
+        metadata = IndexMetadata.load(path)
+        metadata.level = "utterance"
+        metadata.save(path)
+    error = ends_with_error(main, options)
+    assert "6 utterances hold something else" in error and "expected 1" in error
+    for job, numbers in ((1, (1, 3, 5)), (2, (0, 2, 4))):
+        with ShardWriter(shards, job, metadata) as shard:
+            for number in numbers:
+                shard.write(f"utt{number}", np.full((1, 2), job, np.uint8))
+    capsys.readouterr()
+    main(options)
+    report = capsys.readouterr().out
+    assert "6, one of each utterance" in report and "for each utterance" in report
+    reader = FrameReader(data_dir / SCP_NAME)
+    assert reader.metadata.num_frames == 6 and reader["utt3"].tolist() == [[1, 1]]
+
+
 def test_index_out_of_range_is_named(options, shards, ends_with_error):
     """An ark that was made so, its checksum right."""
     ark, _, json_path = shard_paths(shards, 1)
@@ -156,7 +181,7 @@ def test_utterance_in_two_shards_is_named(options, shards, ends_with_error):
 
 def test_files_of_another_name(options, data_dir):
     main([*options, "--name", "codebook_indexes_layer6"])
-    reader = CodebookIndexReader(data_dir / "codebook_indexes_layer6.scp")
+    reader = FrameReader(data_dir / "codebook_indexes_layer6.scp")
     assert len(reader) == 6 and not (data_dir / SCP_NAME).exists()
 
 

@@ -262,6 +262,65 @@ def test_embeddings_too_big_for_float16(embed, monkeypatch, ends_with_error):
     assert "take a layer whose embeddings are smaller" in error
 
 
+def test_embeddings_of_utterances_are_means(embed, shards, teacher_dir, data_dir):
+    import kaldiio
+
+    embed("--level", "utterance")
+    metadata = EmbeddingMetadata.load(shards / "embeddings.1.json")
+    assert (metadata.level, metadata.num_frames) == ("utterance", 6)
+    found = kaldiio.load_scp(str(shards / "embeddings.1.scp"))
+    teacher = build_teacher(f"transformers/{teacher_dir}", 1)
+    for utt_id, embedding in found.items():
+        frames = teacher.embed_file(utt_id, f"{data_dir}/{utt_id[3]}.wav").numpy()
+        expected = sum(frames[t] for t in range(len(frames))) / len(frames)
+        np.testing.assert_allclose(embedding, expected[None], atol=2e-3)
+
+
+@pytest.fixture
+def utterance_quantizer(data_dir, teacher_options, tmp_path):
+    """Train a quantizer of one codebook with 3 entries on vectors of utterances."""
+    from espnet_mvq.bin.train_quantizer import main
+
+    path = tmp_path / "q_utterance" / "quantizer.safetensors"
+    words = f"--wav_scp {data_dir}/wav.scp --quantizer {path} --level utterance"
+    main([*words.split(), "--codebook_size", "3", *teacher_options])
+    return path
+
+
+def test_index_of_an_utterance_is_that_of_its_mean(
+    extract, shards, utterance_quantizer, teacher_dir, data_dir
+):
+    import kaldiio
+
+    extract("--level", "utterance", quantizer=utterance_quantizer)
+    metadata = finished_shard(shards, 1)
+    assert (metadata.level, metadata.num_codebooks) == ("utterance", 1)
+    teacher = build_teacher(f"transformers/{teacher_dir}", 1)
+    codebook = Quantizer.load(utterance_quantizer).decode(torch.arange(3)[:, None])
+    found = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
+    assert len(found) == 6
+    for utt_id, indexes in found.items():
+        frames = teacher.embed_file(utt_id, f"{data_dir}/{utt_id[3]}.wav")
+        distances = torch.cdist(frames.mean(0)[None], codebook)[0]
+        assert indexes.dtype == np.uint8 and indexes.shape == (1, 1)
+        assert indexes.item() == distances.argmin()
+
+
+def test_level_is_part_of_what_a_shard_is(
+    extract, shards, quantizer, utterance_quantizer, ends_with_error
+):
+    extract()
+    extract("--level", "utterance", quantizer=utterance_quantizer)
+    assert finished_shard(shards, 1).num_frames == 6
+    before = shard_paths(shards, 1)[0].stat().st_mtime_ns
+    extract("--level", "utterance", quantizer=utterance_quantizer)
+    assert shard_paths(shards, 1)[0].stat().st_mtime_ns == before
+    error = ends_with_error(extract, "--level", "utterance", quantizer=quantizer)
+    assert "made for --level frame, got --level utterance" in error
+    error = ends_with_error(extract, quantizer=utterance_quantizer)
+    assert "made for --level utterance, got --level frame" in error
+
+
 def test_quantizer_goes_with_indexes(extract, embed, quantizer, ends_with_error):
     error = ends_with_error(embed, "--quantizer", str(quantizer))
     assert "none with --target embeddings" in error

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from espnet_mvq.bin.import_indexes import main
-from espnet_mvq.indexes import CodebookIndexReader
+from espnet_mvq.indexes import FrameReader
 from espnet_mvq.indexes.lhotse import make_cut, write_manifest
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.stored_arrays import StoredIndexes, write_hdf5
@@ -72,7 +72,7 @@ def options(corpus):
 
 def test_manifest_becomes_our_files(corpus, options):
     main(options)
-    reader = CodebookIndexReader(corpus.scp)
+    reader = FrameReader(corpus.scp)
     assert list(reader) == list(LENGTHS)
     for utt_id, name in zip(LENGTHS, ["utt0", "utt1", "utt0_sp0.9"]):
         np.testing.assert_array_equal(reader[utt_id], corpus.arrays[name])
@@ -101,7 +101,7 @@ def test_importing_again_replaces_the_files(corpus, options):
 def test_int64_arrays_become_bytes(corpus, options):
     corpus.write({n: array.astype(np.int64) for n, array in corpus.arrays.items()})
     main(options)
-    reader = CodebookIndexReader(corpus.scp)
+    reader = FrameReader(corpus.scp)
     np.testing.assert_array_equal(reader["utt1"], corpus.arrays["utt1"])
 
 
@@ -116,7 +116,7 @@ def test_arrays_without_a_manifest(corpus, options, form, tmp_path):
     arrays = tmp_path / ("npy.scp" if form == "npy" else "plain.h5")
     options[2:4] = ["--arrays", str(arrays), "--frame_shift_samples", "320"]
     main(options)
-    reader = CodebookIndexReader(corpus.scp)
+    reader = FrameReader(corpus.scp)
     np.testing.assert_array_equal(reader["utt1"], corpus.arrays["utt1"])
 
 
@@ -126,7 +126,7 @@ def test_quantizer_says_what_the_indexes_mean(corpus, options, tmp_path):
     quantizer = Quantizer(torch.randn(2, 4, 8), provenance=origin)
     quantizer.save(path)
     main([*options[:4], "--quantizer", str(path)])
-    metadata = CodebookIndexReader(corpus.scp).metadata
+    metadata = FrameReader(corpus.scp).metadata
     assert (metadata.teacher, metadata.layer) == ("own", 3)
     assert metadata.quantizer_id == quantizer.id and metadata.codebook_size == 4
 
@@ -139,7 +139,7 @@ def test_quantizer_of_multi_quantization(corpus, options, tmp_path, ends_with_er
     assert "quantizer.pt say what these options do: --teacher, --layer" in error
     main([*options, "--teacher", "hubert", "--layer", "36"])
     expected = Quantizer.from_multi_quantization(path).id
-    assert CodebookIndexReader(corpus.scp).metadata.quantizer_id == expected
+    assert FrameReader(corpus.scp).metadata.quantizer_id == expected
     error = ends_with_error(main, [*options, "--codebook_size", "256"])
     assert "--codebook_size: got 256, but" in error and "quantizer.pt says 4" in error
 
@@ -155,7 +155,7 @@ def test_missing_on_either_side_stops_or_is_accepted(
     assert not corpus.scp.exists()
     main([*options, "--on_missing", "skip"])
     assert "first new" in caplog.text
-    assert list(CodebookIndexReader(corpus.scp)) == ["utt0", "sp0.9-utt0"]
+    assert list(FrameReader(corpus.scp)) == ["utt0", "sp0.9-utt0"]
 
 
 def test_no_common_utterance_is_told_with_ids(options, ends_with_error):
@@ -182,7 +182,7 @@ def test_other_arrays_are_refused_and_old_files_kept(
     assert "utterance utt0 (" in error and "cuts.jsonl.gz:3: cut utt0-7" in error
     assert message in error
     assert (corpus.data_dir / METADATA_NAME).read_bytes() == before
-    assert len(CodebookIndexReader(corpus.scp)["utt1"]) == 7
+    assert len(FrameReader(corpus.scp)["utt1"]) == 7
 
 
 def test_wrong_number_of_codebooks(options, ends_with_error):
@@ -223,7 +223,7 @@ def test_storage_dir_is_where_relative_paths_begin(corpus, options):
     cuts = [cut_of(name, corpus.hdf5.name, shape) for name, shape in shapes.items()]
     write_manifest(corpus.manifest, cuts)
     main([*options, "--storage_dir", str(corpus.hdf5.parent)])
-    assert len(CodebookIndexReader(corpus.scp)) == 3
+    assert len(FrameReader(corpus.scp)) == 3
 
 
 def test_frame_shifts_must_be_one_and_whole(corpus, options, ends_with_error):

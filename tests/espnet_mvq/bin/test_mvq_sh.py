@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from espnet_mvq.indexes import CodebookIndexReader, IndexMetadata
+from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.where import MVQ_SH
@@ -61,7 +61,7 @@ def test_all_stages_and_again(mvq, recipe):
     quantizer = Quantizer.load(mvq_dir / "quantizer.safetensors")
     for name, count in (("train", 6), ("dev", 2)):
         folder = recipe / "dump" / "raw" / name
-        reader = CodebookIndexReader(folder / "codebook_indexes.scp")
+        reader = FrameReader(folder / "codebook_indexes.scp")
         assert len(reader) == count
         metadata = IndexMetadata.load(folder / "codebook_indexes.json")
         assert metadata.quantizer_id == quantizer.id
@@ -87,7 +87,7 @@ def test_two_layers_get_two_sets_of_indexes(mvq, recipe):
     folder = recipe / "dump" / "raw" / "train"
     for layer in (1, 2):
         scp = folder / f"codebook_indexes_tiny_hubert_layer{layer}.scp"
-        reader = CodebookIndexReader(scp)
+        reader = FrameReader(scp)
         assert len(reader) == 6 and reader.metadata.layer == layer
     assert not (folder / "codebook_indexes.scp").exists()
     wrong = mvq("--train_set", "train", "--layer", "1 2", "--quantizer", "q")
@@ -104,6 +104,24 @@ def test_embeddings(mvq, recipe):
     assert not list(recipe.rglob("*.safetensors"))
     wrong = mvq("--train_set", "train", "--target", "floats")
     assert wrong.returncode == 2 and "expected indexes or embeddings" in wrong.stderr
+
+
+def test_one_index_of_each_utterance(mvq, recipe):
+    sizes = ["--level", "utterance", "--codebook_size", "3", "--nj", "2"]
+    done = mvq("--train_set", "train", "--dev_set", "dev", *sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (mvq_dir,) = (recipe / "dump" / "mvq").iterdir()
+    assert mvq_dir.name == "tiny_hubert_layer1_utterance_cb1"
+    assert len((mvq_dir / "selected" / "wav.scp").read_text().splitlines()) == 6
+    for name, count in (("train", 6), ("dev", 2)):
+        folder = recipe / "dump" / "raw" / name
+        reader = FrameReader(folder / "codebook_indexes_utterance.scp")
+        assert [reader[utt_id].shape for utt_id in reader] == count * [(1, 1)]
+        assert reader.metadata.level == "utterance"
+        assert reader.metadata.codebook_size == 3
+        assert not (folder / "codebook_indexes.scp").exists()
+    wrong = mvq("--train_set", "train", "--level", "word")
+    assert wrong.returncode == 2 and "expected frame or utterance" in wrong.stderr
 
 
 def test_failing_job_shows_its_error(mvq, recipe):

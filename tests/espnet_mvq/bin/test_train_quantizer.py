@@ -61,6 +61,40 @@ def test_same_options_give_the_same_quantizer(quantizer, options):
     assert Quantizer.load(quantizer).id == before
 
 
+def test_vectors_of_utterances(options, tmp_path, ends_with_error):
+    """Of six utterances one is held out: a codebook can have five entries."""
+    words = [*options, "--level", "utterance", "--codebook_size"]
+    for codebook_size in (2, 5):
+        main([*words, str(codebook_size)])
+        made = Quantizer.load(tmp_path / "q" / "quantizer.safetensors")
+        assert made.codebook_size == codebook_size
+        assert made.provenance["level"] == "utterance"
+        assert made.provenance["training_frames"] == 5
+    error = ends_with_error(main, [*words, "6"])
+    assert "--codebook_size: got 6, expected at most 5" in error
+
+
+def test_utterance_level_has_one_codebook_if_not_said(options):
+    at = options.index("--num_codebooks")
+    words = options[:at] + options[at + 2 :]
+    main([*words, "--level", "utterance"])
+    path = words[words.index("--quantizer") + 1]
+    assert Quantizer.load(path).num_codebooks == 1
+    main([*words])
+    assert Quantizer.load(path).num_codebooks == 16
+
+
+def test_file_older_than_the_level_is_of_frames(quantizer, options):
+    made = Quantizer.load(quantizer)
+    del made.provenance["level"]
+    made.save(quantizer)
+    before = quantizer.stat().st_mtime_ns
+    main(options)
+    assert quantizer.stat().st_mtime_ns == before
+    main([*options, "--level", "utterance"])
+    assert Quantizer.load(quantizer).id != made.id
+
+
 def test_utterances_are_either_trained_on_or_held_out(data_dir, teacher_dir):
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
     places = {f"utt{n}": f"{data_dir}/{n}.wav" for n in range(6)}

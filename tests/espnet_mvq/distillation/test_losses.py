@@ -328,3 +328,31 @@ def test_bad_options_are_refused(head, frames, targets, wrong, message):
         codebook_loss(head, frames, targets, **wrong)
     with pytest.raises(ValueError, match="targets: got shape"):
         codebook_loss(head, frames, targets[:, :, :3])
+
+
+def test_utterance_weights_are_those_of_losses_alone(
+    any_head, frames, targets, options
+):
+    weights = torch.tensor([0.3, 2.0])
+    output = codebook_loss(
+        any_head, frames, targets, utterance_weights=weights, **options
+    )
+    gradients = torch.autograd.grad(output.loss, [frames, *any_head.parameters()])
+    alone = [
+        codebook_loss(any_head, frames[b : b + 1], targets[b : b + 1], **options)
+        for b in (0, 1)
+    ]
+    expected = sum(weight * part.loss for weight, part in zip(weights, alone))
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(expected, [frames, *any_head.parameters()])
+    )
+    plain = codebook_loss(any_head, frames, targets, **options)
+    for name in ("num_correct", "cross_entropy", "embedding_error"):
+        torch.testing.assert_close(getattr(output, name), getattr(plain, name))
+
+
+def test_utterance_weights_where_nothing_is_to_predict(head, frames, targets):
+    none = torch.full_like(targets, IGNORE)
+    output = codebook_loss(head, frames, none, utterance_weights=torch.ones(2))
+    assert float(output.loss) == 0

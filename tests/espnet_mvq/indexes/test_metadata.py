@@ -81,6 +81,28 @@ def test_missing_file_says_what_makes_it(tmp_path):
         IndexMetadata.beside(tmp_path / SCP_NAME)
 
 
+def test_files_older_than_the_level_are_of_frames(metadata, tmp_path):
+    path = tmp_path / "a.json"
+    metadata.save(path)
+    content = json.loads(path.read_text())
+    del content["level"]
+    path.write_text(json.dumps(content))
+    assert IndexMetadata.load(path) == metadata
+    path.write_text(json.dumps({**content, "level": "word"}))
+    with pytest.raises(ValueError, match="got level 'word', expected frame or utter"):
+        IndexMetadata.load(path)
+
+
+def test_utterance_level_means_one_row(metadata):
+    other = dataclasses.replace(metadata, level="utterance")
+    assert metadata.differences(other) == ["level: 'frame' and 'utterance'"]
+    other.check(np.zeros((1, 2), np.uint8))
+    for rows in (0, 2):
+        metadata.check(np.zeros((rows, 2), np.uint8))
+        with pytest.raises(ValueError, match=f"got {rows} rows, expected 1"):
+            other.check(np.zeros((rows, 2), np.uint8))
+
+
 def test_missing_fields_are_refused_by_name(tmp_path):
     content = {"format": "espnet_mvq.codebook_indexes", "version": 1}
     (tmp_path / "a.json").write_text(json.dumps(content))

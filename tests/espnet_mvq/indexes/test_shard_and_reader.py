@@ -8,7 +8,12 @@ import kaldiio
 import numpy as np
 import pytest
 
-from espnet_mvq.indexes import CodebookIndexReader, IndexMetadata, ShardWriter
+from espnet_mvq.indexes import (
+    EmbeddingMetadata,
+    FrameReader,
+    IndexMetadata,
+    ShardWriter,
+)
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import file_sha256, finished_shard, shard_paths
 
@@ -50,7 +55,7 @@ def data_dir(tmp_path, metadata, utterances):
 
 
 def test_round_trip(data_dir, utterances):
-    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    reader = FrameReader(data_dir / SCP_NAME)
     assert list(reader) == list(utterances) and len(reader) == 3
     for utt_id, indexes in utterances.items():
         assert utt_id in reader
@@ -128,7 +133,7 @@ def test_writer_refuses_other_arrays(tmp_path, metadata, indexes):
 
 
 def test_missing_utterances_are_empty_counted_and_warned_about(data_dir, caplog):
-    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    reader = FrameReader(data_dir / SCP_NAME)
     for number in range(1, 12):
         indexes = reader[f"x{number}"]
         assert indexes.shape == (0, 2) and indexes.dtype == np.int64
@@ -146,7 +151,7 @@ def test_damaged_ark_is_named(data_dir, damage):
         ark.unlink()
     else:
         ark.write_bytes(content[:30] if damage == "truncated" else b"\0" * len(content))
-    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    reader = FrameReader(data_dir / SCP_NAME)
     with pytest.raises(ValueError, match="utterance b in .*could not read .*1.ark:2 "):
         reader["b"]
 
@@ -160,13 +165,13 @@ def test_reader_refuses_other_arrays(data_dir, array):
     kaldiio.save_ark(str(ark), {"a": array}, write_function="numpy")
     (data_dir / SCP_NAME).write_text(f"a {ark}:2\n")
     with pytest.raises(ValueError, match=r"utterance a in .* expected uint8 \(T, 2\)"):
-        CodebookIndexReader(data_dir / SCP_NAME)["a"]
+        FrameReader(data_dir / SCP_NAME)["a"]
 
 
 def test_reader_needs_the_metadata(data_dir):
     (data_dir / METADATA_NAME).unlink()
     with pytest.raises(FileNotFoundError, match=METADATA_NAME):
-        CodebookIndexReader(data_dir / SCP_NAME)
+        FrameReader(data_dir / SCP_NAME)
 
 
 def test_pieces_of_an_scp_find_the_metadata(data_dir, utterances):
@@ -177,7 +182,7 @@ def test_pieces_of_an_scp_find_the_metadata(data_dir, utterances):
     splits = data_dir / "splits2"
     main(f"--scps {scp} --num_splits 2 --output_dir {splits}".split())
     folder = splits / SCP_NAME
-    readers = [CodebookIndexReader(folder / f"split.{n}") for n in (0, 1)]
+    readers = [FrameReader(folder / f"split.{n}") for n in (0, 1)]
     assert sorted([*readers[0], *readers[1]]) == sorted(utterances)
     for reader in readers:
         assert reader.metadata.differences(IndexMetadata.beside(scp)) == []
@@ -188,7 +193,7 @@ def test_pieces_of_an_scp_find_the_metadata(data_dir, utterances):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
 def test_reading_leaves_no_file_open(data_dir):
-    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    reader = FrameReader(data_dir / SCP_NAME)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         assert sum(len(reader[utt_id]) for utt_id in reader) == 8
@@ -199,8 +204,26 @@ def test_reading_after_a_fork(data_dir, utterances):
     """Data loaders' workers read at the same time, each at its own place."""
     import multiprocessing
 
-    reader = CodebookIndexReader(data_dir / SCP_NAME)
+    reader = FrameReader(data_dir / SCP_NAME)
     names = list(utterances) * 30
     with multiprocessing.get_context("fork").Pool(3) as pool:
         for utt_id, found in zip(names, pool.map(reader.__getitem__, names)):
             np.testing.assert_array_equal(found, utterances[utt_id])
+
+
+def test_reader_of_embeddings(tmp_path):
+    metadata = EmbeddingMetadata(
+        teacher="teacher",
+        layer=1,
+        dim=3,
+        sample_rate=16_000,
+        frame_shift_samples=320,
+        frame_offset_samples=199.5,
+    )
+    stored = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float16)
+    with ShardWriter(tmp_path, 1, metadata) as shard:
+        shard.write("a", stored)
+    reader = FrameReader(shard_paths(tmp_path, 1, metadata.STEM)[1])
+    assert reader["a"].dtype == np.float32
+    assert np.array_equal(reader["a"], stored.astype(np.float32))
+    assert reader["b"].shape == (0, 3) and reader["b"].dtype == np.float32

@@ -26,6 +26,7 @@ SAYS = {
     "frame_shift_samples": 320,
     "frame_offset_samples": 199.5,
     "quantizer_id": "0123",
+    "level": "frame",
 }
 
 
@@ -122,12 +123,12 @@ def test_indexes_under_another_name_are_refused(options):
     [
         (
             {"wieght": 1},
-            "unknown option wieght; expected some of weight, schedule, layer",
+            "unknown option wieght; expected some of loss, weight, schedule",
         ),
         ({"num_codebooks": None}, "num_codebooks missing.*espnet_mvq.run"),
-        ({"weight": -1}, "got weight -1"),
-        ({"codebook_size": 1}, "codebook_size 1, expected at least"),
-        ({"num_codebooks": 0}, "num_codebooks 0"),
+        ({"weight": -1}, "weight: got -1, expected at least 0"),
+        ({"codebook_size": 1}, "codebook_size: got 1, expected at least 2"),
+        ({"num_codebooks": 0}, "num_codebooks: got 0, expected at least 1"),
     ],
 )
 def test_bad_options_are_refused(conf, message):

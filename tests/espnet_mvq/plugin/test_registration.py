@@ -22,7 +22,7 @@ assert state() == before
 espnet_mvq.register()
 after = state()
 assert set(after[0]) - set(before[0]) == {"mvq", "mvq_maskctc"}
-assert set(after[1]) - set(before[1]) == {"mvq_ark"}
+assert set(after[1]) - set(before[1]) == {"mvq_ark", "mvq_loss", "mvq_list"}
 model_choices.classes["mvq"] = object
 espnet_mvq.plugin.registration.register.cache_clear()
 try:
@@ -45,8 +45,8 @@ def test_importing_changes_nothing_and_names_of_others_are_safe():
     lines = [line for line in done.stderr.splitlines() if "registered model" in line]
     tasks = "asr, slu, s2t, s2t_ctc, asr_transducer, st"
     assert lines == [
-        f"espnet_mvq {espnet_mvq.__version__}: registered model 'mvq' (tasks {tasks}) "
-        "and data type 'mvq_ark'"
+        f"espnet_mvq {espnet_mvq.__version__}: registered model 'mvq' (tasks {tasks}), "
+        "data types mvq_ark, mvq_loss, mvq_list"
     ]
 
 

@@ -346,4 +346,5 @@ def test_statistics(tmp_path, data_options, name, extract):
     assert shapes == "u0 24,2\nu1 24,2\nu2 24,2\n"
     assert (tmp_path / "stats/train/feats_stats.npz").exists() == extract
     config = yaml.safe_load((tmp_path / "stats/config.yaml").read_text())
-    assert config["model_conf"]["mvq_conf"] == {**MVQ_CONF, "layer": 1}
+    filled = {**MVQ_CONF, "layer": 1, "level": "frame"}
+    assert config["model_conf"]["mvq_conf"] == filled

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put a baseline and its MVQ student side by side: errors, training time, storage."""
+"""Put a baseline and MVQ students side by side: errors, training time, storage."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from importlib import metadata as package_metadata
+from itertools import repeat
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -28,11 +29,13 @@ class ReportError(Exception):
 def get_parser() -> argparse.ArgumentParser:
     """Return the command line parser."""
     parser = argparse.ArgumentParser(
-        description="Report on a baseline and its MVQ student"
+        description="Report on a baseline and its MVQ students"
     )
-    parser.add_argument("--baseline", required=True, help="Experiment folder")
-    parser.add_argument("--student", required=True, help="Experiment folder, MVQ")
-    parser.add_argument("--inference", required=True, help="Decoding folder in both")
+    parser.add_argument("--baseline", help="Experiment folder; may be left out")
+    parser.add_argument(
+        "--student", nargs="+", required=True, help="Experiment folders, MVQ"
+    )
+    parser.add_argument("--inference", required=True, help="Decoding folder in all")
     parser.add_argument("--test_sets", nargs="+", required=True, help="Test sets")
     parser.add_argument("--index_metadata", required=True, help="codebook_indexes.json")
     parser.add_argument("--quantizer", required=True, help="quantizer.safetensors")
@@ -84,7 +87,7 @@ def seconds_per_step(epochs: List[Dict[str, float]]) -> float:
 
 
 def result_rows(args: argparse.Namespace) -> List[str]:
-    """Return the table of both students."""
+    """Return the table of the baseline and all students."""
     units = [(test_set, unit) for test_set in args.test_sets for unit in ("wer", "cer")]
     rows = [
         "| |"
@@ -92,7 +95,9 @@ def result_rows(args: argparse.Namespace) -> List[str]:
         + "epochs|train s/step|",
         "|---|" + "---|" * (len(units) + 2),
     ]
-    exps = {"baseline": Path(args.baseline), "MVQ student": Path(args.student)}
+    exps = {name_of(student, args): Path(student) for student in args.student}
+    if args.baseline:
+        exps = {"baseline": Path(args.baseline), **exps}
     for name, exp in exps.items():
         epochs = read_epochs(exp)
         rates = (
@@ -102,6 +107,13 @@ def result_rows(args: argparse.Namespace) -> List[str]:
         cells = [name, *rates, str(len(epochs)), f"{seconds_per_step(epochs):.3f}"]
         rows.append("|" + "|".join(cells) + "|")
     return rows
+
+
+def name_of(student: str, args: argparse.Namespace) -> str:
+    """Return what a student is called; one of several after its folder."""
+    if len(args.student) == 1:
+        return "MVQ student"
+    return Path(student).name.removeprefix("asr_")
 
 
 def storage_rows(metadata: IndexMetadata, quantizer: Quantizer) -> List[str]:
@@ -117,22 +129,42 @@ def storage_rows(metadata: IndexMetadata, quantizer: Quantizer) -> List[str]:
     ]
 
 
-def curve_rows(baseline: Path, student: Path) -> List[str]:
-    """Return losses by epoch."""
+def curve_rows(baseline: Optional[Path], student: Path) -> List[str]:
+    """Return losses by epoch; "-" is what a log does not tell."""
     rows = [
         "|epoch|baseline valid loss|MVQ valid loss|MVQ loss|nats below chance|"
         "index accuracy %|",
         "|---|---|---|---|---|---|",
     ]
-    for number, (first, second) in enumerate(
-        zip(read_epochs(baseline), read_epochs(student)), 1
-    ):
-        rows.append(
-            f"|{number}|{first['valid_loss']:.2f}|{second['valid_loss']:.2f}|"
-            f"{second['loss_mvq']:.2f}|{second['mvq_nats_below_chance']:.3f}|"
-            f"{100 * second['acc_mvq']:.1f}|"
-        )
+    first = repeat({}) if baseline is None else read_epochs(baseline)
+    for number, (theirs, own) in enumerate(zip(first, read_epochs(student)), 1):
+        cells = [
+            format_stat(theirs, "valid_loss", 2),
+            format_stat(own, "valid_loss", 2),
+            format_stat(own, "loss_mvq", 2),
+            format_stat(own, "mvq_nats_below_chance", 3),
+            format_stat(own, "acc_mvq", 1, 100),
+        ]
+        rows.append(f"|{number}|{'|'.join(cells)}|")
     return rows
+
+
+def format_stat(
+    stats: Dict[str, float], name: str, digits: int, factor: float = 1
+) -> str:
+    """Write one statistic of an epoch."""
+    return f"{factor * stats[name]:.{digits}f}" if name in stats else "-"
+
+
+def training_parts(args: argparse.Namespace) -> List[str]:
+    """Return the losses of each student, under its name where there are several."""
+    baseline = Path(args.baseline) if args.baseline else None
+    parts = []
+    for student in args.student:
+        if len(args.student) > 1:
+            parts.append(f"### {name_of(student, args)}")
+        parts.append("\n".join(curve_rows(baseline, Path(student))))
+    return parts
 
 
 def environment_rows(run_args: str) -> List[str]:
@@ -167,8 +199,13 @@ def make_report(args: argparse.Namespace) -> str:
     metadata = IndexMetadata.load(args.index_metadata)
     quantizer = Quantizer.load(args.quantizer)
     error = quantizer.provenance["relative_reconstruction_error"]
+    title = "MVQ student" if len(args.student) == 1 else "MVQ students"
+    experiments = [f"student `{student}`" for student in args.student]
+    if args.baseline:
+        experiments.insert(0, f"baseline `{args.baseline}`")
+        title = f"Baseline and {title}"
     parts = [
-        "# Baseline and MVQ student",
+        f"# {title}",
         "\n".join(result_rows(args)),
         "\n".join(storage_rows(metadata, quantizer)),
         "## How",
@@ -178,9 +215,9 @@ def make_report(args: argparse.Namespace) -> str:
         "held-out\n"
         f"- indexes of {metadata.num_utterances} utterances, "
         f"{metadata.num_frames} frames\n"
-        f"- baseline `{args.baseline}`, student `{args.student}`, same seed",
+        f"- {', '.join(experiments)}, same seed",
         "## Training",
-        "\n".join(curve_rows(Path(args.baseline), Path(args.student))),
+        *training_parts(args),
         "## Environment",
         "\n".join(environment_rows(args.run_args)),
     ]

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Make a training's configuration of a baseline's and of what a loss adds to it."""
+
+import argparse
+from pathlib import Path
+from string import Template
+from typing import Any, Dict
+
+import yaml
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        description="Merge yaml files: options of the second are added to those of the "
+        "first, or replace them; mappings are merged.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--base", required=True, help="yaml of the baseline")
+    parser.add_argument("--added", required=True, help="yaml of what is added")
+    parser.add_argument("--out", required=True, help="yaml to write")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what ${NAME} in the second file stands for",
+    )
+    return parser
+
+
+def merge(base: Dict[str, Any], added: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the options of both; the second's count where both have one."""
+    merged = dict(base)
+    for name, value in added.items():
+        if isinstance(value, dict) and isinstance(base.get(name), dict):
+            value = merge(base[name], value)
+        merged[name] = value
+    return merged
+
+
+def main(cmd=None) -> None:
+    """Run the command."""
+    args = get_parser().parse_args(cmd)
+    values = dict(pair.split("=", 1) for pair in args.set)
+    text = Path(args.added).read_text(encoding="utf-8")
+    try:
+        added = yaml.safe_load(Template(text).substitute(values))
+    except KeyError as error:
+        raise SystemExit(
+            f"{args.added}: got ${{{error.args[0]}}} without a value; give it by --set"
+        ) from error
+    base = yaml.safe_load(Path(args.base).read_text(encoding="utf-8"))
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    merged = merge(base, added or {})
+    out.write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

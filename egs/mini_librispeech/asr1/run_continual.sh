@@ -1,0 +1,209 @@
+#!/usr/bin/env bash
+
+# Continual learning: a student that meets one domain after the other, and what it
+# forgets. After DeCoR (Jiang et al. 2023, arXiv:2305.18441): when a new domain comes, the
+# present model turns that domain's audio into indexes; the next model starts from its
+# weights and trains on the new domain alone, predicting those indexes beside its task. No
+# old audio is kept, and no old model.
+#
+# Domains are groups of train_clean_5's speakers, each in another condition. All work is
+# done by asr_mvq.sh, once for each step and method; conf/losses has what methods add.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+log() {
+    local fname=${BASH_SOURCE[1]##*/}
+    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
+}
+SECONDS=0
+
+# General
+stage=1             # First stage to run.
+stop_stage=6        # Last stage to run.
+ngpu=0              # GPUs for teachers and trainings; 0: CPU.
+nj=2                # Parallel jobs of extraction, statistics and decoding.
+num_threads=        # CPU threads of training and quantizer; empty: all cores.
+python=python3      # Python that espnet_mvq is installed in.
+dumpdir=dump/continual  # Formatted data, codebook indexes, embeddings.
+expdir=exp/continual    # Experiments and results.
+
+# Domains
+domains="clean telephone fast"  # In this order; conditions that make_domain.py knows.
+shares="2 1 1"      # Shares of the training speech.
+num_valid=60        # Validation utterances of each domain.
+num_test=100        # Test utterances of each domain.
+nbpe=100            # Size of the token list, which is made of the first domain's text.
+
+# Models
+methods="finetune decor_utterance decor_frame embedding_kd"
+asr_config=conf/train_asr_debug.yaml  # What all trainings have in common.
+first_args="--max_epoch 20"  # Options of the first model's training,
+next_args="--max_epoch 4 --optim_conf lr=0.001 --scheduler_conf warmup_steps=50"  # of others'.
+inference_config=conf/decode_asr_debug.yaml  # Decoding.
+layer=-1            # Layer that is target, and predicts, from 1; -1: the encoder output.
+utterance_codebook_size=64  # decor_utterance: entries of its one codebook.
+num_codebooks=4     # decor_frame: indexes of a frame.
+
+help_message="Usage: $0 [options]   (defaults in brackets)
+  --stage N --stop_stage N [${stage} to ${stop_stage}]
+     1 corpus, 2 domains, 3 token list and statistics, 4 first model, 5 methods, 6 table
+  --methods \"NAME ...\" [${methods}]
+  --domains \"NAME ...\" [${domains}] --shares \"N ...\" [${shares}]
+  --num_valid N [${num_valid}] --num_test N [${num_test}] --nbpe N [${nbpe}]
+  --asr_config YAML [${asr_config}] --inference_config YAML [${inference_config}]
+  --first_args \"...\" [${first_args}]
+  --next_args \"...\" [${next_args}]
+  --layer N [${layer}] --num_codebooks N [${num_codebooks}]
+  --utterance_codebook_size N [${utterance_codebook_size}]
+  --ngpu N [${ngpu}] --nj N [${nj}] --num_threads N [all cores] --python CMD [${python}]
+  --dumpdir DIR [${dumpdir}] --expdir DIR [${expdir}]"
+
+log "$0 $*"
+. utils/parse_options.sh
+. ./path.sh
+
+first=${domains%% *}
+
+# runs STAGE: whether a stage is asked for
+runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
+
+# config_of METHOD DOMAIN: the configuration of a method's training on a domain
+config_of() {
+    if [ "$1" = finetune ] || [ "$2" = "${first}" ]; then
+        echo "${asr_config}"
+    else
+        echo "${expdir}/conf/$2/$(basename "${asr_config}" .yaml)_$1.yaml"
+    fi
+}
+
+# exp_of METHOD DOMAIN: the experiment after a domain, as asr_mvq.sh names it
+exp_of() {
+    echo "${expdir}/asr_$(basename "$(config_of "$1" "$2")" .yaml)_raw_en_bpe${nbpe}_$2"
+}
+
+# asr DOMAIN TEST_SETS OPTIONS...: stages of asr_mvq.sh on a domain
+asr() {
+    local domain=$1 test_sets=$2
+    shift 2
+    ./asr_mvq.sh --train_set "${domain}_train" --valid_set "${domain}_valid" \
+        --test_sets "${test_sets}" --nbpe "${nbpe}" --token_list_dir data/continual_tokens \
+        --asr_stats_dir "${expdir}/stats_${domain}" --exp_tag "${domain}" \
+        --dumpdir "${dumpdir}" --expdir "${expdir}" --asr_config "${asr_config}" \
+        --mvq_asr_config "" --inference_config "${inference_config}" --ngpu "${ngpu}" \
+        --nj "${nj}" --inference_nj "${nj}" --num_threads "${num_threads}" \
+        --python "${python}" "$@"
+}
+
+# targets_of METHOD: options of mvq.sh for its targets
+targets_of() {
+    case $1 in
+        finetune) ;;
+        decor_utterance)
+            echo "--level utterance --num_codebooks 1 --quantizer_hours inf" \
+                "--codebook_size ${utterance_codebook_size}"
+            ;;
+        decor_frame) echo "--num_codebooks ${num_codebooks} --max_frames 40000" ;;
+        embedding_kd) echo "--target embeddings" ;;
+        *)
+            log "Error: --methods: got '$1', expected finetune, decor_utterance," \
+                "decor_frame or embedding_kd" >&2
+            return 2
+            ;;
+    esac
+}
+
+for method in ${methods}; do
+    targets_of "${method}" >/dev/null
+done
+
+if runs 1; then
+    log "stage 1: Corpus"
+    local/data.sh --python "${python}"
+fi
+
+if runs 2; then
+    log "stage 2: Domains: ${domains}"
+    group=0
+    for domain in ${domains}; do
+        # shellcheck disable=SC2086
+        ${python} pyscripts/make_domain.py --data_dir data/train_clean_5 --nj "${nj}" \
+            --outdir "data/${domain}_train" --condition "${domain}" \
+            --shares ${shares} --group "${group}"
+        ${python} pyscripts/make_domain.py --data_dir data/dev_clean --nj "${nj}" \
+            --outdir "data/${domain}_valid" --condition "${domain}" \
+            --max_utterances "${num_valid}"
+        ${python} pyscripts/make_domain.py --data_dir data/test_clean --nj "${nj}" \
+            --outdir "data/${domain}_test" --condition "${domain}" \
+            --max_utterances "${num_test}"
+        group=$((group + 1))
+    done
+fi
+
+if runs 3; then
+    log "stage 3: Token list of ${first}, statistics of all domains"
+    for domain in ${domains}; do
+        skipped=5
+        [ "${domain}" != "${first}" ] || skipped=
+        asr "${domain}" "${domain}_test" --stage 4 --stop_stage 10 --skip_stages "${skipped}"
+    done
+fi
+
+if runs 4; then
+    log "stage 4: First model, on ${first}"
+    asr "${first}" "${first}_test" --stage 11 --stop_stage 13 --asr_args "${first_args}"
+fi
+
+# learn METHOD DOMAIN PREVIOUS TEST_SETS: one step of a method
+learn() {
+    local method=$1 domain=$2 previous=$3 test_sets=$4 config mvq_args options=()
+    config=$(config_of "${method}" "${domain}")
+    if [ "${method}" != finetune ]; then
+        ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
+            --added "conf/losses/${method}.yaml" --out "${config}" \
+            --set layer="${layer}" train="${dumpdir}/raw/${domain}_train"
+        mvq_args="$(targets_of "${method}") --index_name ${method}"
+        mvq_args+=" --mvq_dir ${dumpdir}/mvq/${method}_${domain}"
+        options=(--asr_config "" --mvq_asr_config "${config}" --mvq_args "${mvq_args}"
+            --teacher "espnet/${previous}" --layer "${layer}")
+    fi
+    # Statistics of the features are in the weights; predictors of old targets stay away.
+    asr "${domain}" "${test_sets}" --stage 6 --stop_stage 13 --skip_stages 10 \
+        --asr_args "${next_args} --init_param ${previous}/valid.loss.ave.pth:::mvq." \
+        ${options[@]+"${options[@]}"}
+}
+
+if runs 5; then
+    for method in ${methods}; do
+        previous=$(exp_of "${method}" "${first}")
+        seen=${first}_test
+        for domain in ${domains#"${first}"}; do
+            exp=$(exp_of "${method}" "${domain}")
+            seen+=" ${domain}_test"
+            if [ -f "${exp}/.done" ]; then
+                log "stage 5: ${exp} is there already"
+            else
+                log "stage 5: ${method} learns ${domain}"
+                learn "${method}" "${domain}" "${previous}" "${seen}"
+                touch "${exp}/.done"
+            fi
+            previous=${exp}
+        done
+    done
+fi
+
+if runs 6; then
+    log "stage 6: Table"
+    options=()
+    for method in ${methods}; do
+        options+=(--method "${method}")
+        for domain in ${domains}; do
+            options+=("$(exp_of "${method}" "${domain}")")
+        done
+    done
+    # shellcheck disable=SC2086
+    ${python} pyscripts/continual_table.py "${options[@]}" --domains ${domains} \
+        --test_sets ${domains// /_test }_test | tee "${expdir}/CONTINUAL.md"
+fi
+
+log "Successfully finished. [elapsed=${SECONDS}s]"

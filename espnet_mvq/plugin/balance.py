@@ -1,0 +1,129 @@
+"""How much each utterance counts in the task's loss and in those of the teachers."""
+
+import contextlib
+import math
+from typing import Any, Dict, Iterator, Optional
+
+import torch
+
+from espnet_mvq.distillation import Weighting
+from espnet_mvq.plugin.config import UNLABELLED_NAME
+from espnet_mvq.plugin.task_loss import TaskLossWeigher
+
+# What an utterance without text is given in its place: any token will do, as its loss
+# counts nothing; without any, some of ESPnet's losses fail.
+_ANY_TOKEN = 1
+
+
+class Balance:
+    """Weighs the utterances of a batch between task and teachers.
+
+    Two things are done here. With a weighting, as AdaKD, utterance i counts 1 - a_i in
+    the task's losses and a_i in those of the teachers (Ganguly et al. 2024,
+    arXiv:2405.08019). And an utterance without text, which has nothing but teachers,
+    counts 0 and 1. All others, and all in evaluation, count 1 and 1: then ESPnet's
+    losses are left alone.
+
+    Args:
+        model: ESPnet model.
+        weighting: How to weigh; None: all alike.
+    """
+
+    def __init__(self, model: torch.nn.Module, weighting: Optional[Weighting]):
+        self._model = model
+        self._weighting = weighting
+        self._weigher: Optional[TaskLossWeigher] = None
+        self._utterance_weights: Optional[torch.Tensor] = None
+        if weighting is not None:
+            self._weigher = TaskLossWeigher(model)
+
+    @contextlib.contextmanager
+    def weighing(
+        self,
+        batch: Dict[str, Any],
+        with_teacher: torch.Tensor,
+        update: int,
+        teacher_losses: Optional[torch.Tensor],
+    ) -> Iterator[None]:
+        """Have the task's losses weighed while the block runs.
+
+        Args:
+            batch: What the model is given beside the speech; texts that are empty are
+                replaced in it. `text_lengths`, (B,), and `unlabelled`, (B, 1), not 0
+                for utterances whose text is none, say who learns from a text; the
+                latter is taken out.
+            with_teacher: Whether an utterance has a loss of a teacher, bool, (B,).
+            update: Updates already made.
+            teacher_losses: Task loss of the teacher on each utterance, nats per label,
+                (B,), NaN where there is none; None: not known.
+        """
+        self._utterance_weights = None
+        labelled = _labelled(batch, with_teacher)
+        weighting = self._weighting if self._model.training else None
+        if weighting is None and bool(labelled.all()):
+            yield
+            return
+        _fill_empty_texts(batch, labelled)
+        if self._weigher is None:
+            self._weigher = TaskLossWeigher(self._model)
+        if teacher_losses is not None:
+            # Of all others nobody will ask.
+            asked = labelled & with_teacher
+            teacher_losses = teacher_losses.masked_fill(~asked, 0)
+        alphas = []
+
+        def weigh(losses: torch.Tensor, num_labels: torch.Tensor) -> torch.Tensor:
+            if weighting is None:
+                return labelled.to(losses.dtype)
+            per_label = losses / num_labels.clamp(min=1)
+            alpha = weighting.alphas(update, teacher_losses, per_label)
+            alphas.append(alpha.to(losses.dtype))
+            return torch.where(with_teacher, 1 - alphas[-1], 1.0) * labelled
+
+        with self._weigher.weighing(weigh):
+            yield
+        if alphas:
+            # Weightings that look at the student's loss see one for each criterion.
+            alpha = torch.stack(alphas).mean(0)
+            self._utterance_weights = torch.where(labelled, alpha, 1.0)
+
+    def take(self) -> Optional[torch.Tensor]:
+        """Hand over the weights of utterances in the teachers' losses, once.
+
+        Returns:
+            (B,), or None: all 1.
+        """
+        weights, self._utterance_weights = self._utterance_weights, None
+        return weights
+
+    def stats(
+        self, weights: Optional[torch.Tensor], device: torch.device
+    ) -> Dict[str, torch.Tensor]:
+        """Return the mean weight of a batch, if utterances are weighed."""
+        if self._weighting is None:
+            return {}
+        if weights is None:
+            return {"mvq_alpha": torch.full((), math.nan, device=device)}
+        return {"mvq_alpha": weights.float().mean()}
+
+
+def _labelled(batch: Dict[str, Any], like: torch.Tensor) -> torch.Tensor:
+    """Say which utterances have a text of their own, bool, (B,)."""
+    lengths, flags = batch.get("text_lengths"), batch.pop(UNLABELLED_NAME, None)
+    batch.pop(f"{UNLABELLED_NAME}_lengths", None)
+    labelled = torch.ones_like(like) if lengths is None else lengths > 0
+    return labelled if flags is None else labelled & (flags.flatten() == 0)
+
+
+def _fill_empty_texts(batch: Dict[str, Any], labelled: torch.Tensor) -> None:
+    """Give utterances without text one token in all their texts that are empty."""
+    for name in [n for n in batch if f"{n}_lengths" in batch]:
+        text, lengths = batch[name], batch[f"{name}_lengths"]
+        empty = ~labelled & (lengths == 0)
+        if text.is_floating_point() or not empty.any():
+            continue
+        if text.shape[1] == 0:
+            text = text.new_full((len(text), 1), -1)
+        first = torch.where(empty, _ANY_TOKEN, text[:, 0])
+        batch[name] = torch.cat([first.unsqueeze(1), text[:, 1:]], dim=1)
+        batch[f"{name}_lengths"] = lengths.masked_fill(empty, 1)

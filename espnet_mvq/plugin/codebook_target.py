@@ -1,0 +1,171 @@
+"""Codebook indexes as target: the MVQ loss."""
+
+import logging
+import math
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+
+from espnet_mvq.distillation import (
+    HEADS,
+    IGNORE,
+    CodebookLossOutput,
+    FrameGrid,
+    codebook_loss,
+    soft_target_table,
+    unit_variance_codebooks,
+)
+from espnet_mvq.plugin.config import MVQConfig
+from espnet_mvq.plugin.target import Target
+from espnet_mvq.quantization import Quantizer
+
+
+class CodebookTarget(Target):
+    """A student layer predicts codebook indexes; of all options see `MVQConfig`.
+
+    The loss is the cross entropy in nats, averaged over codebooks. In evaluation the
+    statistics have the accuracy of each codebook too.
+    """
+
+    STATS = ("loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames")
+
+    def __init__(
+        self, name: str, config: MVQConfig, student: FrameGrid, input_size: int
+    ):
+        super().__init__(name, config, student, input_size)
+        num_targets = self.aligner.num_slots * config.num_codebooks
+        options = {}
+        if config.head == "joint":
+            options["hidden_size"] = config.head_hidden_size
+        head_class = HEADS[config.head]
+        self.head = head_class(input_size, num_targets, config.codebook_size, **options)
+        self._tables: Optional[Dict[str, torch.Tensor]] = None
+        self._num_updates = 0
+        self._mean_nats = 0.0
+
+    def _teacher_values(
+        self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        check_indexes(self.name, self.config, data[0])
+        return data
+
+    def _loss(
+        self,
+        frames: torch.Tensor,
+        values: torch.Tensor,
+        known: torch.Tensor,
+        utterance_weights: Optional[torch.Tensor],
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        output = codebook_loss(
+            self.head,
+            frames,
+            values.masked_fill(~known.unsqueeze(3), IGNORE).flatten(2),
+            label_smoothing=self.config.label_smoothing,
+            embedding_weight=self.config.embedding_weight if self.training else 0.0,
+            utterance_weights=utterance_weights,
+            **self._load_tables(frames.device),
+        )
+        loss = output.loss / (self.head.num_targets * frames.shape[0])
+        count = output.num_targets
+        stats = self.nan_stats(frames.device)
+        if count > 0:
+            nats = math.log(self.config.codebook_size) - output.cross_entropy / count
+            values = loss.detach(), output.num_correct / count, nats, output.num_frames
+            stats.update((k, v.float()) for k, v in zip(self.STATS, values))
+            if self.training:
+                self._warn_at_chance(float(nats))
+            else:
+                stats.update(self._accuracy_by_codebook(output))
+        return loss, stats
+
+    def nan_stats(self, device: torch.device) -> Dict[str, torch.Tensor]:
+        """See `Target.nan_stats`."""
+        stats = super().nan_stats(device)
+        if not self.training:
+            for name in self._accuracy_names():
+                stats[name] = torch.full((), math.nan, device=device)
+        return stats
+
+    def _accuracy_by_codebook(
+        self, output: CodebookLossOutput
+    ) -> Dict[str, torch.Tensor]:
+        """Return the accuracy of each codebook, over all slots."""
+        shape = (self.aligner.num_slots, self.config.num_codebooks)
+        correct = output.correct_by_target.reshape(shape).sum(0)
+        accuracy = correct / output.count_by_target.reshape(shape).sum(0)
+        return dict(zip(self._accuracy_names(), accuracy))
+
+    def _accuracy_names(self) -> List[str]:
+        return [f"acc_mvq_cb{n + 1}" for n in range(self.config.num_codebooks)]
+
+    def _load_tables(self, device: torch.device) -> Dict[str, torch.Tensor]:
+        """Read what soft targets and the embedding error need, once, when they train.
+
+        Not when the model is built: decoding needs no quantizer.
+        """
+        config = self.config
+        if config.quantizer is None or not self.training:
+            return {}
+        if self._tables is None:
+            quantizer = load_quantizer(self.name, config)
+            self._tables = {}
+            if config.soft_target_temperature > 0:
+                self._tables["soft_targets"] = soft_target_table(
+                    quantizer.codebooks, config.soft_target_temperature
+                )
+            if config.embedding_weight > 0:
+                self._tables["codebooks"] = unit_variance_codebooks(quantizer.codebooks)
+        self._tables = {k: v.to(device) for k, v in self._tables.items()}
+        return self._tables
+
+    def _warn_at_chance(self, nats: float) -> None:
+        """Warn once if the head has not learned anything after many updates."""
+        self._num_updates += 1
+        self._mean_nats += 0.02 * (nats - self._mean_nats)
+        if self._num_updates == self.config.chance_warning_updates:
+            if self._mean_nats < 0.05:
+                logging.warning(
+                    f"after {self._num_updates} updates the head of {self.name} is "
+                    f"still at chance (ln {self.config.codebook_size} nats per index): "
+                    "it has learned nothing. Likely causes: indexes of other audio, a "
+                    "teacher foreign to this language or domain, too small a learning "
+                    "rate"
+                )
+
+
+def check_indexes(name: str, config: MVQConfig, indexes: torch.Tensor) -> None:
+    """Refuse indexes that are not what the model was built for.
+
+    Args:
+        name: Of the indexes among the data.
+        config: Says what is expected.
+        indexes: int64, (B, T_teacher, N).
+
+    Raises:
+        ValueError: If their number or one of them is not as configured.
+    """
+    if indexes.dim() != 3 or indexes.shape[2] != config.num_codebooks:
+        raise ValueError(
+            f"{name}: got shape {tuple(indexes.shape)}, expected (batch, frames, "
+            f"{config.num_codebooks}) as mvq_conf num_codebooks says"
+        )
+    if indexes.numel() and int(indexes.max()) >= config.codebook_size:
+        raise ValueError(
+            f"{name}: got an index {int(indexes.max())}, expected less than mvq_conf "
+            f"codebook_size {config.codebook_size}"
+        )
+
+
+def load_quantizer(name: str, config: MVQConfig) -> Quantizer:
+    """Read the quantizer that indexes were made with.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    quantizer = Quantizer.load(config.quantizer)
+    if quantizer.id != config.quantizer_id:
+        raise ValueError(
+            f"mvq_conf quantizer {config.quantizer}: got id {quantizer.id}, expected "
+            f"{config.quantizer_id} as {name} were made with"
+        )
+    return quantizer

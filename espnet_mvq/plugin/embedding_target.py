@@ -1,0 +1,125 @@
+"""Teacher embeddings as target: classic embedding KD, beside the MVQ loss."""
+
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+
+from espnet_mvq.distillation import ChannelNormaliser, FrameGrid, embedding_loss
+from espnet_mvq.plugin.codebook_target import check_indexes, load_quantizer
+from espnet_mvq.plugin.config import MVQConfig
+from espnet_mvq.plugin.target import Target
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.teachers import Teacher, build_teacher
+
+BATCH_S = 200.0  # seconds of speech that a teacher in the loop runs on at once
+
+
+class EmbeddingTarget(Target):
+    """A projection of a student layer comes near teacher embeddings.
+
+    A sibling of `CodebookTarget`, on the same tap and alignment. The embeddings are
+    loaded as stored, or decoded from codebook indexes, or the teacher runs in each
+    step. Each channel is normalised, so that losses are about 1 a frame if nothing
+    is learned.
+    """
+
+    STATS = ("loss_embedding", "embedding_error", "embedding_cosine", "mvq_frames")
+
+    def __init__(
+        self, name: str, config: MVQConfig, student: FrameGrid, input_size: int
+    ):
+        super().__init__(name, config, student, input_size)
+        self.projection = torch.nn.Linear(
+            input_size, self.aligner.num_slots * config.dim
+        )
+        self.normaliser = ChannelNormaliser(config.dim)
+        # Hidden in a list: neither is to be a part of the student.
+        self._quantizer: List[Quantizer] = []
+        self._teacher: List[Teacher] = []
+
+    def is_there(
+        self, data: Any, speech_lengths: torch.Tensor, weight: float
+    ) -> torch.Tensor:
+        """See `Target.is_there`; a teacher in the loop rests while nobody needs it."""
+        if self.config.teacher is None:
+            return super().is_there(data, speech_lengths, weight)
+        return (speech_lengths > 0) & (weight > 0)
+
+    def _teacher_values(
+        self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        if self.config.teacher is not None:
+            return self._run_teacher(*speech)
+        values, lengths = data
+        if self.config.quantizer is not None:
+            return self._decode(values), lengths
+        if values.dim() != 3 or values.shape[2] != self.config.dim:
+            raise ValueError(
+                f"{self.name}: got shape {tuple(values.shape)}, expected (batch, "
+                f"frames, {self.config.dim}) as mvq_conf dim says"
+            )
+        return values, lengths
+
+    def _decode(self, indexes: torch.Tensor) -> torch.Tensor:
+        """Turn indexes (B, T, N) into embeddings (B, T, D)."""
+        if not self._quantizer:
+            self._quantizer.append(load_quantizer(self.name, self.config))
+        check_indexes(self.name, self.config, indexes)
+        quantizer = self._quantizer[0] = self._quantizer[0].to(indexes.device)
+        # Padding is negative, and decoded into what the alignment does not look at.
+        return quantizer.decode(indexes.clamp(min=0))
+
+    def _run_teacher(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Embed the speech of a batch (B, S), as augmented as the student hears it."""
+        if speech.dim() != 2:
+            raise ValueError(
+                f"{self.name}: mvq_conf teacher needs waveforms, got features of shape "
+                f"{tuple(speech.shape)}; use feats_type: raw, or stored embeddings"
+            )
+        if not self._teacher:
+            # Models draw weights before they load theirs; the student's dropout is to
+            # stay as it is without a teacher.
+            with torch.random.fork_rng():
+                teacher = build_teacher(
+                    self.config.teacher,
+                    layer=self.config.teacher_layer,
+                    device=speech.device,
+                    **{"batch_s": BATCH_S, **self.config.teacher_conf},
+                )
+            self._teacher.append(teacher)
+        embeddings, lengths = self._teacher[0].embed(speech, speech_lengths)
+        # Made in inference mode, which autograd refuses to take up
+        return embeddings.clone(), lengths.to(speech.device)
+
+    def _loss(
+        self,
+        frames: torch.Tensor,
+        values: torch.Tensor,
+        known: torch.Tensor,
+        utterance_weights: Optional[torch.Tensor],
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        chosen = known.any(2)
+        predicted = self.projection(frames[chosen])
+        predicted = predicted.unflatten(1, values.shape[2:])[known[chosen]]
+        embeddings = values[known]
+        if self.training and torch.is_grad_enabled():
+            self.normaliser.update(embeddings)
+        weights = None
+        if utterance_weights is not None:
+            weights = utterance_weights.reshape(-1, 1, 1).expand_as(known)[known]
+        output = embedding_loss(
+            self.config.loss, predicted, self.normaliser(embeddings), weights
+        )
+        loss = output.loss / (self.aligner.num_slots * frames.shape[0])
+        stats = self.nan_stats(frames.device)
+        if output.num_embeddings > 0:
+            values = (
+                loss.detach(),
+                output.squared_error / output.num_embeddings,
+                output.similarity / output.num_embeddings,
+                chosen.sum(),
+            )
+            stats.update((k, v.float()) for k, v in zip(self.STATS, values))
+        return loss, stats

@@ -1,0 +1,172 @@
+"""The loss of a teacher in its own task, utterance by utterance.
+
+AdaKD (Ganguly et al. 2024, arXiv:2405.08019) weighs the distillation of an utterance by
+it: the x_i of the instance weight alpha_i = exp(-1 / sqrt(exp(-k (x_i - t)))).
+Differs: here it can be divided by the number of labels, so that it does not measure how
+long an utterance is.
+"""
+
+import contextlib
+import importlib
+from abc import ABC, abstractmethod
+from typing import Any, List, Sequence, Tuple, Union
+
+import torch
+
+from espnet_mvq.teachers.audio import read_audio
+from espnet_mvq.teachers.base import DTYPES, TeacherError
+
+# back end -> module and factory; a new back end is a new file and a line here
+BACKENDS = {
+    "transformers": (
+        "espnet_mvq.teachers.transformers_task_loss",
+        "build_transformers_task_loss",
+    ),
+    "espnet": ("espnet_mvq.teachers.espnet_task_loss", "ESPnetTaskLoss"),
+}
+WITH_TASK_HEAD = (
+    "transformers/NAME_OR_DIR of a model with a CTC head (HubertForCTC, "
+    "Wav2Vec2ForCTC, WavLMForCTC ...) or of a whole Whisper model "
+    "(WhisperForConditionalGeneration), or espnet/EXP_DIR of an ASR model"
+)
+
+
+class TextError(ValueError):
+    """The text of an utterance is none that the teacher has labels for."""
+
+
+class TaskLoss(ABC):
+    """A frozen teacher with its task head.
+
+    Attributes:
+        spec: The name it was built from, `BACKEND/NAME`.
+        id: Back end, name and a hash of all weights: equal id, equal losses.
+        kind: Kind of loss: ctc, attention, or espnet (the model's own sum of both).
+        label: What is counted as a label, in words.
+        sample_rate: Sample rate of the speech, in Hz.
+        device: Where the model runs.
+        dtype: What it computes in; less than float32 by torch's autocast.
+        batch_samples: Samples that run at once at most, padding counted, unless one
+            utterance alone is longer.
+        mixes_lengths: Utterances of unlike lengths can run together without change.
+    """
+
+    spec: str
+    id: str
+    kind: str
+    label: str
+    sample_rate: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    batch_samples: int = 0
+    mixes_lengths: bool = False
+
+    @abstractmethod
+    def encode(self, text: str) -> torch.Tensor:
+        """Turn a text into the labels that the loss is over, int64, (L,), L > 0.
+
+        Raises:
+            TextError: If it holds none, or something the teacher has no label for.
+        """
+
+    @abstractmethod
+    def _losses(
+        self, waveforms: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
+    ) -> List[float]:
+        """Compute the loss of each utterance, in nats, summed over its labels.
+
+        Args:
+            waveforms: [(S_1,), ...], float32, on the CPU.
+            labels: What `encode` gives, [(L_1,), ...].
+        """
+
+    @torch.inference_mode()
+    def loss(
+        self, waveforms: Sequence[torch.Tensor], texts: Sequence[str]
+    ) -> Tuple[List[float], List[int]]:
+        """Compute the loss of utterances; none depends on the others.
+
+        Args:
+            waveforms: What `read` gives, [(S_1,), ...].
+            texts: Their transcripts.
+
+        Returns:
+            The loss of each utterance in nats, summed over its labels, infinite if its
+            speech is too short for them; and the number of its labels.
+
+        Raises:
+            TextError: See `encode`.
+        """
+        labels = [self.encode(text) for text in texts]
+        prepared = [w.detach().cpu().float() for w in waveforms]
+        return self._losses(prepared, labels), [len(row) for row in labels]
+
+    def read(self, utt_id: str, place: str) -> torch.Tensor:
+        """Read the audio of an utterance of a corpus.
+
+        Args:
+            utt_id: The utterance.
+            place: Its audio file, as in `wav.scp`.
+
+        Returns:
+            Waveform in [-1, 1], float32, (S,).
+
+        Raises:
+            AudioError: If the audio cannot be used.
+        """
+        return read_audio(utt_id, place, self.sample_rate)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        """Compute in `dtype` where torch holds it safe."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def build_task_loss(
+    spec: str,
+    device: Union[str, torch.device] = "cpu",
+    dtype: str = "float32",
+    batch_s: float = 0.0,
+    **teacher_conf: Any,
+) -> TaskLoss:
+    """Build a teacher with its task head.
+
+    Args:
+        spec: `transformers/NAME_OR_DIR` or `espnet/EXP_DIR`.
+        device: Where it runs.
+        dtype: What it computes in, float32, bfloat16 or float16.
+        batch_s: Speech that runs at once at most, in seconds, padding counted, unless
+            one utterance is longer. 0: every utterance alone.
+        **teacher_conf: Options of the back end.
+
+    Returns:
+        The teacher, in eval mode.
+
+    Raises:
+        TeacherError: If there is no such model, or it has no task head.
+    """
+    backend, _, name = spec.partition("/")
+    if backend not in BACKENDS or not name:
+        raise TeacherError(
+            f"teacher {spec}: has no task head, hence no loss of its own on a text; "
+            f"expected {WITH_TASK_HEAD}"
+        )
+    if dtype not in DTYPES or batch_s < 0:
+        raise TeacherError(
+            f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s}, expected a "
+            f"dtype of {', '.join(DTYPES)} and 0 s or more"
+        )
+    module_name, factory = BACKENDS[backend]
+    factory = getattr(importlib.import_module(module_name), factory)
+    try:
+        task_loss = factory(spec, name, torch.device(device), **teacher_conf)
+    except TypeError as error:
+        if teacher_conf and "unexpected keyword argument" in str(error):
+            raise TeacherError(f"teacher {spec}: unknown option: {error}") from error
+        raise
+    task_loss.dtype = DTYPES[dtype]
+    task_loss.batch_samples = int(batch_s * task_loss.sample_rate)
+    if dtype != "float32":
+        task_loss.id += f",dtype={dtype}"
+    return task_loss

@@ -1,0 +1,246 @@
+"""Task losses of transformers' models: CTC heads here, Whisper in its own file."""
+
+import importlib
+from pathlib import Path
+from typing import Any, List, Sequence, Tuple
+
+import torch
+
+from espnet_mvq.teachers.base import Teacher, TeacherError, weights_hash
+from espnet_mvq.teachers.task_loss import WITH_TASK_HEAD, TaskLoss, TextError
+from espnet_mvq.teachers.transformers import (
+    ONE_POSITIONAL_CONVOLUTION,
+    first_line,
+    load_model,
+    preprocessor_of,
+    read_model_config,
+)
+
+_CTC = ("ForCTC", "espnet_mvq.teachers.transformers_task_loss", "CTCTaskLoss")
+# type of model -> end of the name of the class with a task head; module and class here
+HEADS = {
+    "hubert": _CTC,
+    "wav2vec2": _CTC,
+    "wavlm": _CTC,
+    "data2vec-audio": _CTC,
+    "unispeech-sat": _CTC,
+    "whisper": (
+        "ForConditionalGeneration",
+        "espnet_mvq.teachers.whisper_task_loss",
+        "WhisperTaskLoss",
+    ),
+}
+CASES = ("auto", "keep", "lower", "upper")
+
+
+def build_transformers_task_loss(
+    spec: str, name: str, device: torch.device, **teacher_conf: Any
+) -> TaskLoss:
+    """Pick the class that fits the model's type.
+
+    Args:
+        spec: The whole name, for messages and the id.
+        name: Name on the hub, or a local folder.
+        device: Where it runs.
+        **teacher_conf: Options of the class.
+
+    Returns:
+        The teacher with its task head.
+
+    Raises:
+        TeacherError: If the model is not there, incomplete, or has no task head.
+    """
+    name, config = read_model_config(spec, name)
+    ending, module_name, class_name = HEADS.get(config.model_type, (None,) * 3)
+    saved = config.architectures or []
+    # Files that do not say their class may have a head: loading them will tell.
+    if ending is None or (saved and not any(n.endswith(ending) for n in saved)):
+        raise TeacherError(
+            f"teacher {spec}: a {' or '.join(saved) or 'model'} of type "
+            f"{config.model_type!r} has no task head; expected {WITH_TASK_HEAD}"
+        )
+    task_loss_class = getattr(importlib.import_module(module_name), class_name)
+    return task_loss_class(spec, name, device, config, **teacher_conf)
+
+
+class CTCTaskLoss(TaskLoss):
+    """CTC loss of HuBERT, wav2vec 2.0, WavLM and their like.
+
+    Args:
+        spec, name, device, config: As `build_transformers_task_loss` has them.
+        case: auto: the text as it is, else in capitals, else in small letters,
+            whichever the model's vocabulary knows; keep, lower, upper: always so.
+        ignored_characters: Characters that are taken out of texts, punctuation say.
+    """
+
+    kind = "ctc"
+    label = "token of the model's CTC vocabulary, word boundaries too"
+
+    def __init__(
+        self,
+        spec: str,
+        name: str,
+        device: torch.device,
+        config: Any,
+        case: str = "auto",
+        ignored_characters: str = "",
+    ):
+        self.spec = spec
+        self.device = device
+        self._case = check_case(spec, case)
+        self._ignored = str.maketrans("", "", ignored_characters)
+        self._logits = LogitTeacher(spec, name, device, config)
+        self.mixes_lengths = self._logits.mixes_lengths
+        self.sample_rate = self._logits.sample_rate
+        self._tokenizer = load_tokenizer(spec, name)
+        self._blank = config.pad_token_id
+        self.id = f"{self._logits.id},ForCTC,case={case}"
+        if ignored_characters:
+            self.id += f",ignored_characters={''.join(sorted(ignored_characters))}"
+
+    def encode(self, text: str) -> torch.Tensor:
+        """See `TaskLoss.encode`."""
+        words = " ".join(text.translate(self._ignored).split())
+        tried = [self._find_labels(form) for form in _forms(words, self._case)]
+        labels, unknown = min(tried, key=lambda found: len(found[1]))
+        if unknown:
+            raise TextError(
+                f"text {text!r}: the vocabulary of {self.spec} does not have "
+                f"{' '.join(map(repr, unknown))}; write the text as it knows it, or "
+                "leave characters out with --teacher_conf ignored_characters=..."
+            )
+        if not labels:
+            raise TextError(f"text {text!r}: holds no label, expected one at least")
+        return torch.tensor(labels)
+
+    def _find_labels(self, text: str) -> Tuple[List[int], List[str]]:
+        """Return the labels of a text, and what of it the vocabulary does not have."""
+        # In two steps: called as a whole, tokenizers without `<unk>` fail.
+        tokens = self._tokenizer.tokenize(text)
+        labels = self._tokenizer.convert_tokens_to_ids(tokens)
+        without_meaning = (None, self._tokenizer.unk_token_id, self._blank)
+        unknown = {
+            token
+            for token, label in zip(tokens, labels)
+            if label in without_meaning or not 0 <= label < self._logits.dim
+        }
+        return labels, sorted(unknown)
+
+    def _losses(
+        self, waveforms: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
+    ) -> List[float]:
+        """See `TaskLoss._losses`."""
+        self._logits.dtype = self.dtype
+        self._logits.batch_samples = self.batch_samples
+        losses = []
+        for logits, row in zip(self._logits.embed_batch(waveforms), labels):
+            # float64, and on the CPU: the sum over alignments is small work, and the
+            # result does not depend on the device's own CTC.
+            log_probs = logits.cpu().double().log_softmax(1).unsqueeze(1)
+            # Not `zero_infinity`, as training has it: an utterance without any
+            # alignment would look like the easiest of all.
+            loss = torch.nn.functional.ctc_loss(
+                log_probs,
+                row.unsqueeze(0),
+                torch.tensor([len(logits)]),
+                torch.tensor([len(row)]),
+                blank=self._blank,
+                reduction="sum",
+            )
+            losses.append(float(loss))
+        return losses
+
+
+class LogitTeacher(Teacher):
+    """A model with a CTC head, whose embeddings are the head's logits, D = vocabulary.
+
+    As a `Teacher` it cuts long speech into segments and keeps utterances of a batch
+    independent of each other.
+    """
+
+    def __init__(self, spec: str, name: str, device: torch.device, config: Any):
+        from transformers import AutoModelForCTC
+
+        if getattr(config, "add_adapter", False):
+            raise TeacherError(
+                f"teacher {spec}: it shortens its output (add_adapter), which is not "
+                "supported here; expected a CTC model without"
+            )
+        self._model = load_model(spec, AutoModelForCTC, name).to(device)
+        self.spec = spec
+        self.device = device
+        self.dim = config.vocab_size
+        self.layer = config.num_hidden_layers
+        self._normalize, self.sample_rate = preprocessor_of(name, config)
+        self._convolutions = list(zip(config.conv_kernel, config.conv_stride))
+        self.frame_shift_samples, self._min_samples = 1, 1
+        for kernel, stride in self._convolutions:
+            self._min_samples += (kernel - 1) * self.frame_shift_samples
+            self.frame_shift_samples *= stride
+        self.frame_offset_samples = (self._min_samples - 1) / 2
+        self.mixes_lengths = (
+            getattr(config, "feat_extract_norm", None) == "layer"
+            and config.model_type in ONE_POSITIONAL_CONVOLUTION
+        )
+        weights = weights_hash(self._model.state_dict().items())
+        self.id = f"transformers/{Path(name).name}@{weights}"
+
+    def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Normalise (S,) if the model was trained so; lengthen it to one frame."""
+        if self._normalize:
+            variance = waveform.var(unbiased=False)
+            waveform = (waveform - waveform.mean()) / torch.sqrt(variance + 1e-7)
+        missing = max(0, self._min_samples - len(waveform))
+        return torch.nn.functional.pad(waveform, (0, missing))
+
+    def _forward(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """See `Teacher._forward`."""
+        mask = None
+        if int(speech_lengths.min()) < speech.shape[1]:
+            positions = torch.arange(speech.shape[1])
+            mask = (positions < speech_lengths.unsqueeze(1)).long().to(speech.device)
+        frames = speech_lengths
+        for kernel, stride in self._convolutions:
+            frames = (frames - kernel) // stride + 1
+        return self._model(speech, attention_mask=mask).logits, frames
+
+
+def check_case(spec: str, case: str) -> str:
+    """Return the option `case`.
+
+    Raises:
+        TeacherError: If it is none of `CASES`.
+    """
+    if case not in CASES:
+        raise TeacherError(
+            f"teacher {spec}: got case {case!r}, expected one of {', '.join(CASES)}"
+        )
+    return case
+
+
+def load_tokenizer(spec: str, name: str) -> Any:
+    """Load a model's tokenizer.
+
+    Not its processor: those of models with a language model want more packages.
+
+    Raises:
+        TeacherError: If it has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # OSError, tokenizers' and others, by kind of damage
+        raise TeacherError(
+            f"teacher {spec}: could not load its tokenizer ({type(error).__name__}: "
+            f"{first_line(error)}); expected the files that its processor saves, "
+            "vocab.json or tokenizer.json among them"
+        ) from error
+
+
+def _forms(text: str, case: str) -> List[str]:
+    """Return the forms of a text, of which the first that is known best counts."""
+    forms = {"keep": text, "upper": text.upper(), "lower": text.lower()}
+    return list(forms.values()) if case == "auto" else [forms[case]]

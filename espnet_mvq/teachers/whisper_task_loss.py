@@ -1,0 +1,186 @@
+"""Task loss of Whisper: cross entropy of its decoder, given the right text before."""
+
+from pathlib import Path
+from typing import Any, List, Optional, Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from espnet_mvq.teachers.audio import AudioError
+from espnet_mvq.teachers.base import TeacherError, weights_hash
+from espnet_mvq.teachers.task_loss import TaskLoss, TextError
+from espnet_mvq.teachers.transformers import load_model
+from espnet_mvq.teachers.transformers_task_loss import check_case, load_tokenizer
+
+_IGNORED = -100  # label of padding
+# Smallest vocabulary of OpenAI's multilingual models; the English-only have one less.
+_MULTILINGUAL_VOCABULARY = 51_865
+
+
+class WhisperTaskLoss(TaskLoss):
+    """Cross entropy of a whole Whisper model, on 30 s of speech padded with silence.
+
+    Its prefix (start, language, task, no timestamps) is given, so the loss is over the
+    tokens of the text and the end of the text. Longer speech has no loss: its text
+    cannot be cut where the speech is.
+
+    Args:
+        spec, name, device, config: As `build_transformers_task_loss` has them.
+        language: Language of all texts, as `en`; multilingual models need it.
+        task: transcribe or translate, of multilingual models.
+        case: auto: texts wholly in capitals in small letters, which are nearer to what
+            Whisper writes, others as they are; keep, lower, upper: always so.
+        leading_space: Texts begin with a space, as those that Whisper was trained on;
+            models fine-tuned with transformers' examples were taught without.
+    """
+
+    kind = "attention"
+    label = "token of the model's text vocabulary, the end of the text too"
+    mixes_lengths = True
+
+    def __init__(
+        self,
+        spec: str,
+        name: str,
+        device: torch.device,
+        config: Any,
+        language: Optional[str] = None,
+        task: str = "transcribe",
+        case: str = "auto",
+        leading_space: bool = True,
+    ):
+        from transformers import (
+            AutoFeatureExtractor,
+            WhisperFeatureExtractor,
+            WhisperForConditionalGeneration,
+        )
+
+        self.spec = spec
+        self.device = device
+        self._case = check_case(spec, case)
+        self._leading_space = bool(leading_space)
+        model = load_model(spec, WhisperForConditionalGeneration, name)
+        self._model = model.to(device)
+        if Path(name).is_dir() and not Path(name, "preprocessor_config.json").is_file():
+            self._features = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+        else:
+            self._features = AutoFeatureExtractor.from_pretrained(name)
+        self.sample_rate = self._features.sampling_rate
+        # The encoder halves the frames of the spectrogram.
+        hop_length = self._features.hop_length
+        self._window_samples = 2 * hop_length * config.max_source_positions
+        self._max_tokens = config.max_target_positions
+        self._tokenizer = load_tokenizer(spec, name)
+        self._prefix = self._find_prefix(language, task)
+        self._end: int = self._tokenizer.eos_token_id
+        weights = weights_hash(self._model.state_dict().items())
+        self.id = f"transformers/{Path(name).name}@{weights},ForConditionalGeneration"
+        prefix = "".join(self._tokenizer.convert_ids_to_tokens(self._prefix))
+        self.id += f",prefix={prefix},case={case},leading_space={self._leading_space}"
+
+    def _find_prefix(self, language: Optional[str], task: str) -> List[int]:
+        """Return the tokens that stand before every text."""
+        multilingual = getattr(self._model.generation_config, "is_multilingual", None)
+        if multilingual is None:
+            vocabulary = self._model.config.vocab_size
+            multilingual = vocabulary >= _MULTILINGUAL_VOCABULARY
+        if multilingual == (language is None):
+            raise TeacherError(
+                f"teacher {self.spec}: got language {language!r} for "
+                + (
+                    "a multilingual model; say the texts' with --teacher_conf language="
+                    if multilingual
+                    else "an English-only model; expected none"
+                )
+            )
+        options = {"language": language, "task": task} if multilingual else {}
+        try:
+            self._tokenizer.set_prefix_tokens(predict_timestamps=False, **options)
+            prefix = list(self._tokenizer.prefix_tokens)
+        except ValueError as error:
+            raise TeacherError(
+                f"teacher {self.spec}: language {language!r}, task {task!r}: {error}"
+            ) from error
+        vocabulary = self._model.config.vocab_size
+        if not all(i is not None and 0 <= i < vocabulary for i in prefix):
+            raise TeacherError(
+                f"teacher {self.spec}: its tokenizer gives the tokens {prefix} before "
+                f"a text, but the model has {vocabulary}; expected the tokenizer that "
+                "belongs to the model"
+            )
+        return prefix
+
+    def encode(self, text: str) -> torch.Tensor:
+        """See `TaskLoss.encode`."""
+        words = " ".join(text.split())
+        if self._case == "upper":
+            words = words.upper()
+        elif self._case == "lower" or (self._case == "auto" and words == words.upper()):
+            words = words.lower()
+        if not words:
+            raise TextError(f"text {text!r}: holds no label, expected one at least")
+        words = f" {words}" if self._leading_space else words
+        tokens = self._tokenizer(words, add_special_tokens=False).input_ids
+        room = self._max_tokens - len(self._prefix)
+        if len(tokens) > room:
+            raise TextError(
+                f"text {text[:40]!r}...: has {len(tokens)} tokens, expected at most "
+                f"{room}, for which {self.spec} has positions"
+            )
+        return torch.tensor([*tokens, self._end])
+
+    def read(self, utt_id: str, place: str) -> torch.Tensor:
+        """See `TaskLoss.read`."""
+        waveform = super().read(utt_id, place)
+        if len(waveform) > self._window_samples:
+            raise AudioError(
+                f"utterance {utt_id}: {place} lasts "
+                f"{len(waveform) / self.sample_rate:.1f} s, expected at most "
+                f"{self._window_samples / self.sample_rate:g} s, which is all that "
+                "Whisper hears at once; cut it, or leave it out with --on_error skip"
+            )
+        return waveform
+
+    def _losses(
+        self, waveforms: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
+    ) -> List[float]:
+        """See `TaskLoss._losses`."""
+        size = max(1, self.batch_samples // self._window_samples)
+        losses: List[float] = []
+        for start in range(0, len(waveforms), size):
+            end = start + size
+            losses += self._losses_of_batch(waveforms[start:end], labels[start:end])
+        return losses
+
+    def _losses_of_batch(
+        self, waveforms: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
+    ) -> List[float]:
+        """Do so for utterances that run at once."""
+        features = self._features(
+            [waveform.numpy() for waveform in waveforms],
+            sampling_rate=self.sample_rate,
+            padding="max_length",
+            max_length=self._window_samples,
+            return_tensors="pt",
+        ).input_features
+        prefix = torch.tensor(self._prefix)
+        # Padding behind a text is of no account: the decoder looks backwards only.
+        tokens = pad_sequence(
+            [torch.cat([prefix, row[:-1]]) for row in labels],
+            batch_first=True,
+            padding_value=self._end,
+        )
+        targets = pad_sequence(labels, batch_first=True, padding_value=_IGNORED)
+        with self._autocast():
+            logits = self._model(
+                features.to(self.device), decoder_input_ids=tokens.to(self.device)
+            ).logits
+        # The last token of the prefix predicts the first of the text.
+        logits = logits[:, len(prefix) - 1 :].float().transpose(1, 2)
+        losses = torch.nn.functional.cross_entropy(
+            logits,
+            targets.to(self.device),
+            reduction="none",
+            ignore_index=_IGNORED,
+        )
+        return losses.double().sum(1).tolist()

@@ -1,0 +1,163 @@
+"""asr_mvq.sh: what it has ESPnet do for which students, by a stand-in for Python."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Notes its arguments; leaves a hypothesis where ESPnet would, and the place of mvq.sh.
+STAND_IN = """#!{python}
+import pathlib, sys
+words = sys.argv[1:]
+with open({calls!r}, "a") as file:
+    file.write(" ".join(words) + "\\n")
+if "espnet_mvq.where" in words:
+    print({mvq!r})
+if "espnet2.bin.asr_inference" in words:
+    folder = pathlib.Path(words[words.index("--output_dir") + 1], "1best_recog")
+    folder.mkdir(parents=True)
+    (folder / "text").write_text("utt A\\n")
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Return a recipe's folder with formatted data and three configurations."""
+    folder = tmp_path / "egs" / "mini" / "asr1"
+    template = ROOT / "egs" / "TEMPLATE" / "asr1"
+    shutil.copytree(template, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train", "dev", "test"):
+        (folder / "dump" / "raw" / name).mkdir(parents=True)
+        (folder / "dump" / "raw" / name / "wav.scp").write_text("utt a.wav\n")
+    (folder / "conf").mkdir()
+    for name in ("plain", "one", "two", "decode"):
+        (folder / "conf" / f"{name}.yaml").write_text("{}\n")
+    (folder / "mvq.sh").write_text('echo "mvq.sh $*" >> calls\n')
+    stand_in = folder / "python0"
+    text = STAND_IN.format(
+        python=sys.executable,
+        calls=str(folder / "calls"),
+        mvq=str(folder / "mvq.sh"),
+    )
+    stand_in.write_text(text)
+    stand_in.chmod(0o755)
+    return folder
+
+
+def run(recipe, *options):
+    """Run the script with conf/plain.yaml and no MVQ student; return what it ran."""
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    words = ["--train_set", "train", "--valid_set", "dev", "--test_sets", "test"]
+    words += ["--asr_config", "conf/plain.yaml", "--mvq_asr_config", ""]
+    words += ["--inference_config", "conf/decode.yaml", "--python", "./python0"]
+    done = subprocess.run(
+        ["./asr_mvq.sh", *words, *options],
+        cwd=recipe,
+        env={
+            **os.environ,
+            "PATH": os.pathsep.join(paths),
+            "PYTHONPATH": str(ROOT),
+            "VIRTUAL_ENV": sys.prefix,
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    calls = recipe / "calls"
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+def of_kind(calls, word):
+    return [call for call in calls if word in call.split()]
+
+
+def test_baseline_and_two_students(recipe):
+    done, calls = run(
+        recipe,
+        *("--stage", "11", "--mvq_asr_config", "conf/one.yaml conf/two.yaml"),
+        *("--teacher", "espnet/exp/a", "--exp_tag", "tag"),
+        *("--token_list_dir", "tokens", "--asr_stats_dir", "stats"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = [f"exp/asr_{name}_raw_en_bpe100_tag" for name in ("plain", "one", "two")]
+    trainings = of_kind(calls, "espnet2.bin.asr_train")
+    assert len(trainings) == 3
+    for call, name, config in zip(trainings, names, ("plain", "one", "two")):
+        launcher = call.split(" -- ")[1].split(" -m espnet2.bin.asr_train")[0]
+        ours = "" if config == "plain" else " -m espnet_mvq.run"
+        assert launcher == f"./python0{ours}"
+        assert f"--output_dir {name} --config conf/{config}.yaml" in call
+        assert "--token_list tokens/tokens.txt --" in call
+        assert "stats_file=stats/train/feats_stats.npz" in call
+    decodings = of_kind(calls, "espnet2.bin.asr_inference")
+    assert ["espnet_mvq.run" in call for call in decodings] == [False, True, True]
+    assert [f"{name}/config.yaml" in c for name, c in zip(names, decodings)] == 3 * [1]
+    assert len(of_kind(calls, "pyscripts/score.py")) == 3
+    (table,) = of_kind(calls, "pyscripts/results_table.py")
+    assert table.endswith(f"--exp {' '.join(names)}")
+    (report,) = of_kind(calls, "pyscripts/distillation_report.py")
+    assert f"--baseline {names[0]} --student {names[1]} {names[2]} --inf" in report
+
+
+def test_student_without_baseline(recipe):
+    """Statistics, too, are made with its configuration."""
+    (recipe / "stats" / "train").mkdir(parents=True)
+    (recipe / "stats" / "valid").mkdir()
+    (recipe / "tokens").mkdir()
+    for name in ("stats/train/text_shape", "stats/valid/text_shape"):
+        (recipe / name).write_text("utt 3\n")
+    (recipe / "tokens" / "tokens.txt").write_text("a\nb\n")
+    done, calls = run(
+        recipe,
+        *("--stage", "10", "--asr_config", "", "--mvq_asr_config", "conf/one.yaml"),
+        *("--teacher", "t", "--asr_stats_dir", "stats", "--token_list_dir", "tokens"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    stats, training = of_kind(calls, "espnet2.bin.asr_train")
+    assert stats.startswith(
+        "-m espnet_mvq.run -m espnet2.bin.asr_train --collect_stats"
+    )
+    assert "--config conf/one.yaml" in stats and "--config conf/one.yaml" in training
+    assert (recipe / "stats/train/text_shape.bpe").read_text() == "utt 3,2\n"
+    (report,) = of_kind(calls, "pyscripts/distillation_report.py")
+    assert "--baseline" not in report
+
+
+def test_baseline_alone_needs_no_teacher(recipe):
+    done, calls = run(recipe, "--stage", "6", "--skip_stages", "10")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(of_kind(calls, "espnet2.bin.asr_train")) == 1
+    assert not of_kind(calls, "mvq.sh")
+    assert not of_kind(calls, "pyscripts/distillation_report.py")
+
+
+def test_more_options_of_mvq_sh_come_last(recipe):
+    done, calls = run(
+        recipe,
+        *("--stage", "6", "--stop_stage", "8", "--teacher", "t"),
+        *("--mvq_asr_config", "conf/one.yaml", "--num_codebooks", "4"),
+        *("--mvq_args", "--level utterance --num_codebooks 1"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = of_kind(calls, "mvq.sh")
+    assert len(ours) == 3 and all("--num_codebooks 4 " in call for call in ours)
+    assert all(call.endswith(" --level utterance --num_codebooks 1") for call in ours)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--asr_config", ""], "got none, expected one of them"),
+        (["--mvq_asr_config", "conf/one.yaml"], "--teacher is required"),
+        (["--mvq_asr_config", "conf/one.yaml conf/0.yaml", "--teacher", "t"], "0.yaml"),
+        (["--asr_config", "conf/0.yaml"], "no such configuration: conf/0.yaml"),
+    ],
+)
+def test_what_is_missing_is_named(recipe, options, message):
+    done, calls = run(recipe, *options)
+    assert done.returncode == 2 and message in done.stderr
+    assert not of_kind(calls, "espnet2.bin.asr_train")

@@ -1,0 +1,130 @@
+"""run_continual.sh: which steps it has asr_mvq.sh do, in which order."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "egs" / "mini_librispeech" / "asr1"
+# Notes its options; leaves scores as decoding and scoring do.
+STAND_IN = """#!{python}
+import json, pathlib, sys
+words = sys.argv[1:]
+options = dict(zip(words[::2], words[1::2]))
+with open("calls", "a") as file:
+    file.write(json.dumps(options) + "\\n")
+config = options["--asr_config"] or options["--mvq_asr_config"]
+exp = pathlib.Path(options["--expdir"]) / (
+    f"asr_{{pathlib.Path(config).stem}}_raw_en_bpe100_{{options['--exp_tag']}}"
+)
+if options["--stop_stage"] == "13":
+    for number, name in enumerate(options["--test_sets"].split()):
+        for metric in ("wer", "cer"):
+            folder = exp / "decode" / name / f"score_{{metric}}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "result.json").write_text('{{"error_rate": %d}}' % number)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Copy the recipe, with a stand-in for asr_mvq.sh."""
+    folder = tmp_path / "egs" / "mini" / "asr1"
+    template = ROOT / "egs" / "TEMPLATE" / "asr1"
+    shutil.copytree(template, tmp_path / "egs" / "TEMPLATE" / "asr1")
+    folder.mkdir(parents=True)
+    shutil.copy(RECIPE / "run_continual.sh", folder)
+    shutil.copytree(RECIPE / "conf", folder / "conf")
+    for name in ("utils", "pyscripts", "path.sh"):
+        (folder / name).symlink_to(f"../../TEMPLATE/asr1/{name}")
+    stand_in = folder / "asr_mvq.sh"
+    stand_in.write_text(STAND_IN.format(python=sys.executable))
+    stand_in.chmod(0o755)
+    return folder
+
+
+def run(recipe, *options):
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join(paths),
+        "PYTHONPATH": str(ROOT),
+        "VIRTUAL_ENV": sys.prefix,
+    }
+    return subprocess.run(
+        ["./run_continual.sh", *options],
+        cwd=recipe,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def calls_of(recipe):
+    return [json.loads(line) for line in (recipe / "calls").read_text().splitlines()]
+
+
+def test_steps_and_their_order(recipe):
+    done = run(recipe, "--stage", "3", "--methods", "finetune decor_utterance")
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = calls_of(recipe)
+    domains = [call["--exp_tag"] for call in calls]
+    two = ["telephone", "fast"]
+    assert domains == ["clean", *two, "clean", *two, *two]
+    assert [call["--skip_stages"] for call in calls[:3]] == ["", "5", "5"]
+    first, tuned, again, decor, last = calls[3:]
+    assert (first["--stage"], first["--test_sets"]) == ("11", "clean_test")
+    assert "--init_param" not in first["--asr_args"]
+    # Each step starts from the one before, on the new domain alone, and is tested on
+    # all domains seen.
+    for call, previous in (
+        (tuned, "train_asr_debug_raw_en_bpe100_clean"),
+        (again, "train_asr_debug_raw_en_bpe100_telephone"),
+        (decor, "train_asr_debug_raw_en_bpe100_clean"),
+        (last, "train_asr_debug_decor_utterance_raw_en_bpe100_telephone"),
+    ):
+        path = f"exp/continual/asr_{previous}/valid.loss.ave.pth:::mvq."
+        assert f"--init_param {path}" in call["--asr_args"]
+        assert call["--train_set"] == f"{call['--exp_tag']}_train"
+        assert call["--asr_stats_dir"] == f"exp/continual/stats_{call['--exp_tag']}"
+    assert tuned["--test_sets"] == "clean_test telephone_test"
+    assert last["--test_sets"] == "clean_test telephone_test fast_test"
+    # The present model is the teacher.
+    assert tuned["--mvq_asr_config"] == "" and "--teacher" not in tuned
+    assert decor["--asr_config"] == ""
+    assert decor["--teacher"].endswith("asr_train_asr_debug_raw_en_bpe100_clean")
+    assert last["--teacher"].endswith("_decor_utterance_raw_en_bpe100_telephone")
+    assert "--level utterance --num_codebooks 1" in last["--mvq_args"]
+    assert "--index_name decor_utterance --mvq_dir" in last["--mvq_args"]
+    student = yaml.safe_load((recipe / last["--mvq_asr_config"]).read_text())
+    assert student.pop("model") == "mvq" and student.pop("allow_variable_data_keys")
+    (data,) = student.pop("train_data_path_and_name_and_type")
+    scp = "dump/continual/raw/fast_train/decor_utterance.scp"
+    assert data == [scp, "codebook_indexes_utterance", "mvq_ark"]
+    assert student["model_conf"].pop("mvq_conf")["layer"] == -1
+    baseline = RECIPE / "conf" / "train_asr_debug.yaml"
+    assert student == yaml.safe_load(baseline.read_text())
+    table = (recipe / "exp" / "continual" / "CONTINUAL.md").read_text()
+    assert "|decor_utterance|fast|0.0|1.0|2.0|" in table and table in done.stdout
+    # Steps that are done are not done again.
+    assert run(recipe, "--stage", "5").returncode == 0
+    tags = [call["--mvq_asr_config"] for call in calls_of(recipe)[len(calls) :]]
+    assert len(tags) == 4 and not any("utterance" in tag for tag in tags)
+
+
+def test_wrong_method_ends_in_a_line_that_names_it(recipe):
+    done = run(recipe, "--methods", "finetune replay")
+    assert done.returncode == 2 and "got 'replay'" in done.stderr
+    assert not (recipe / "calls").exists()
+
+
+def test_help_lists_the_stages(recipe):
+    done = run(recipe, "--help")
+    assert done.returncode == 0 and "5 methods" in done.stdout

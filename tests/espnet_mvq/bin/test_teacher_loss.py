@@ -1,0 +1,331 @@
+"""The command that stores a teacher's task loss of each utterance."""
+
+import errno
+import io
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from espnet_mvq.bin import teacher_loss
+from espnet_mvq.bin.partial_losses import PartialLosses
+from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.teacher_loss import TeacherLossMetadata, read_teacher_losses
+from espnet_mvq.teachers.task_loss import TaskLoss, build_task_loss
+
+TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B"]
+TEXTS = ["A", "AB", "A BA", "BB", "ABABA", "B AB"]
+
+
+@pytest.fixture(scope="session")
+def ctc_dir(tmp_path_factory):
+    """Save a tiny HuBERT with a CTC head; it takes mixed lengths."""
+    from transformers import HubertConfig, HubertForCTC
+
+    torch.manual_seed(7)
+    sizes = dict.fromkeys(["num_hidden_layers", "num_attention_heads"], 2)
+    sizes.update(dict.fromkeys(["hidden_size", "intermediate_size"], 16))
+    sizes.update(num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
+    norms = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+    model = HubertForCTC(
+        HubertConfig(conv_dim=(8,) * 7, vocab_size=len(TOKENS), **sizes, **norms)
+    )
+    torch.nn.init.normal_(model.lm_head.weight)
+    folder = tmp_path_factory.mktemp("teacher") / "tiny_ctc"
+    model.save_pretrained(folder)
+    ids = {token: number for number, token in enumerate(TOKENS)}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    return folder
+
+
+@pytest.fixture
+def corpus(data_dir):
+    """Add texts, in another order, and of one more utterance."""
+    lines = [f"utt{n} {text}\n" for n, text in enumerate(TEXTS)]
+    (data_dir / "text").write_text("".join([*reversed(lines), "other A\n"]))
+    return data_dir
+
+
+@pytest.fixture
+def run(corpus, ctc_dir):
+    """Return a function that runs the command."""
+
+    def call(*options, teacher=f"transformers/{ctc_dir}"):
+        paths = ["--data_dir", str(corpus), "--teacher", teacher]
+        teacher_loss.main([*paths, *options])
+
+    return call
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """List the texts that the teacher computes the losses of, call by call."""
+    called, loss = [], TaskLoss.loss
+
+    def counting(task_loss, waveforms, texts):
+        called.append(texts)
+        return loss(task_loss, waveforms, texts)
+
+    monkeypatch.setattr(TaskLoss, "loss", counting)
+    return called
+
+
+def set_text(corpus, utt_id, text):
+    texts = {**teacher_loss.read_texts(corpus), utt_id: text}
+    texts = {u: t for u, t in texts.items() if t is not None}
+    (corpus / "text").write_text("".join(f"{u} {t}\n" for u, t in texts.items()))
+
+
+def test_losses_are_the_teachers_divided_by_the_labels(run, corpus, ctc_dir):
+    run()
+    found = read_teacher_losses(corpus / "teacher_loss")
+    assert list(found) == list(read_scp(corpus / "wav.scp"))
+    task_loss = build_task_loss(f"transformers/{ctc_dir}")
+    for number, (utt_id, value) in enumerate(found.items()):
+        waveform = task_loss.read(utt_id, f"{corpus}/{number}.wav")
+        (nats,), (count,) = task_loss.loss([waveform], [TEXTS[number]])
+        assert count == len(TEXTS[number])
+        assert value == pytest.approx(nats / count, rel=1e-8)
+    assert len(set(found.values())) == 6
+
+
+def test_json_says_what_the_losses_mean(run, corpus, ctc_dir):
+    run("--log_level", "WARNING")
+    content = json.loads((corpus / "teacher_loss.json").read_text())
+    values = list(read_teacher_losses(corpus / "teacher_loss").values())
+    assert content["teacher"] == build_task_loss(f"transformers/{ctc_dir}").id
+    assert (content["loss"], content["unit"]) == ("ctc", "nats per label")
+    assert (content["num_utterances"], content["num_labels"]) == (6, 18)
+    assert content["mean"] == pytest.approx(np.mean(values))
+    assert content["standard_deviation"] == pytest.approx(np.std(values))
+    assert content["quartiles"] == pytest.approx(np.percentile(values, [25, 50, 75]))
+    assert content["skipped"] == [] and "version" in content
+
+
+def test_espnet_reads_the_file(run, corpus):
+    from espnet2.train.dataset import ESPnetDataset
+
+    run()
+    entry = (str(corpus / "teacher_loss"), "teacher_loss", "text_float")
+    dataset = ESPnetDataset([entry], preprocess=None)
+    expected = read_teacher_losses(corpus / "teacher_loss")["utt3"]
+    found = dataset["utt3"][1]["teacher_loss"]
+    assert found.shape == (1,) and found[0] == np.float32(expected)
+
+
+def test_what_is_done_is_kept(run, corpus, calls):
+    run()
+    before = (corpus / "teacher_loss").stat().st_mtime_ns
+    assert len(calls) == 6
+    run()
+    assert (corpus / "teacher_loss").stat().st_mtime_ns == before
+    assert len(calls) == 6 and not list(corpus.glob("*.partial"))
+
+
+def test_other_texts_teachers_or_damage_make_it_again(run, corpus, calls, caplog):
+    caplog.set_level(logging.INFO)
+    run()
+    set_text(corpus, "utt3", "BA")
+    run()
+    assert len(calls) == 12 and "is of another run, made again" in caplog.text
+    run("--teacher_conf", "case=upper")
+    assert len(calls) == 18
+    path = corpus / "teacher_loss"
+    path.write_text(path.read_text().replace("utt2 ", "utt2 x"))
+    run("--teacher_conf", "case=upper")
+    assert len(calls) == 24 and "made again: teacher losses" in caplog.text
+    (corpus / "teacher_loss.json").unlink()
+    run("--teacher_conf", "case=upper")
+    assert len(calls) == 30 and len(read_teacher_losses(path)) == 6
+
+
+def test_output_can_be_elsewhere(run, corpus, tmp_path):
+    run("--output", str(tmp_path / "new" / "loss.v1"))
+    metadata = TeacherLossMetadata.load(tmp_path / "new" / "loss.v1.json")
+    losses = read_teacher_losses(tmp_path / "new" / "loss.v1")
+    assert len(losses) == metadata.num_utterances == 6
+    assert not (corpus / "teacher_loss").exists()
+
+
+def test_batches_change_nothing_that_counts(run, corpus, calls, tmp_path):
+    run("--output", str(tmp_path / "alone"))
+    run("--batch_s", "2.5", "--num_workers", "1", "--output", str(tmp_path / "batch"))
+    assert [len(texts) for texts in calls] == [1] * 6 + [2, 3, 1]
+    found, expected = map(read_teacher_losses, (tmp_path / "batch", tmp_path / "alone"))
+    assert found == pytest.approx(expected, rel=1e-4) and list(found) == list(expected)
+
+
+@pytest.mark.parametrize("end", [b"", b"utt0 1.", b"utt0 1.5 2 \xc3"])
+def test_a_run_that_broke_off_goes_on(run, corpus, calls, monkeypatch, caplog, end):
+    run()
+    expected = (corpus / "teacher_loss").read_bytes()
+    (corpus / "teacher_loss").unlink()
+    calls.clear()
+    write = PartialLosses.write
+
+    def interrupted(partial, losses):
+        if "utt2" in losses:
+            raise KeyboardInterrupt  # three longer ones are done
+        write(partial, losses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialLosses, "write", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            run()
+    assert ended.value.code == 130 and not (corpus / "teacher_loss").exists()
+    with (corpus / "teacher_loss.partial").open("ab") as file:
+        file.write(end)
+    caplog.set_level(logging.INFO)
+    run()
+    assert "the losses of 3 utterances of a run that broke off are kept" in caplog.text
+    assert calls[4:] == [[TEXTS[2]], [TEXTS[1]], [TEXTS[0]]]
+    assert (corpus / "teacher_loss").read_bytes() == expected
+    assert not (corpus / "teacher_loss.partial").exists()
+
+
+def test_kept_are_only_losses_of_the_same_teacher_and_text(run, corpus, calls):
+    set_text(corpus, "utt0", "AB" * 99)
+    with pytest.raises(SystemExit):
+        run()  # the shortest comes last, and has no room for its text
+    assert len(calls) == 6
+    set_text(corpus, "utt0", "A")
+    set_text(corpus, "utt4", "BBBBB")
+    run()
+    assert calls[6:] == [["BBBBB"], ["A"]]
+    (corpus / "teacher_loss").unlink()
+    set_text(corpus, "utt0", "AB" * 99)
+    with pytest.raises(SystemExit):
+        run()
+    run("--teacher_conf", "case=upper", "--on_error", "skip")
+    assert len(calls) == 8 + 6 + 6
+
+
+def test_second_writer_is_refused(run, corpus, ends_with_error):
+    import fcntl
+
+    with (corpus / "teacher_loss.partial").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process is writing it" in ends_with_error(run)
+    run()
+
+
+class FullDisk(io.BufferedRandom):
+    """A file of which what is written never arrives."""
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk(run, corpus, monkeypatch, ends_with_error):
+    def open_full(path, mode="r", **options):
+        if path.suffix == ".partial":
+            return FullDisk(io.FileIO(path, "a+"))
+        return open(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    error = ends_with_error(run)
+    assert "could not be written (No space left on device); the losses of 0" in error
+
+
+def test_speech_without_transcripts_has_no_loss(run, corpus, caplog):
+    set_text(corpus, "utt1", "")
+    set_text(corpus, "utt4", "-")
+    (corpus / "unlabelled").write_text("utt4\n\nnot_here 1\n")
+    run()
+    metadata = TeacherLossMetadata.load(corpus / "teacher_loss.json")
+    assert (metadata.num_without_text, metadata.skipped) == (2, [])
+    losses = read_teacher_losses(corpus / "teacher_loss")
+    assert list(losses) == ["utt0", "utt2", "utt3", "utt5"]
+    caplog.set_level(logging.INFO)
+    run()
+    assert "is done already" in caplog.text
+    set_text(corpus, "utt1", "A")
+    run()
+    assert len(read_teacher_losses(corpus / "teacher_loss")) == 5
+
+
+@pytest.mark.parametrize("line", ["", "utt2 B"])
+def test_damaged_text(run, corpus, ends_with_error, line):
+    with (corpus / "text").open("a") as file:
+        file.write(f"{line}\n")
+    assert f"text:8: got '{line}', expected 'utt_id text'" in ends_with_error(run)
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("audio", "utterance utt3: "),
+        ("text", "utterance utt3: text 'A, C': .* does not have ',' 'C'"),
+        ("no text", "utterance utt3: is in wav.scp but has no line in the file text"),
+        (
+            "long text",
+            "utterance utt3: got an infinite loss, as 150 labels do not fit into 0.70",
+        ),
+    ],
+)
+def test_what_cannot_be_used_stops_or_is_skipped(
+    run, corpus, ends_with_error, caplog, kind, message
+):
+    if kind == "audio":
+        soundfile.write(corpus / "3.wav", np.zeros(0), 16000)
+    else:
+        texts = {"text": "A, C", "no text": None, "long text": "AB" * 75}
+        set_text(corpus, "utt3", texts[kind])
+    error = ends_with_error(run)
+    assert re.match(message, error)
+    assert not (corpus / "teacher_loss").exists()
+    caplog.clear()
+    run("--on_error", "skip")
+    assert "skipped: utterance utt3: " in caplog.text
+    metadata = TeacherLossMetadata.load(corpus / "teacher_loss.json")
+    assert metadata.skipped == ["utt3"] and metadata.num_utterances == 5
+    assert "utt3" not in read_teacher_losses(corpus / "teacher_loss")
+    caplog.clear()
+    run("--on_error", "skip")
+    assert "skipped" not in caplog.text  # it is done
+    assert re.match(message, ends_with_error(run))
+
+
+def test_all_bad_texts_are_found_before_the_first_loss(
+    run, corpus, calls, ends_with_error
+):
+    for utt_id in ("utt1", "utt4", "utt5"):
+        set_text(corpus, utt_id, "Ä")
+    error = ends_with_error(run)
+    assert error.startswith("utterance utt1: ") and calls == []
+    assert "(3 utterances are alike); or leave them out with --on_error skip" in error
+
+
+def test_nothing_left(run, corpus, ends_with_error):
+    for number in range(6):
+        set_text(corpus, f"utt{number}", "Ä")
+    assert "no utterance is left, 0 have no text and 6" in ends_with_error(
+        run, "--on_error", "skip"
+    )
+
+
+def test_nan_stops_whatever_is_said(run, monkeypatch, ends_with_error):
+    def broken(task_loss, waveforms, texts):
+        return [float("nan")] * len(texts), [1] * len(texts)
+
+    monkeypatch.setattr(TaskLoss, "loss", broken)
+    error = ends_with_error(run, "--on_error", "skip")
+    assert error.startswith("utterance utt5: the teacher transformers/")
+    assert "gives NaN" in error
+
+
+def test_teacher_without_a_task_head(run, teacher_dir, ends_with_error):
+    for spec in ("s3prl/wavlm_base", f"transformers/{teacher_dir}"):
+        assert "has no task head" in ends_with_error(run, teacher=spec)
+
+
+def test_missing_files_and_gpu(run, corpus, ends_with_error):
+    if not torch.cuda.is_available():
+        assert "torch sees no GPU here" in ends_with_error(run, "--ngpu", "1")
+    (corpus / "text").unlink()
+    assert f"{corpus}/text: no such file" in ends_with_error(run)

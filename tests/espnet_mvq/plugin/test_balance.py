@@ -1,0 +1,256 @@
+"""How much utterances count in the task's loss and in the teacher's."""
+
+import argparse
+import math
+
+import pytest
+import torch
+
+from espnet_mvq.distillation import build_weighting
+from espnet_mvq.files.teacher_loss import TeacherLossMetadata
+from espnet_mvq.plugin.data_type import list_reader, teacher_loss_reader
+from espnet_mvq.plugin.teacher_loss import complete_weighting
+
+ADAKD = {"type": "adakd", "k_start": 2.0, "threshold": 1.0, "scale": 0.5}
+# No dropout anywhere, so that an utterance alone has the loss it has in a batch
+STILL = {"decoder_conf": {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}}
+TEACHER_LOSSES = torch.tensor([[0.2], [1.0], [1.9]])
+
+
+@pytest.fixture
+def batch(batch):
+    """Return a batch of equally long utterances.
+
+    At the end of a shorter one a spectrum sees zeros, where alone it sees an echo.
+    """
+    batch["speech"] = 0.1 * torch.randn(3, 9600)
+    batch["speech_lengths"] = torch.full((3,), 9600)
+    batch["codebook_indexes"] = torch.randint(0, 4, (3, 30, 2))
+    batch["codebook_indexes_lengths"] = torch.full((3,), 30)
+    return batch
+
+
+def alone(batch, number):
+    """Return one utterance of a batch, without its padding."""
+    part = {k: v[number : number + 1] for k, v in batch.items()}
+    for name in ("speech", "text", "codebook_indexes"):
+        part[name] = part[name][:, : part[f"{name}_lengths"][0]]
+    return part
+
+
+def parts(build_model, batch, **options):
+    """Return task loss and MVQ loss of each utterance, of a model without weighting."""
+    model = build_model(**STILL, **options).train()
+    found = []
+    for number in range(len(batch["speech"])):
+        loss, stats, _ = model(**alone(batch, number))
+        found.append((float(loss) - float(stats["loss_mvq"]), float(stats["loss_mvq"])))
+    return found
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3, 1.0])
+def test_adakd_is_its_formula(build_model, batch, ctc_weight):
+    options = {"model_conf": {"ctc_weight": ctc_weight}}
+    model = build_model({"weighting": ADAKD}, **STILL, **options).train()
+    loss, stats, _ = model(**batch, teacher_loss=TEACHER_LOSSES)
+    alphas = [
+        math.exp(-math.exp(2.0 * (x - 1.0) / 0.5 / 2))
+        for x in TEACHER_LOSSES.flatten().tolist()
+    ]
+    each = parts(build_model, batch, **options)
+    expected = sum((1 - a) * task + a * kd for a, (task, kd) in zip(alphas, each)) / 3
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert float(stats["mvq_alpha"]) == pytest.approx(sum(alphas) / 3, rel=1e-5)
+
+
+def test_gradients_are_those_of_the_weighted_sum(build_model, batch):
+    model = build_model({"weighting": ADAKD}, **STILL).train()
+    model(**batch, teacher_loss=TEACHER_LOSSES)[0].backward()
+    alphas = build_weighting(ADAKD).alphas(0, TEACHER_LOSSES.flatten())
+    plain = build_model(**STILL).train()
+    total = 0
+    for number, alpha in enumerate(alphas):
+        part = alone(batch, number)
+        both = plain(**part)[0]
+        indexes = {k: v for k, v in part.items() if not k.startswith("codebook")}
+        task = plain(**indexes)[0]
+        total = total + ((1 - alpha) * task + alpha * (both - task)) / 3
+    total.backward()
+    for (name, mine), other in zip(model.named_parameters(), plain.parameters()):
+        torch.testing.assert_close(
+            mine.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("kind", ["fixed", "warmup", "focal"])
+def test_siblings_need_no_teacher_loss(build_model, batch, kind):
+    model = build_model({"weighting": {"type": kind}}).train()
+    for _ in range(2):
+        loss, stats, _ = model(**batch)
+    loss.backward()
+    assert loss.isfinite() and 0 <= stats["mvq_alpha"] <= 1
+    if kind == "warmup":  # update 1 of 10 000
+        assert float(stats["mvq_alpha"]) == pytest.approx(0.5 / 10_000)
+
+
+def test_fixed_half_is_half_of_both(build_model, batch):
+    model = build_model({"weighting": {"type": "fixed"}}, **STILL).train()
+    loss = model(**batch)[0]
+    plain = build_model(**STILL).train()(**batch)[0]
+    torch.testing.assert_close(2 * loss, plain)
+
+
+def test_utterances_without_indexes_learn_from_their_texts(build_model, batch):
+    lengths = batch["codebook_indexes_lengths"]
+    lengths[:] = torch.tensor([lengths[0], 0, 0])
+    weighting = {"type": "fixed", "alpha": 0.25}
+    model = build_model({"weighting": weighting}, **STILL).train()
+    loss = model(**batch)[0]
+    each = parts(build_model, {**batch, "codebook_indexes_lengths": lengths * 0 + 30})
+    first, *others = each
+    expected = 0.75 * first[0] + 0.25 * first[1] + sum(task for task, _ in others)
+    expected /= 3
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_evaluation_weighs_nothing(build_model, batch):
+    model = build_model({"weighting": ADAKD}).eval()
+    plain = build_model().eval()
+    assert torch.equal(model(**batch)[0], plain(**batch)[0])
+
+
+def test_weight_that_is_0_leaves_the_task_alone(build_model, batch):
+    model = build_model({"weighting": ADAKD, "weight": 0.0}, **STILL).train()
+    loss = model(**batch, teacher_loss=TEACHER_LOSSES)[0]
+    plain = build_model({"weight": 0.0}, **STILL).train()(**batch)[0]
+    torch.testing.assert_close(loss, plain)
+
+
+def unlabelled(batch, number):
+    """Return a batch in which an utterance has no text."""
+    lengths = batch["text_lengths"].clone()
+    lengths[number] = 0
+    width = int(lengths.max())
+    text = batch["text"].masked_fill(torch.arange(3) >= lengths[:, None], -1)
+    return {**batch, "text": text[:, :width], "text_lengths": lengths}
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.5, 1.0])
+def test_utterance_without_text_learns_from_the_teacher_alone(
+    build_model, batch, number, ctc_weight
+):
+    options = {"model_conf": {"ctc_weight": ctc_weight}}
+    each = parts(build_model, batch, **options)
+    model = build_model(**STILL, **options).train()
+    loss, stats, _ = model(**unlabelled(batch, number))
+    tasks = [task for i, (task, _) in enumerate(each) if i != number]
+    expected = (sum(tasks) + sum(kd for _, kd in each)) / 3
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("text", [2, 4])
+def test_utterance_in_the_list_may_have_any_text(build_model, batch, text):
+    """Even one that is longer than the speech, which CTC cannot align."""
+    each = parts(build_model, batch)
+    texts = torch.full((3, 99), -1)
+    texts[:, :3] = batch["text"]
+    texts[1] = text
+    lengths = torch.tensor([3, 99, 1])
+    model = build_model(**STILL).train()
+    unlabelled = torch.tensor([[0.0], [1.0], [0.0]])
+    loss = model(
+        **{**batch, "text": texts, "text_lengths": lengths}, unlabelled=unlabelled
+    )[0]
+    expected = (each[0][0] + each[2][0] + sum(kd for _, kd in each)) / 3
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_batch_without_any_text(build_model, batch):
+    none = batch["text_lengths"] * 0
+    for text in (batch["text"][:, :0], batch["text"] * 0 - 1):
+        model = build_model(**STILL).train()
+        loss, stats, _ = model(**{**batch, "text": text, "text_lengths": none})
+        torch.testing.assert_close(loss.detach(), stats["loss_mvq"])
+
+
+def test_adakd_and_utterances_without_text(build_model, batch):
+    losses = TEACHER_LOSSES.clone()
+    losses[2] = math.nan
+    model = build_model({"weighting": ADAKD}, **STILL).train()
+    loss, stats, _ = model(**unlabelled(batch, 2), teacher_loss=losses)
+    assert loss.isfinite()
+    with pytest.raises(ValueError, match="got NaN as teacher loss of 1 of 3 utter"):
+        model(**batch, teacher_loss=losses)
+
+
+@pytest.fixture
+def training(tmp_path):
+    """Return a function that makes a training's options with a file of losses."""
+    (tmp_path / "text").write_text("a ONE\nb TWO\nc\n")
+
+    def make(losses, conf):
+        data = [(str(tmp_path / "text"), "text", "text")]
+        if losses is not None:
+            (tmp_path / "teacher_loss").write_text(losses)
+            data.append((str(tmp_path / "teacher_loss"), "teacher_loss", "mvq_loss"))
+        return argparse.Namespace(train_data_path_and_name_and_type=data), {
+            "weighting": conf
+        }
+
+    return make
+
+
+def test_threshold_and_scale_are_those_of_the_training_set(training):
+    args, conf = training("a 1.0\nb 3.0\nz 99\n", {"type": "adakd"})
+    complete_weighting(conf, args)
+    assert conf["weighting"]["threshold"] == 2.0 and conf["weighting"]["scale"] == 1.0
+    assert build_weighting(conf["weighting"]).k_start == 2.0
+
+
+def test_utterances_that_the_teacher_could_not_align_learn_from_text(
+    training, tmp_path
+):
+    args, conf = training("a 1.0\n", {"type": "adakd"})
+    metadata = TeacherLossMetadata(
+        teacher="t", loss="ctc", label="token", inputs="0", skipped=["b"]
+    )
+    (tmp_path / "teacher_loss.json").write_text(metadata.to_json())
+    complete_weighting(conf, args)
+    assert conf["weighting"]["threshold"] == 1.0
+    reader = teacher_loss_reader(str(tmp_path / "teacher_loss"))
+    loss = torch.from_numpy(reader["b"])
+    assert float(build_weighting(conf["weighting"]).alphas(0, loss)) == 0
+
+
+@pytest.mark.parametrize(
+    "losses, message",
+    [
+        (None, "got no data of type 'mvq_loss'.*espnet_mvq.bin.teacher_loss"),
+        ("a 1.0\n", "utterance b and 0 more of the training set have a text and no"),
+        ("a 1.0\nb nan\n", "utterance b has 'nan', expected one finite number"),
+    ],
+)
+def test_losses_that_are_not_there_are_refused(training, losses, message):
+    args, conf = training(losses, {"type": "adakd"})
+    with pytest.raises(ValueError, match=message):
+        complete_weighting(conf, args)
+
+
+def test_reader_gives_nan_where_there_is_no_loss(training, tmp_path):
+    training("a 1.5\n", {})
+    reader = teacher_loss_reader(str(tmp_path / "teacher_loss"))
+    assert reader["a"].tolist() == [1.5] and math.isnan(reader["c"][0])
+    assert list(reader) == ["a"] and "c" not in reader
+
+
+def test_list_reader(tmp_path):
+    (tmp_path / "unlabelled").write_text("a\nb more words\n\n")
+    reader = list_reader(str(tmp_path / "unlabelled"))
+    assert [reader[u].tolist() for u in "abc"] == [[1.0], [1.0], [0.0]]
+    with pytest.raises(FileNotFoundError, match="unlabelled2: no such file"):
+        list_reader(str(tmp_path / "unlabelled2"))

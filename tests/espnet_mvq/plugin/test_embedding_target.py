@@ -1,0 +1,290 @@
+"""Teacher embeddings as target: stored, decoded from indexes, or of a live teacher."""
+
+import argparse
+
+import pytest
+import torch
+
+from espnet_mvq.indexes import EmbeddingMetadata, IndexMetadata
+from espnet_mvq.plugin.config import parse_targets
+from espnet_mvq.plugin.metadata_check import complete_mvq_conf
+from espnet_mvq.quantization import Quantizer
+from espnet_mvq.teachers import build_teacher
+
+DIM = 3
+FRAMES = dict(sample_rate=16_000, frame_shift_samples=320, frame_offset_samples=199.5)
+LOSSES = ("l1", "l2", "cosine")
+
+
+@pytest.fixture
+def embeddings(batch):
+    """Return a batch with embeddings in place of indexes; one utterance has none."""
+    lengths = batch["codebook_indexes_lengths"].clone()
+    lengths[1] = 0
+    kept = {k: v for k, v in batch.items() if not k.startswith("codebook")}
+    stored = 5 + 3 * torch.randn(3, 30, DIM)
+    return {**kept, "embeddings": stored, "embeddings_lengths": lengths}
+
+
+@pytest.fixture
+def quantizer(tmp_path):
+    """Return a quantizer of the batch's indexes, and its file."""
+    quantizer = Quantizer(torch.randn(2, 4, DIM))
+    quantizer.save(tmp_path / "quantizer.safetensors")
+    return quantizer, str(tmp_path / "quantizer.safetensors")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """Return the name of a tiny HuBERT of DIM channels."""
+    import transformers
+
+    config = transformers.HubertConfig(
+        hidden_size=DIM,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=4,
+        conv_dim=(4,) * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=1,
+    )
+    transformers.HubertModel(config).save_pretrained(tmp_path / "hubert")
+    return f"transformers/{tmp_path / 'hubert'}"
+
+
+def stored_target(loss="l2", **options):
+    return {"targets": {"embeddings": {"loss": loss, "dim": DIM, **options}}}
+
+
+def explicit_loss(model, frames, values, lengths, student_lengths, kind):
+    """Compute the loss frame by frame, with the normalisation the model has now."""
+    (target,) = model.mvq.values()
+    places, inside = target.aligner.teacher_frames(frames.shape[1])
+    total = torch.zeros(())
+    for b in range(len(frames)):
+        for t in range(int(student_lengths[b])):
+            predicted = target.projection(frames[b, t]).reshape(-1, DIM)
+            for slot, place in enumerate(places[t].tolist()):
+                if not (inside[t, slot] and 0 <= place < lengths[b]):
+                    continue
+                p = predicted[slot]
+                e = target.normaliser(values[b, place : place + 1])[0]
+                distance = {
+                    "l1": (p - e).abs().mean(),
+                    "l2": (p - e).square().mean(),
+                    "cosine": 1 - p @ e / (p.norm() * e.norm()),
+                }[kind]
+                total = total + distance
+    return total / (target.aligner.num_slots * len(frames))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_loss_is_that_of_the_formula(build_model, embeddings, kind):
+    model = build_model(stored_target(kind)).train()
+    _, stats, _ = model(**embeddings)
+    model.eval()  # the normaliser stays as it was in that step
+    frames, lengths = model.encode(embeddings["speech"], embeddings["speech_lengths"])
+    expected = explicit_loss(
+        model,
+        frames,
+        embeddings["embeddings"],
+        embeddings["embeddings_lengths"],
+        lengths,
+        kind,
+    )
+    torch.testing.assert_close(stats["loss_embedding"][0], expected.detach())
+    assert -1 <= stats["embedding_cosine"] <= 1 and stats["embedding_error"] > 0
+
+
+def test_normaliser_has_seen_the_frames_that_count(build_model, embeddings):
+    model = build_model(stored_target()).train()
+    model(**embeddings)
+    normaliser = model.mvq["embeddings"].normaliser
+    seen = float(normaliser.count)
+    assert 0 < seen <= embeddings["embeddings_lengths"].sum()
+    assert normaliser.mean.sub(5).abs().max() < 2
+    model.eval()
+    model(**embeddings)
+    assert float(normaliser.count) == seen  # evaluation learns nothing
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_training_comes_nearer(build_model, embeddings, kind):
+    model = build_model(stored_target(kind, layer=1)).train()
+    optim = torch.optim.Adam(model.parameters(), lr=0.02)
+    errors = []
+    for _ in range(30):
+        loss, stats, _ = model(**embeddings)
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+        errors.append(float(stats["loss_embedding"]))
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_decoded_indexes_are_embeddings(build_model, batch, quantizer):
+    quantizer, path = quantizer
+    conf = {"loss": "l2", "dim": DIM, "quantizer": path, "quantizer_id": quantizer.id}
+    model = build_model(conf).eval()
+    _, stats, _ = model(**batch)
+    decoded = quantizer.decode(batch["codebook_indexes"].clamp(min=0))
+    frames, lengths = model.encode(batch["speech"], batch["speech_lengths"])
+    expected = explicit_loss(
+        model, frames, decoded, batch["codebook_indexes_lengths"], lengths, "l2"
+    )
+    torch.testing.assert_close(stats["loss_embedding"][0], expected.detach())
+
+
+def test_decoding_with_another_quantizer_is_refused(build_model, batch, quantizer):
+    conf = {"loss": "l2", "dim": DIM, "quantizer": quantizer[1]}
+    model = build_model({**conf, "quantizer_id": "0123"})
+    with pytest.raises(ValueError, match="expected 0123 as codebook_indexes were made"):
+        model(**batch)
+
+
+def test_teacher_in_the_loop_gives_what_stored_embeddings_give(
+    build_model, embeddings, teacher
+):
+    built = build_teacher(teacher, layer=1)
+    stored, lengths = built.embed(embeddings["speech"], embeddings["speech_lengths"])
+    del embeddings["embeddings"], embeddings["embeddings_lengths"]
+    conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1}
+    live = build_model({**conf, "frame_offset_samples": built.frame_offset_samples})
+    with_stored = build_model(
+        stored_target(frame_offset_samples=built.frame_offset_samples)
+    )
+    torch.manual_seed(0)  # of the decoder's dropout
+    live_loss, live_stats, _ = live.train()(**embeddings)
+    dropout = torch.rand(1)
+    torch.manual_seed(0)
+    loss, stats, _ = with_stored.train()(
+        **embeddings, embeddings=stored, embeddings_lengths=lengths
+    )
+    assert torch.equal(dropout, torch.rand(1))
+    torch.testing.assert_close(live_loss, loss)
+    torch.testing.assert_close(live_stats, stats)
+    live_loss.backward()
+    assert live.mvq["teacher"].projection.weight.grad.abs().sum() > 0
+    assert not [name for name in live.state_dict() if "hubert" in name.lower()]
+    assert len(live.state_dict()) == len(with_stored.state_dict())
+
+
+def test_teacher_in_the_loop_needs_waveforms(build_model, teacher):
+    conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1}
+    model = build_model(
+        {**conf, "student_frame_shift_samples": 640},
+        frontend=None,
+        input_size=8,
+    )
+    features = torch.randn(2, 60, 8)
+    with pytest.raises(ValueError, match="mvq_conf teacher needs waveforms, got feat"):
+        model(
+            features,
+            torch.tensor([60, 50]),
+            text=torch.tensor([[2, 3], [2, -1]]),
+            text_lengths=torch.tensor([2, 1]),
+        )
+
+
+def test_embeddings_of_another_dimension_are_refused(build_model, embeddings):
+    embeddings["embeddings"] = torch.randn(3, 30, DIM + 1)
+    model = build_model(stored_target())
+    with pytest.raises(
+        ValueError, match=r"embeddings: got shape \(3, 30, 4\), expected"
+    ):
+        model(**embeddings)
+
+
+@pytest.mark.parametrize("level", ["frame", "utterance"])
+def test_one_embedding_for_an_utterance(build_model, embeddings, level):
+    embeddings["embeddings"] = embeddings["embeddings"][:, :1]
+    embeddings["embeddings_lengths"] = torch.tensor([1, 0, 1])
+    model = build_model(stored_target(level=level)).train()
+    _, stats, _ = model(**embeddings)
+    # Level frame: a single frame where there should be 30 is left out.
+    assert stats["loss_embedding"].isnan() == (level == "frame")
+    if level == "utterance":
+        assert stats["mvq_frames"] == 2
+
+
+@pytest.mark.parametrize(
+    "name, conf, message",
+    [
+        ("codebook_indexes", {"loss": "l3"}, "loss: got 'l3', expected one of codeb"),
+        ("embeddings", {"dim": DIM}, "loss: got codebooks for embeddings, expected"),
+        ("embeddings", {"loss": "l2"}, "dim missing"),
+        ("codebook_indexes", {"loss": "l1", "dim": DIM}, "embeddings decoded from ind"),
+        ("teacher", {"loss": "l1", "dim": DIM}, "got teacher None for teacher; a tar"),
+        ("embeddings", {"loss": "l1", "teacher": "a/b"}, "got teacher a/b for embedd"),
+        ("embeddings", {"loss": "l1", "quantizer": "q"}, "embeddings already; leave"),
+        ("embeddings", {"loss": "l1", "level": "word"}, "level: got 'word', expected"),
+    ],
+)
+def test_losses_that_cannot_be_had_are_refused(name, conf, message):
+    with pytest.raises(ValueError, match=message):
+        parse_targets({**FRAMES, "targets": {name: conf}})
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Return a function that makes a training's options with stored frames."""
+
+    def make(name, metadata, conf):
+        data = [(str(tmp_path / "wav.scp"), "speech", "sound")]
+        if metadata is not None:
+            metadata.save(tmp_path / f"{name}.json")
+            data.append((str(tmp_path / f"{name}.scp"), name, "mvq_ark"))
+        return argparse.Namespace(
+            model_conf={"mvq_conf": conf},
+            train_data_path_and_name_and_type=data,
+            valid_data_path_and_name_and_type=[],
+        )
+
+    return make
+
+
+def test_metadata_of_embeddings_fill_the_options(options):
+    metadata = EmbeddingMetadata(teacher="t", layer=3, dim=DIM, **FRAMES)
+    args = options("embeddings", metadata, {"loss": "l2"})
+    complete_mvq_conf(args)
+    says = {**FRAMES, "dim": DIM, "level": "frame"}
+    assert args.model_conf["mvq_conf"]["targets"] == {"embeddings": says}
+    (config,) = parse_targets(args.model_conf["mvq_conf"]).values()
+    assert (config.loss, config.dim) == ("l2", DIM)
+
+
+def test_quantizer_says_the_dimension_of_decoded_indexes(options, quantizer):
+    metadata = IndexMetadata(
+        teacher="t",
+        layer=3,
+        quantizer_id=quantizer[0].id,
+        num_codebooks=2,
+        codebook_size=4,
+        **FRAMES,
+    )
+    conf = {"loss": "l2", "quantizer": quantizer[1]}
+    args = options("codebook_indexes", metadata, conf)
+    complete_mvq_conf(args)
+    assert args.model_conf["mvq_conf"]["dim"] == DIM
+    parse_targets(args.model_conf["mvq_conf"])
+
+
+def test_teacher_is_asked_once_for_what_it_is(options, teacher):
+    conf = {"loss": "l2", "teacher": teacher, "teacher_layer": 1}
+    args = options("teacher", None, conf)
+    complete_mvq_conf(args)
+    completed = args.model_conf["mvq_conf"]
+    assert completed["dim"] == DIM and completed["frame_shift_samples"] == 320
+    # All is known now: a decoding elsewhere does not need the teacher.
+    args.model_conf["mvq_conf"] = {**completed, "teacher": "transformers/gone"}
+    complete_mvq_conf(args)
+    parse_targets(args.model_conf["mvq_conf"])
+
+
+def test_indexes_in_place_of_embeddings_are_refused(options):
+    metadata = EmbeddingMetadata(teacher="t", layer=3, dim=DIM, **FRAMES)
+    args = options("codebook_indexes", metadata, {})
+    with pytest.raises(
+        ValueError, match="got format 'espnet_mvq.embeddings', expected"
+    ):
+        complete_mvq_conf(args)

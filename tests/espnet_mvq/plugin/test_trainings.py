@@ -1,0 +1,106 @@
+"""Small trainings through ESPnet's own commands, from files to checkpoints."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from espnet_mvq.indexes import EmbeddingMetadata, ShardWriter
+from espnet_mvq.indexes.shard import shard_paths
+
+WITH_TEXT = {
+    "use_preprocessor": True,
+    "token_type": "char",
+    "valid_max_cache_size": 0,
+}
+
+
+@pytest.fixture
+def train(write_training, tmp_path):
+    """Return a function that trains; it returns config.yaml and what was reported."""
+    from espnet2.tasks.asr import ASRTask
+
+    import espnet_mvq
+
+    espnet_mvq.register()
+
+    def run(texts=None, more_data=(), mvq_conf=None, command=(), **options):
+        options = {**WITH_TEXT, **options}
+        path = write_training(**options)
+        config = yaml.safe_load(path.read_text())
+        config["model_conf"]["mvq_conf"] = mvq_conf or {}
+        config["train_data_path_and_name_and_type"] += [list(d) for d in more_data]
+        for kind in ("train", "valid"):
+            config[f"{kind}_data_path_and_name_and_type"][1][2] = "text"
+        path.write_text(yaml.safe_dump(config))
+        texts = texts or {}
+        lines = [f"u{n} {texts.get(n, 'ab')}".strip() for n in range(8)]
+        (tmp_path / "text").write_text("\n".join(lines) + "\n")
+        ASRTask.main(cmd=["--config", str(path), *command])
+        if command:
+            return None
+        written = yaml.safe_load((tmp_path / "exp" / "config.yaml").read_text())
+        checkpoint = torch.load(tmp_path / "exp" / "checkpoint.pth", weights_only=False)
+        epochs = checkpoint["reporter"]["stats"]
+        return written, epochs[max(epochs)]["train"], checkpoint["model"]
+
+    return run
+
+
+def test_adakd_with_utterances_without_text(train, tmp_path):
+    losses = {n: 0.5 + 0.1 * n for n in range(7)}
+    lines = "".join(f"u{n} {loss}\n" for n, loss in losses.items())
+    (tmp_path / "teacher_loss").write_text(lines)
+    written, stats, state = train(
+        texts={7: ""},
+        more_data=[(str(tmp_path / "teacher_loss"), "teacher_loss", "mvq_loss")],
+        mvq_conf={"layer": 1, "weighting": {"type": "adakd"}},
+    )
+    weighting = written["model_conf"]["mvq_conf"]["weighting"]
+    assert weighting["threshold"] == pytest.approx(np.mean(list(losses.values())))
+    assert weighting["scale"] == pytest.approx(np.std(list(losses.values())))
+    assert 0 < stats["mvq_alpha"] < 1 and math.isfinite(stats["loss"])
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_list_of_utterances_without_text(train, tmp_path):
+    (tmp_path / "unlabelled").write_text("u2\nu5\n")
+    (tmp_path / "teacher_loss").write_text("".join(f"u{n} {n}\n" for n in (0, 1, 3)))
+    data = [
+        (str(tmp_path / "unlabelled"), "unlabelled", "mvq_list"),
+        (str(tmp_path / "teacher_loss"), "teacher_loss", "mvq_loss"),
+    ]
+    conf = {"weighting": {"type": "adakd"}}
+    with pytest.raises(ValueError, match="utterance u4 and 2 more of the training set"):
+        train(texts={2: "-", 5: "-"}, more_data=data, mvq_conf=conf)
+
+
+def test_statistics_of_utterances_without_text(train, tmp_path):
+    """Stage 10 of asr.sh goes over the same data."""
+    (tmp_path / "unlabelled").write_text("u2\n")
+    stats = tmp_path / "stats"
+    train(
+        texts={2: "-"},
+        more_data=[(str(tmp_path / "unlabelled"), "unlabelled", "mvq_list")],
+        command=["--collect_stats", "true", "--output_dir", str(stats)],
+    )
+    assert "u2 1\n" in (stats / "train" / "text_shape").read_text()
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "cosine"])
+def test_stored_embeddings(train, tmp_path, kind):
+    frames = dict(sample_rate=16_000, frame_shift_samples=320, frame_offset_samples=200)
+    metadata = EmbeddingMetadata(teacher="t", layer=1, dim=3, **frames)
+    with ShardWriter(tmp_path / "arks", 1, metadata) as shard:
+        for n in range(6):  # two utterances have none
+            shard.write(f"u{n}", np.random.randn(24, 3).astype(np.float16))
+    _, scp, _ = shard_paths(tmp_path / "arks", 1, metadata.STEM)
+    written, stats, _ = train(
+        more_data=[(str(scp), "embeddings", "mvq_ark")],
+        mvq_conf={"targets": {"embeddings": {"loss": kind}, "codebook_indexes": {}}},
+    )
+    assert written["model_conf"]["mvq_conf"]["targets"]["embeddings"]["dim"] == 3
+    assert stats["embedding_error_embeddings"] > 0
+    assert stats["acc_mvq_codebook_indexes"] >= 0
