@@ -26,7 +26,9 @@ def train(write_training, tmp_path):
 
     espnet_mvq.register()
 
-    def run(texts=None, more_data=(), mvq_conf=None, command=(), **options):
+    def run(
+        texts=None, more_data=(), mvq_conf=None, command=(), change=None, **options
+    ):
         options = {**WITH_TEXT, **options}
         path = write_training(**options)
         config = yaml.safe_load(path.read_text())
@@ -34,10 +36,12 @@ def train(write_training, tmp_path):
         config["train_data_path_and_name_and_type"] += [list(d) for d in more_data]
         for kind in ("train", "valid"):
             config[f"{kind}_data_path_and_name_and_type"][1][2] = "text"
-        path.write_text(yaml.safe_dump(config))
         texts = texts or {}
         lines = [f"u{n} {texts.get(n, 'ab')}".strip() for n in range(8)]
         (tmp_path / "text").write_text("\n".join(lines) + "\n")
+        if change is not None:
+            change(config)
+        path.write_text(yaml.safe_dump(config))
         ASRTask.main(cmd=["--config", str(path), *command])
         if command:
             return None
@@ -104,3 +108,54 @@ def test_stored_embeddings(train, tmp_path, kind):
     assert written["model_conf"]["mvq_conf"]["targets"]["embeddings"]["dim"] == 3
     assert stats["embedding_error_embeddings"] > 0
     assert stats["acc_mvq_codebook_indexes"] >= 0
+
+
+def test_resumed_training_goes_on_where_it_was(train, tmp_path):
+    """The schedule of the weight goes by updates that are counted in the checkpoint."""
+    conf = {"layer": 1, "schedule": {"warmup_updates": 4}}
+    _, _, first = train(mvq_conf=conf, max_epoch=1)
+    assert float(first["mvq.num_updates"]) == 2
+    _, _, resumed = train(mvq_conf=conf, max_epoch=2, resume=True)
+    assert float(resumed["mvq.num_updates"]) == 4
+    assert not torch.equal(
+        first["mvq.codebook_indexes.head.weight"],
+        resumed["mvq.codebook_indexes.head.weight"],
+    )
+
+
+def test_corpus_in_pieces(train, tmp_path):
+    """`--num_splits_asr` of asr.sh: each epoch goes over the pieces."""
+
+    def split(config):
+        # Beside the ark too, as the extraction leaves it
+        (tmp_path / "codebook_indexes.1.json").symlink_to("codebook_indexes.json")
+        names = ("wav.scp", "text", "codebook_indexes.scp", "speech_shape")
+        for name in names:
+            lines = (tmp_path / name).read_text().splitlines(True)
+            folder = tmp_path / "splits" / name
+            folder.mkdir(parents=True)
+            for n in (0, 1):
+                (folder / f"split.{n}").write_text("".join(lines[n::2]))
+            (folder / "num_splits").write_text("2")
+        data = config["train_data_path_and_name_and_type"]
+        config["train_data_path_and_name_and_type"] = [
+            [str(tmp_path / "splits" / name), *others]
+            for name, (_, *others) in zip(names, data)
+        ]
+        config["train_shape_file"] = [str(tmp_path / "splits" / "speech_shape")]
+
+    written, stats, state = train(change=split, multiple_iterator=True)
+    assert written["model_conf"]["mvq_conf"]["quantizer_id"] == "0123456789abcdef"
+    assert stats["mvq_frames"] > 0 and float(state["mvq.num_updates"]) == 4
+
+
+def test_best_checkpoints_are_averaged(train, tmp_path):
+    train(keep_nbest_models=2)
+    files = [tmp_path / "exp" / f"{n}epoch.pth" for n in (1, 2)]
+    states = [torch.load(path, weights_only=True) for path in files]
+    average = torch.load(tmp_path / "exp/valid.loss.ave_2best.pth", weights_only=True)
+    assert set(average) == set(states[0])
+    for name in average:
+        expected = (states[0][name] + states[1][name]) / 2
+        if average[name].is_floating_point():
+            torch.testing.assert_close(average[name], expected)
