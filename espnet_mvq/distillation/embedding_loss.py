@@ -118,8 +118,8 @@ def embedding_loss(
     Returns:
         The sums; all zero, with zero gradients, if there are no frames.
 
-    Source: the l1 and l2 baselines of Guo et al. 2022 (arXiv:2211.00508), section 4;
-        their scale and normalisation are not given there and ours.
+    Source: l1 and l2 are what Guo et al. 2022 (arXiv:2211.00508) compare with; scale
+        and normalisation are ours.
     """
     with torch.autocast(predicted.device.type, enabled=False):
         predicted, embeddings = predicted.float(), embeddings.float()
