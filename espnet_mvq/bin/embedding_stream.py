@@ -1,21 +1,19 @@
 """Utterances of a corpus through the teacher: read ahead, batched by length."""
 
 import logging
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Deque, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Union
 
 import soundfile
 import torch
 
+from espnet_mvq.bin.read_ahead import read_ahead
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.batching import group_by_length
-
-_BATCHES_AHEAD = 3
 
 
 @dataclass
@@ -105,50 +103,17 @@ def embed_batches(
     Raises:
         ValueError: If the teacher gives NaN or infinity.
     """
-    todo = iter(batches)
-    ahead: Deque[List[Tuple[str, Future]]] = deque()
-    pool = ThreadPoolExecutor(max_workers=max(1, num_workers))
-
-    def read_one_more() -> None:
-        for batch in todo:
-            ahead.append([(u, pool.submit(teacher.read, u, places[u])) for u in batch])
-            return
-
-    try:
-        for _ in range(_BATCHES_AHEAD):
-            read_one_more()
-        while ahead:
-            futures = ahead.popleft()
-            read_one_more()
-            yield _embed(teacher, futures)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    for found in read_ahead(teacher, batches, places, num_workers):
+        yield _embed(teacher, found)
 
 
-def to_level(embeddings: torch.Tensor, level: str) -> torch.Tensor:
-    """Return the vectors of an utterance that are quantized or stored.
-
-    Args:
-        embeddings: Of all its frames, float, (T, D), T >= 1.
-        level: frame, or utterance.
-
-    Returns:
-        The same; or their mean, (1, D).
-
-    Source: DeCoR (Jiang et al. 2023, arXiv:2305.18441) stores one index of each audio;
-        that an audio's embedding is the mean over its frames is our reading.
-    """
-    return embeddings.mean(0, keepdim=True) if level == "utterance" else embeddings
-
-
-def _embed(teacher: Teacher, futures: List[Tuple[str, Future]]) -> EmbeddedBatch:
+def _embed(
+    teacher: Teacher, found: Dict[str, Union[torch.Tensor, AudioError]]
+) -> EmbeddedBatch:
     """Embed what was read of a batch."""
-    batch, waveforms = EmbeddedBatch(), {}
-    for utt_id, future in futures:
-        try:
-            waveforms[utt_id] = future.result()
-        except AudioError as error:
-            batch.errors[utt_id] = error
+    errors = {u: e for u, e in found.items() if isinstance(e, AudioError)}
+    waveforms = {u: w for u, w in found.items() if u not in errors}
+    batch = EmbeddedBatch(errors=errors)
     embeddings = teacher.embed_batch(list(waveforms.values()))
     batch.embeddings = dict(zip(waveforms, embeddings))
     for utt_id, frames in batch.embeddings.items():

@@ -139,9 +139,10 @@ def embeddings_of(
     """Yield (utt_id, embeddings (T, D)) of a teacher, utterances in random order."""
     places = read_scp(args.wav_scp)
     teacher, _ = teacher_from_options(args)
-    check_quantizer(quantizer, teacher, args.quantizer)
+    level = quantizer.provenance.get("level", "frame")
+    check_quantizer(quantizer, teacher, args.quantizer, level)
     utt_ids = shuffle_over_speakers(list(places), None, args.seed)
-    yield from zip(utt_ids, embed_utterances(teacher, utt_ids, places))
+    yield from zip(utt_ids, embed_utterances(teacher, utt_ids, places, level))
 
 
 def sample(

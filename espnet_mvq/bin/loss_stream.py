@@ -1,54 +1,10 @@
-"""Utterances through a teacher with its task head: read ahead, loss by loss."""
+"""Utterances through a teacher with its task head, loss by loss."""
 
 import math
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Deque, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.task_loss import TaskLoss
-
-_BATCHES_AHEAD = 3
-
-
-def read_ahead(
-    task_loss: TaskLoss,
-    batches: Iterable[List[str]],
-    places: Dict[str, str],
-    num_workers: int,
-) -> Iterator[Dict[str, Any]]:
-    """Read batches of utterances in threads, a few batches ahead.
-
-    Yields:
-        Waveform (S,) of each utterance, or the AudioError it gave.
-    """
-    todo = iter(batches)
-    ahead: Deque[List[Tuple[str, Future]]] = deque()
-    pool = ThreadPoolExecutor(max_workers=max(1, num_workers))
-
-    def read_one_more() -> None:
-        for batch in todo:
-            reads = [(u, pool.submit(task_loss.read, u, places[u])) for u in batch]
-            ahead.append(reads)
-            return
-
-    try:
-        for _ in range(_BATCHES_AHEAD):
-            read_one_more()
-        while ahead:
-            reads = ahead.popleft()
-            read_one_more()
-            yield {utt_id: _result(future) for utt_id, future in reads}
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(future: Future) -> Any:
-    """Return what was read, or the AudioError."""
-    try:
-        return future.result()
-    except AudioError as error:
-        return error
 
 
 def losses_of_batch(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from espnet_mvq import __version__
 from espnet_mvq.bin.embedding_stream import plan_batches, read_num_samples
-from espnet_mvq.bin.loss_stream import losses_of_batch, read_ahead
+from espnet_mvq.bin.loss_stream import losses_of_batch
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_run_options,
@@ -20,17 +20,16 @@ from espnet_mvq.bin.options import (
     setup_logging,
 )
 from espnet_mvq.bin.partial_losses import PartialLosses
-from espnet_mvq.files.scp import read_scp
+from espnet_mvq.bin.read_ahead import read_ahead
+from espnet_mvq.files.scp import read_list, read_scp
 from espnet_mvq.files.teacher_loss import (
     TeacherLossMetadata,
     format_teacher_losses,
     read_teacher_losses,
 )
 from espnet_mvq.indexes.metadata import write_text
+from espnet_mvq.plugin.config import UNLABELLED_NAME
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError, build_task_loss
-
-# Utterances of a data folder whose texts are none, an id in each line
-UNLABELLED = "unlabelled"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -41,7 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
         "counts labels), in wav.scp's order: what AdaKD weighs utterances by. A file "
         "that is there whole, of the same teacher, audio and texts, is kept; a run "
         "that broke off goes on where it was. Utterances with an empty text, "
-        f"or in the data folder's file {UNLABELLED}, get no line.",
+        f"or in the data folder's file {UNLABELLED_NAME}, get no line.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -147,9 +146,8 @@ def read_texts(data_dir: Path) -> Dict[str, str]:
                     "each utterance once; take the line out"
                 )
             texts[utt_id] = "".join(text)
-    if (data_dir / UNLABELLED).is_file():
-        listed = (data_dir / UNLABELLED).read_text(encoding="utf-8").splitlines()
-        texts.update((line.split()[0], "") for line in listed if line.strip())
+    if (data_dir / UNLABELLED_NAME).is_file():
+        texts.update(dict.fromkeys(read_list(data_dir / UNLABELLED_NAME), ""))
     return texts
 
 

@@ -1,7 +1,7 @@
-"""Kaldi-style two-column files: `utt_id value`, one utterance a line."""
+"""Kaldi-style files of utterances: `utt_id value`, or lists of them."""
 
 from pathlib import Path
-from typing import Dict, Union
+from typing import Dict, Set, Union
 
 
 def read_scp(path: Union[str, Path]) -> Dict[str, str]:
@@ -29,3 +29,16 @@ def read_scp(path: Union[str, Path]) -> Dict[str, str]:
                 )
             table[columns[0]] = columns[1]
     return table
+
+
+def read_list(path: Union[str, Path]) -> Set[str]:
+    """Return the utterances of a file, the first word of each line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"list of utterances {path}: no such file")
+    with path.open(encoding="utf-8") as lines:
+        return {line.split()[0] for line in lines if line.strip()}

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Iterator, List, Set, Tuple, Union
+from typing import Iterator, List, Tuple, Union
 
 import numpy as np
 from espnet2.train.dataset import DATA_TYPES
 
+from espnet_mvq.files.scp import read_list
 from espnet_mvq.files.teacher_loss import TeacherLossMetadata, read_teacher_losses
 from espnet_mvq.indexes import FrameReader
 
@@ -68,19 +69,6 @@ def list_reader(path: str) -> NumberReader:
         FileNotFoundError: If there is no such file.
     """
     return NumberReader(dict.fromkeys(read_list(path), 1.0), 0.0)
-
-
-def read_list(path: Union[str, Path]) -> Set[str]:
-    """Return the utterances of a file, the first word of each line.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"list of utterances {path}: no such file")
-    with path.open(encoding="utf-8") as lines:
-        return {line.split()[0] for line in lines if line.strip()}
 
 
 def register_data_types() -> Tuple[str, ...]:

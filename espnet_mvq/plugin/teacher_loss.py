@@ -7,12 +7,12 @@ from typing import Any, Dict, List, Set
 
 import torch
 
+from espnet_mvq.files.scp import read_list
 from espnet_mvq.files.teacher_loss import read_teacher_losses
 from espnet_mvq.plugin.config import TEACHER_LOSS_NAME, parse_weighting
 from espnet_mvq.plugin.data_type import (
     LIST_NAME,
     LOSS_NAME,
-    read_list,
     skipped_utterances,
 )
 
