@@ -19,7 +19,7 @@ teacher=transformers/openai/whisper-tiny.en
 teacher_conf=window_s=0
 layer=3             # Teacher layer, counted from 1.
 loss_teacher=       # Teacher of AdaKD, with a task head (see bin/teacher_loss); empty: the
-                    # model of run.sh, espnet/exp/asr_train_asr_debug_mvq_raw_en_bpe100.
+                    # MVQ student, which is trained for it first.
 k_updates=900       # AdaKD: updates in which k falls.
 max_frames=40000    # Frames the quantizer is trained on.
 
@@ -38,7 +38,6 @@ help_message="Usage: $0 [options]   (defaults in brackets)
 
 train_set=train_clean_5
 data=dump/raw/${train_set}
-loss_teacher=${loss_teacher:-espnet/exp/asr_train_asr_debug_mvq_raw_en_bpe100}
 tag=$(basename "${teacher##*:}")_layer${layer}
 configs=
 for loss in ${losses}; do
@@ -66,6 +65,11 @@ if runs 2; then
 fi
 
 if runs 3; then
+    if [ -z "${loss_teacher}" ]; then
+        log "stage 3: MVQ student"
+        recipe --mvq_asr_config conf/train_asr_debug_mvq.yaml --stage 11 --stop_stage 11
+        loss_teacher=espnet/exp/asr_train_asr_debug_mvq_raw_en_bpe100
+    fi
     log "stage 3: Task losses of ${loss_teacher}"
     ${python} -m espnet_mvq.bin.teacher_loss --data_dir "${data}" --teacher "${loss_teacher}"
 fi

@@ -1,0 +1,83 @@
+"""run_losses.sh: one configuration for each loss, and all students in one run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "egs" / "mini_librispeech" / "asr1"
+# Notes its options
+STAND_IN = """#!{python}
+import json, sys
+words = sys.argv[1:]
+with open("calls", "a") as file:
+    file.write(json.dumps(dict(zip(words[::2], words[1::2]))) + "\\n")
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that runs it with a stand-in for run.sh."""
+    folder = tmp_path / "egs" / "mini" / "asr1"
+    template = ROOT / "egs" / "TEMPLATE" / "asr1"
+    shutil.copytree(template, tmp_path / "egs" / "TEMPLATE" / "asr1")
+    folder.mkdir(parents=True)
+    shutil.copy(RECIPE / "run_losses.sh", folder)
+    shutil.copytree(RECIPE / "conf", folder / "conf")
+    for name in ("utils", "pyscripts", "path.sh"):
+        (folder / name).symlink_to(f"../../TEMPLATE/asr1/{name}")
+    (folder / "run.sh").write_text(STAND_IN.format(python=sys.executable))
+    (folder / "run.sh").chmod(0o755)
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    env = {**os.environ, "PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT)}
+
+    def run(*options):
+        done = subprocess.run(
+            ["./run_losses.sh", *options],
+            cwd=folder,
+            env={**env, "VIRTUAL_ENV": sys.prefix},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        calls = folder / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return folder, done, [json.loads(line) for line in lines]
+
+    return run
+
+
+def test_students_of_all_losses_are_trained_in_one_run(run):
+    options = ["--stage", "4", "--stop_stage", "4", "--teacher", "s3prl/hubert"]
+    folder, done, (call,) = run(*options, "--layer", "6", "--k_updates", "77")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (call["--stage"], call["--stop_stage"]) == ("11", "13")
+    assert call["--asr_config"] == "conf/train_asr_debug.yaml"
+    configs = {}
+    for path in call["--mvq_asr_config"].split():
+        name = Path(path).stem.removeprefix("train_asr_debug_")
+        configs[name] = yaml.safe_load((folder / path).read_text())
+    names = ["l2_stored", "l2_teacher", "l2_decoded", "mvq", "mvq_adakd"]
+    assert list(configs) == names
+    base = yaml.safe_load((folder / call["--asr_config"]).read_text())
+    for config in configs.values():
+        assert all(config[name] == base[name] for name in base if name != "model_conf")
+    options = {n: c["model_conf"]["mvq_conf"] for n, c in configs.items()}
+    assert options["l2_teacher"]["teacher"] == "s3prl/hubert"
+    assert options["l2_teacher"]["teacher_layer"] == 6
+    assert options["l2_teacher"]["teacher_conf"] == {"window_s": 0}
+    quantizer = options["l2_decoded"]["quantizer"]
+    assert quantizer == "dump/mvq/hubert_layer6_cb8/quantizer.safetensors"
+    assert options["mvq_adakd"]["weighting"]["k_updates"] == 77
+
+
+def test_loss_that_is_not_there_stops_it(run):
+    _, done, calls = run("--stage", "4", "--stop_stage", "4", "--losses", "mvq l3")
+    assert done.returncode != 0 and not calls
+    assert "conf/losses/l3.yaml" in done.stdout + done.stderr
