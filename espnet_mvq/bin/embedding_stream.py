@@ -107,6 +107,22 @@ def embed_batches(
         yield _embed(teacher, found)
 
 
+def to_level(embeddings: torch.Tensor, level: str) -> torch.Tensor:
+    """Return the vectors of an utterance that are quantized or stored.
+
+    Args:
+        embeddings: Of all its frames, float, (T, D), T >= 1.
+        level: frame, or utterance.
+
+    Returns:
+        The same; or their mean, (1, D).
+
+    Source: DeCoR (Jiang et al. 2023, arXiv:2305.18441) stores one index of each audio;
+        that an audio's embedding is the mean over its frames is our reading.
+    """
+    return embeddings.mean(0, keepdim=True) if level == "utterance" else embeddings
+
+
 def _embed(
     teacher: Teacher, found: Dict[str, Union[torch.Tensor, AudioError]]
 ) -> EmbeddedBatch:
