@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.quantization import Quantizer
@@ -35,6 +36,10 @@ def options(tmp_path):
             for n, v, t in epochs
         ]
         (exp / "train.log").write_text("".join(lines))
+        data = [["wav.scp", "speech", "sound"]]
+        (exp / "config.yaml").write_text(
+            yaml.safe_dump({"train_data_path_and_name_and_type": data})
+        )
         for unit in ("wer", "cer"):
             score = exp / "decode" / "test" / f"score_{unit}"
             score.mkdir(parents=True)
@@ -73,9 +78,9 @@ def run(report, options):
 def test_tables(report, options, capsys):
     run(report, options)
     text = options["--out"].read_text()
-    assert "| |test WER %|test CER %|epochs|train s/step|" in text
-    assert "|baseline|50.0|50.0|3|0.300|" in text
-    assert "|MVQ student|40.2|40.2|3|0.300|" in text
+    assert "| |test WER %|test CER %|epochs|train s/step|targets, bytes|" in text
+    assert "|baseline|50.0|50.0|3|0.300|0|" in text
+    assert "|MVQ student|40.2|40.2|3|0.300|0|" in text
     # 50 frames a second, 6 floats of 4 bytes against 2 bytes
     assert "|float32 embeddings (6-d)|4,320,000|" in text
     assert "|codebook indexes (2 bytes a frame)|360,000|" in text
@@ -96,11 +101,31 @@ def test_several_students_without_baseline(report, options):
     assert text.startswith("# Baseline and MVQ students\n")
     assert "|baseline|50.0|" in text and "|mvq|40.2|" in text and "|kd|50.0|" in text
     assert "### mvq\n" in text and "|3|6.00|6.00|6.00|1.500|25.0|" in text
-    assert "### kd\n" in text and "|3|6.00|6.00|-|-|-|" in text
+    assert "### kd\n" in text and "|3|6.00|6.00|\n" in text
     report.main([*words[2:], *students[:2]])
     text = options["--out"].read_text()
     assert text.startswith("# MVQ student\n") and "baseline|" not in text
     assert "|MVQ student|40.2|" in text and "|3|-|6.00|6.00|1.500|25.0|" in text
+
+
+def test_targets_on_disk_are_counted_once(report, options, tmp_path):
+    """Arks behind the scp, and quantizers; several entries of an ark are one file."""
+    (tmp_path / "a.ark").write_bytes(bytes(1000))
+    (tmp_path / "b.scp").write_text("u1 {0}:5\nu2 {0}:9\n".format(tmp_path / "a.ark"))
+    (tmp_path / "loss").write_text("u1 0.5\n")
+    quantizer = options["--quantizer"]
+    config = {
+        "train_data_path_and_name_and_type": [
+            [str(tmp_path / "wav.scp"), "speech", "sound"],
+            [str(tmp_path / "b.scp"), "codebook_indexes", "mvq_ark"],
+            [str(tmp_path / "loss"), "teacher_loss", "mvq_loss"],
+        ],
+        "model_conf": {"mvq_conf": {"targets": {"x": {"quantizer": str(quantizer)}}}},
+    }
+    (tmp_path / "mvq" / "config.yaml").write_text(yaml.safe_dump(config))
+    expected = 1000 + (tmp_path / "b.scp").stat().st_size + len("u1 0.5\n")
+    expected += quantizer.stat().st_size
+    assert report.target_bytes(tmp_path / "mvq") == expected
 
 
 @pytest.mark.parametrize(

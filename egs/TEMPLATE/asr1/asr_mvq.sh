@@ -97,7 +97,8 @@ for file in ${asr_config} ${mvq_asr_config} "${inference_config}"; do
         exit 2
     fi
 done
-num_threads=${num_threads:-$(getconf _NPROCESSORS_ONLN)}
+# The cores that this process may use, which on a cluster are not all
+num_threads=${num_threads:-$(OMP_NUM_THREADS='' nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
 
 data_dir=${dumpdir}/raw
 token_dir=${token_list_dir:-data/${lang}_token_list/bpe_${bpemode}${nbpe}}

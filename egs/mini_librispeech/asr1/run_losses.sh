@@ -9,10 +9,14 @@ log() {
 }
 
 stage=1             # First stage to run.
-stop_stage=5        # Last stage to run.
+stop_stage=6        # Last stage to run.
 nj=2                # Parallel jobs.
+num_threads=        # CPU threads of training and quantizer; empty: all cores.
 python=python3      # Python of everything.
+expdir=exp          # Experiments and results.
+asr_stats_dir=exp/asr_stats_raw_en_bpe100  # Statistics of the features.
 asr_config=conf/train_asr_debug.yaml
+asr_args=           # Options of every training.
 inference_config=conf/decode_asr_debug.yaml
 losses="l2_stored l2_teacher l2_decoded mvq mvq_adakd"  # of conf/losses
 teacher=transformers/openai/whisper-tiny.en
@@ -25,13 +29,14 @@ max_frames=40000    # Frames the quantizer is trained on.
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
-     1 data, quantizer and indexes, 2 stored embeddings, 3 teacher losses, 4 students,
-     5 report
+     1 data, quantizer and indexes, 2 stored embeddings, 3 teacher losses, 4 training,
+     5 decoding, 6 report
   --losses \"NAME ...\" [${losses}]   names below conf/losses
   --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}] --layer N [${layer}]
   --loss_teacher NAME --k_updates N [${k_updates}] --max_frames N [${max_frames}]
   --asr_config YAML [${asr_config}] --inference_config YAML [${inference_config}]
-  --nj N [${nj}] --python CMD [${python}]"
+  --asr_args \"...\" --expdir DIR [${expdir}] --asr_stats_dir DIR [${asr_stats_dir}]
+  --nj N [${nj}] --num_threads N [all cores] --python CMD [${python}]"
 
 . utils/parse_options.sh
 . ./path.sh
@@ -39,22 +44,31 @@ help_message="Usage: $0 [options]   (defaults in brackets)
 train_set=train_clean_5
 data=dump/raw/${train_set}
 tag=$(basename "${teacher##*:}")_layer${layer}
-configs=
-for loss in ${losses}; do
-    configs+=" exp/conf/train_asr_debug_${loss}.yaml"
-done
+student=$(basename "${asr_config}" .yaml)
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
-# recipe OPTIONS: stages of run.sh
+# recipe LOSSES OPTIONS...: stages of run.sh for the baseline and students of these losses
 recipe() {
-    ./run.sh --nj "${nj}" --python "${python}" --teacher "${teacher}" --layer "${layer}" \
-        --teacher_conf "${teacher_conf}" --max_frames "${max_frames}" \
-        --asr_config "${asr_config}" --inference_config "${inference_config}" "$@"
+    local configs=() loss
+    for loss in $1; do
+        configs+=("${expdir}/conf/${student}_${loss}.yaml")
+        ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
+            --added "conf/losses/${loss}.yaml" --out "${expdir}/conf/${student}_${loss}.yaml" \
+            --set train="${data}" teacher="${teacher}" layer="${layer}" \
+            teacher_conf="{${teacher_conf//=/: }}" updates="${k_updates}" \
+            quantizer="dump/mvq/${tag}_cb8/quantizer.safetensors"
+    done
+    shift
+    ./run.sh --nj "${nj}" --num_threads "${num_threads}" --python "${python}" \
+        --teacher "${teacher}" --layer "${layer}" --teacher_conf "${teacher_conf}" \
+        --max_frames "${max_frames}" --expdir "${expdir}" --asr_stats_dir "${asr_stats_dir}" \
+        --asr_config "${asr_config}" --mvq_asr_config "${configs[*]}" \
+        --asr_args "${asr_args}" --inference_config "${inference_config}" "$@"
 }
 
 if runs 1; then
     log "stage 1: Data, quantizer, codebook indexes"
-    recipe --mvq_asr_config conf/train_asr_debug_mvq.yaml --stop_stage 10
+    recipe mvq --stop_stage 10
 fi
 
 if runs 2; then
@@ -67,27 +81,24 @@ fi
 if runs 3; then
     if [ -z "${loss_teacher}" ]; then
         log "stage 3: MVQ student"
-        recipe --mvq_asr_config conf/train_asr_debug_mvq.yaml --stage 11 --stop_stage 11
-        loss_teacher=espnet/exp/asr_train_asr_debug_mvq_raw_en_bpe100
+        recipe mvq --stage 11 --stop_stage 11
+        loss_teacher=espnet/${expdir}/asr_${student}_mvq_raw_en_bpe100
     fi
     log "stage 3: Task losses of ${loss_teacher}"
     ${python} -m espnet_mvq.bin.teacher_loss --data_dir "${data}" --teacher "${loss_teacher}"
 fi
 
 if runs 4; then
-    log "stage 4: Students of ${asr_config} with ${losses}"
-    for loss in ${losses}; do
-        ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
-            --added "conf/losses/${loss}.yaml" --out "exp/conf/train_asr_debug_${loss}.yaml" \
-            --set train="${data}" teacher="${teacher}" layer="${layer}" \
-            teacher_conf="{${teacher_conf//=/: }}" updates="${k_updates}" \
-            quantizer="dump/mvq/${tag}_cb8/quantizer.safetensors"
-    done
-    recipe --mvq_asr_config "${configs}" --stage 11 --stop_stage 13
+    log "stage 4: Train students of ${asr_config} with ${losses}"
+    recipe "${losses}" --stage 11 --stop_stage 11
 fi
 
 if runs 5; then
-    log "stage 5: Report"
-    recipe --mvq_asr_config "${configs}" --stage 14
-    du -bc dump/mvq/*/"${train_set}"/*.ark
+    log "stage 5: Decode"
+    recipe "${losses}" --stage 12 --stop_stage 13
+fi
+
+if runs 6; then
+    log "stage 6: Report"
+    recipe "${losses}" --stage 14
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put a baseline and MVQ students side by side: errors, training time, storage."""
+"""Put a baseline and its students side by side: errors, training time, storage."""
 
 import argparse
 import json
@@ -14,12 +14,25 @@ from itertools import repeat
 from pathlib import Path
 from typing import Dict, List, Optional
 
+import yaml
+
+from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.quantization import Quantizer
 
 PACKAGES = ("espnet_mvq", "espnet", "torch", "s3prl", "espnet-s3prl", "transformers")
 _EPOCH = re.compile(r"(\d+)epoch results: \[train\] (.*?), \[valid\] (.*)")
 _STAT = re.compile(r"(\w+)=(-?[\d.]+(?:e[-+]\d+)?|nan)(?=,|$)")
+# What students learn from their teachers: statistic, title, digits, factor
+_CURVES = (
+    ("loss_mvq", "MVQ loss", 2, 1),
+    ("mvq_nats_below_chance", "nats below chance", 3, 1),
+    ("acc_mvq", "index accuracy %", 1, 100),
+    ("loss_embedding", "embedding loss", 2, 1),
+    ("embedding_error", "embedding error", 3, 1),
+    ("embedding_cosine", "cosine", 3, 1),
+    ("mvq_alpha", "weight of the teacher", 3, 1),
+)
 
 
 class ReportError(Exception):
@@ -92,8 +105,8 @@ def result_rows(args: argparse.Namespace) -> List[str]:
     rows = [
         "| |"
         + "".join(f"{test_set} {unit.upper()} %|" for test_set, unit in units)
-        + "epochs|train s/step|",
-        "|---|" + "---|" * (len(units) + 2),
+        + "epochs|train s/step|targets, bytes|",
+        "|---|" + "---|" * (len(units) + 3),
     ]
     exps = {name_of(student, args): Path(student) for student in args.student}
     if args.baseline:
@@ -105,8 +118,27 @@ def result_rows(args: argparse.Namespace) -> List[str]:
             for test_set, unit in units
         )
         cells = [name, *rates, str(len(epochs)), f"{seconds_per_step(epochs):.3f}"]
+        cells.append(f"{target_bytes(exp):,}")
         rows.append("|" + "|".join(cells) + "|")
     return rows
+
+
+def target_bytes(exp: Path) -> int:
+    """Return what a training reads beside speech and text, in bytes on disk.
+
+    Indexes, embeddings, teacher losses, lists of utterances; quantizers too.
+    """
+    config = yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8"))
+    files = set()
+    for path, _, data_type in config["train_data_path_and_name_and_type"]:
+        if data_type.startswith("mvq_"):
+            files.add(path)
+        if data_type == "mvq_ark":
+            files.update(place.rpartition(":")[0] for place in read_scp(path).values())
+    options = (config.get("model_conf") or {}).get("mvq_conf") or {}
+    for target in (options, *(options.get("targets") or {}).values()):
+        files.add(target.get("quantizer"))
+    return sum(Path(file).stat().st_size for file in files if file)
 
 
 def name_of(student: str, args: argparse.Namespace) -> str:
@@ -130,22 +162,24 @@ def storage_rows(metadata: IndexMetadata, quantizer: Quantizer) -> List[str]:
 
 
 def curve_rows(baseline: Optional[Path], student: Path) -> List[str]:
-    """Return losses by epoch; "-" is what a log does not tell."""
+    """Return losses by epoch, of what the student's log tells; "-": not in an epoch."""
+    own_epochs = read_epochs(student)
+    curves = [curve for curve in _CURVES if any(curve[0] in own for own in own_epochs)]
+    titles = [title for _, title, _, _ in curves]
     rows = [
-        "|epoch|baseline valid loss|MVQ valid loss|MVQ loss|nats below chance|"
-        "index accuracy %|",
-        "|---|---|---|---|---|---|",
+        "|".join(["|epoch|baseline valid loss|student valid loss", *titles, ""]),
+        "|---" * (3 + len(curves)) + "|",
     ]
     first = repeat({}) if baseline is None else read_epochs(baseline)
-    for number, (theirs, own) in enumerate(zip(first, read_epochs(student)), 1):
+    for number, (theirs, own) in enumerate(zip(first, own_epochs), 1):
         cells = [
+            str(number),
             format_stat(theirs, "valid_loss", 2),
             format_stat(own, "valid_loss", 2),
-            format_stat(own, "loss_mvq", 2),
-            format_stat(own, "mvq_nats_below_chance", 3),
-            format_stat(own, "acc_mvq", 1, 100),
         ]
-        rows.append(f"|{number}|{'|'.join(cells)}|")
+        for name, _, digits, factor in curves:
+            cells.append(format_stat(own, name, digits, factor))
+        rows.append(f"|{'|'.join(cells)}|")
     return rows
 
 
