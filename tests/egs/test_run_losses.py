@@ -32,6 +32,9 @@ def run(tmp_path):
     shutil.copytree(RECIPE / "conf", folder / "conf")
     for name in ("utils", "pyscripts", "path.sh"):
         (folder / name).symlink_to(f"../../TEMPLATE/asr1/{name}")
+    data = folder / "dump" / "raw" / "train_clean_5"
+    data.mkdir(parents=True)
+    (data / "wav.scp").write_text("".join(f"u{n} u{n}.wav\n" for n in range(9)))
     (folder / "run.sh").write_text(STAND_IN.format(python=sys.executable))
     (folder / "run.sh").chmod(0o755)
     paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
@@ -64,10 +67,12 @@ def test_students_of_all_losses_are_trained_in_one_run(run):
         name = Path(path).stem.removeprefix("train_asr_debug_")
         configs[name] = yaml.safe_load((folder / path).read_text())
     names = ["l2_stored", "l2_teacher", "l2_decoded", "mvq", "mvq_adakd"]
-    assert list(configs) == names
+    assert list(configs) == [*names, "text_quarter", "mvq_text_quarter"]
     base = yaml.safe_load((folder / call["--asr_config"]).read_text())
     for config in configs.values():
         assert all(config[name] == base[name] for name in base if name != "model_conf")
+    unlabelled = (folder / "dump/raw/train_clean_5/unlabelled").read_text().split()
+    assert unlabelled == ["u1", "u2", "u3", "u5", "u6", "u7"]
     options = {n: c["model_conf"]["mvq_conf"] for n, c in configs.items()}
     assert options["l2_teacher"]["teacher"] == "s3prl/hubert"
     assert options["l2_teacher"]["teacher_layer"] == 6

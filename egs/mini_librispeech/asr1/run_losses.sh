@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The same student with one loss after the other: none, embedding KD, MVQ, AdaKD.
+# The same student with one loss after the other: none, embedding KD, MVQ, AdaKD; and with
+# the text of one utterance in four.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -18,7 +19,7 @@ asr_stats_dir=exp/asr_stats_raw_en_bpe100  # Statistics of the features.
 asr_config=conf/train_asr_debug.yaml
 asr_args=           # Options of every training.
 inference_config=conf/decode_asr_debug.yaml
-losses="l2_stored l2_teacher l2_decoded mvq mvq_adakd"  # of conf/losses
+losses="l2_stored l2_teacher l2_decoded mvq mvq_adakd text_quarter mvq_text_quarter"
 teacher=transformers/openai/whisper-tiny.en
 teacher_conf=window_s=0
 layer=3             # Teacher layer, counted from 1.
@@ -90,6 +91,8 @@ fi
 
 if runs 4; then
     log "stage 4: Train students of ${asr_config} with ${losses}"
+    # For *_text_quarter
+    awk 'NR % 4 != 1 { print $1 }' "${data}/wav.scp" >"${data}/unlabelled"
     recipe "${losses}" --stage 11 --stop_stage 11
 fi
 
