@@ -15,8 +15,9 @@ from espnet_mvq.bin.shard_check import (
     read_places,
 )
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.write_text import write_text
 from espnet_mvq.indexes import IndexMetadata
-from espnet_mvq.indexes.metadata import EmbeddingMetadata, write_text
+from espnet_mvq.indexes.metadata import EmbeddingMetadata
 
 TARGETS = {"indexes": IndexMetadata, "embeddings": EmbeddingMetadata}
 

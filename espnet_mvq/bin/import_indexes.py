@@ -14,6 +14,7 @@ from espnet_mvq.bin.inspect_quantizer import load_quantizer
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
 from espnet_mvq.bin.shard_check import wrong_lengths
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.write_text import write_text
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.lhotse import (
     FIELD,
@@ -21,7 +22,7 @@ from espnet_mvq.indexes.lhotse import (
     espnet_speed_id,
     read_manifests,
 )
-from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, write_text
+from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.indexes.stored_arrays import (
     ArrayReader,

@@ -23,7 +23,7 @@ from espnet_mvq.bin.options import (
 from espnet_mvq.bin.quality_page import make_page
 from espnet_mvq.bin.quality_text import text_report
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.indexes.metadata import write_text
+from espnet_mvq.files.write_text import write_text
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.quantization.quality import QualityReport, measure_quality

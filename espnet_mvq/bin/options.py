@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from espnet_mvq.teachers import Teacher, build_teacher
-from espnet_mvq.teachers.base import DTYPES
+from espnet_mvq.teachers.speech_model import DTYPES
 
 _GPU_BATCH_S = 120.0  # about 10 utterances
 

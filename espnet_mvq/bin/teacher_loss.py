@@ -27,7 +27,7 @@ from espnet_mvq.files.teacher_loss import (
     format_teacher_losses,
     read_teacher_losses,
 )
-from espnet_mvq.indexes.metadata import write_text
+from espnet_mvq.files.write_text import write_text
 from espnet_mvq.plugin.config import UNLABELLED_NAME
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError, build_task_loss
 

@@ -1,7 +1,6 @@
 """Teacher losses of a corpus: `utt_id value` lines, and a json that explains them."""
 
 import dataclasses
-import json
 import math
 import statistics
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Dict, List, Sequence, Tuple, Union
 
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.versioned_json import format_versioned_json, load_versioned_json
 
 FILE_VERSION = 1
 UNIT = "nats per label"
@@ -122,9 +122,8 @@ class TeacherLossMetadata:
 
     def to_json(self) -> str:
         """Return the content of the json."""
-        content = {"format": self.FORMAT, "version": FILE_VERSION}
-        content.update(dataclasses.asdict(self))
-        return json.dumps(content, indent=2) + "\n"
+        content = dataclasses.asdict(self)
+        return format_versioned_json(self.FORMAT, FILE_VERSION, content)
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> "TeacherLossMetadata":
@@ -134,25 +133,11 @@ class TeacherLossMetadata:
             FileNotFoundError: If there is no such file.
             ValueError: If it is no json of this kind, or of a newer version.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"metadata {path}: no such file; python3 -m espnet_mvq.bin."
-                "teacher_loss writes it beside the losses: run it again"
-            )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            file_format, version = content.pop("format"), content.pop("version")
-            if file_format != cls.FORMAT:
-                raise ValueError(f"got format {file_format!r}, expected {cls.FORMAT!r}")
-            if version > FILE_VERSION:
-                raise ValueError(
-                    f"got version {version}, expected at most {FILE_VERSION}; install "
-                    "a newer espnet_mvq"
-                )
-            return cls(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"metadata {path}: not readable: {error}") from error
+        origin = (
+            "python3 -m espnet_mvq.bin.teacher_loss writes it beside the losses: run "
+            "it again"
+        )
+        return load_versioned_json(path, cls.FORMAT, FILE_VERSION, cls, origin)
 
     def differences(self, other: "TeacherLossMetadata") -> List[str]:
         """Say where two files' losses do not mean the same, one line for each."""

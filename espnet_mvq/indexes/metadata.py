@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Dict, List, Tuple, Type, TypeVar, Union
 
 import numpy as np
+
+from espnet_mvq.files.versioned_json import (
+    format_versioned_json,
+    load_versioned_json,
+)
+from espnet_mvq.files.write_text import write_text
 
 FILE_VERSION = 1
 # What an array holds a row for: each frame, or the whole utterance
@@ -57,11 +62,16 @@ class FrameMetadata:
     shards: Dict[str, str] = field(default_factory=dict)
     espnet_mvq_version: str = ""
 
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(
+                f"got level {self.level!r}, expected {' or '.join(LEVELS)}"
+            )
+
     def save(self, path: Union[str, Path]) -> None:
         """Write the metadata; an existing file is replaced as a whole."""
-        content = {"format": self.FORMAT, "version": FILE_VERSION}
-        content.update(dataclasses.asdict(self))
-        write_text(path, json.dumps(content, indent=2) + "\n")
+        content = dataclasses.asdict(self)
+        write_text(path, format_versioned_json(self.FORMAT, FILE_VERSION, content))
 
     @classmethod
     def load(cls: Type[_M], path: Union[str, Path]) -> _M:
@@ -71,30 +81,11 @@ class FrameMetadata:
             FileNotFoundError: If there is no such file.
             ValueError: If it is not metadata of this kind, or a newer version.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"metadata {path}: no such file; it is written beside {cls.STEM}.scp "
-                "by the extraction: run the extraction again"
-            )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            file_format, version = content.pop("format"), content.pop("version")
-            if file_format != cls.FORMAT:
-                raise ValueError(f"got format {file_format!r}, expected {cls.FORMAT!r}")
-            if version > FILE_VERSION:
-                raise ValueError(
-                    f"got version {version}, expected at most {FILE_VERSION}; install "
-                    "a newer espnet_mvq"
-                )
-            metadata = cls(**content)
-            if metadata.level not in LEVELS:
-                raise ValueError(
-                    f"got level {metadata.level!r}, expected {' or '.join(LEVELS)}"
-                )
-            return metadata
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"metadata {path}: not readable: {error}") from error
+        origin = (
+            f"it is written beside {cls.STEM}.scp by the extraction: run the "
+            "extraction again"
+        )
+        return load_versioned_json(path, cls.FORMAT, FILE_VERSION, cls, origin)
 
     @classmethod
     def beside(cls: Type[_M], scp: Union[str, Path]) -> _M:
@@ -233,11 +224,3 @@ def _place_beside(scp: Union[str, Path]) -> Path:
 
 SCP_NAME = f"{IndexMetadata.STEM}.scp"
 METADATA_NAME = f"{IndexMetadata.STEM}.json"
-
-
-def write_text(path: Union[str, Path], text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -11,7 +11,8 @@ import kaldiio
 import numpy as np
 from kaldiio.matio import read_kaldi, read_token
 
-from espnet_mvq.indexes.metadata import FrameMetadata, IndexMetadata, write_text
+from espnet_mvq.files.write_text import write_text
+from espnet_mvq.indexes.metadata import FrameMetadata, IndexMetadata
 
 _NUMPY_MARKER = b"NPY"  # what kaldiio puts before an array written as numpy does
 

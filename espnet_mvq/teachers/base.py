@@ -1,28 +1,17 @@
 """What every teacher back end offers."""
 
-import contextlib
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Iterable, List, Sequence, Tuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_mvq.teachers.audio import read_audio
 from espnet_mvq.teachers.batching import cut_into_segments, group_by_length
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError
 
 
-class TeacherError(ValueError):
-    """A teacher could not be found, loaded or used as asked."""
-
-
-class Teacher(ABC):
+class Teacher(SpeechModel):
     """A frozen model that turns speech into teacher embeddings.
 
     A back end sets the attributes and says how a batch runs (`_forward`); cutting of
@@ -30,39 +19,23 @@ class Teacher(ABC):
     precision are done here.
 
     Attributes:
-        spec: The name it was built from, `BACKEND/NAME`.
-        id: Back end, name and a hash of the weights: equal id, equal embeddings.
         layer: Layer of the embeddings, counted from 1; 0 = input of the first block.
         dim: Dimension D of the embeddings.
-        sample_rate: Sample rate of the speech, in Hz.
         frame_shift_samples: Samples between the centres of two frames.
         frame_offset_samples: Centre of frame 0, in samples from the start.
-        device: Where the model runs.
-        dtype: What it computes in; less than float32 by torch's autocast.
-        batch_samples: Samples that run at once at most, padding counted, unless one
-            piece of speech alone is longer.
         segment_s: Longest piece of speech that runs whole, in seconds; longer speech
             is cut into such pieces.
         overlap_s: Context in seconds that each frame has on both sides where speech
             is cut.
-        mixes_lengths: Utterances of unlike lengths can run together, padded, without
-            change of their embeddings. Else only those of equal length do.
         reads_audio: It needs the audio files of a corpus.
     """
 
-    spec: str
-    id: str
     layer: int
     dim: int
-    sample_rate: int
     frame_shift_samples: int
     frame_offset_samples: float
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    batch_samples: int = 0
     segment_s: float = 40.0
     overlap_s: float = 2.0
-    mixes_lengths: bool = False
     reads_audio: bool = True
 
     @abstractmethod
@@ -146,21 +119,6 @@ class Teacher(ABC):
         lengths = torch.tensor([len(e) for e in embeddings])
         return pad_sequence(embeddings, batch_first=True), lengths
 
-    def read(self, utt_id: str, place: str) -> torch.Tensor:
-        """Read what `embed_batch` takes of an utterance of a corpus.
-
-        Args:
-            utt_id: The utterance.
-            place: Its audio file, as in `wav.scp`.
-
-        Returns:
-            Waveform in [-1, 1], float32, (S,).
-
-        Raises:
-            AudioError: If the audio cannot be used.
-        """
-        return read_audio(utt_id, place, self.sample_rate)
-
     def embed_utterance(self, speech: torch.Tensor) -> torch.Tensor:
         """Embed one utterance.
 
@@ -186,12 +144,6 @@ class Teacher(ABC):
             AudioError: If the audio cannot be used.
         """
         return self.embed_batch([self.read(utt_id, place)])[0]
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        """Compute in `dtype` where torch holds it safe."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
 
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:

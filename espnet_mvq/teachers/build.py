@@ -1,11 +1,11 @@
 """From a teacher's name to the teacher."""
 
-import importlib
 from typing import Any, Union
 
 import torch
 
-from espnet_mvq.teachers.base import DTYPES, Teacher, TeacherError
+from espnet_mvq.teachers.base import Teacher, TeacherError
+from espnet_mvq.teachers.speech_model import build_from
 
 # back end -> module and class; a new back end is a new file and a line here
 BACKENDS = {
@@ -50,21 +50,12 @@ def build_teacher(
             f"teacher: got {spec!r}, expected BACKEND/NAME with a back end out of "
             f"{', '.join(BACKENDS)}; for example s3prl/wavlm_large"
         )
-    if dtype not in DTYPES or batch_s < 0:
-        raise TeacherError(
-            f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s}, expected a "
-            f"dtype of {', '.join(DTYPES)} and 0 s or more"
-        )
-    module_name, factory = BACKENDS[backend]
-    factory = getattr(importlib.import_module(module_name), factory)
-    try:
-        teacher = factory(spec, name, layer, torch.device(device), **teacher_conf)
-    except TypeError as error:
-        if teacher_conf and "unexpected keyword argument" in str(error):
-            raise TeacherError(f"teacher {spec}: unknown option: {error}") from error
-        raise
-    teacher.dtype = DTYPES[dtype]
-    teacher.batch_samples = int(batch_s * teacher.sample_rate)
-    if dtype != "float32" and teacher.reads_audio:
-        teacher.id += f",dtype={dtype}"
-    return teacher
+    return build_from(
+        BACKENDS,
+        spec,
+        layer,
+        torch.device(device),
+        dtype=dtype,
+        batch_s=batch_s,
+        conf=teacher_conf,
+    )

@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import torch
@@ -257,10 +257,27 @@ def _load_parts(
     spec: str, config: Dict[str, Any], state: Dict[str, torch.Tensor]
 ) -> torch.nn.ModuleDict:
     """Build what the embeddings need and fill it; other weights are not looked at."""
+    with building(spec):
+        parts = _build_parts(config, state)
+    fill(spec, parts, {k: v for k, v in state.items() if k.split(".")[0] in parts})
+    return parts
+
+
+@contextlib.contextmanager
+def building(spec: str, hint: str = "") -> Iterator[None]:
+    """Build something of ESPnet in a block; say whose fault it is if that fails.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        hint: What else may be wrong if the config does not fit.
+
+    Raises:
+        TeacherError: If it cannot be built.
+    """
     try:
         # Some parts print while they are built; standard output may be a data pipe.
         with contextlib.redirect_stdout(sys.stderr):
-            parts = _build_parts(config, state)
+            yield
     except ImportError as error:
         raise TeacherError(
             f"teacher {spec}: a package it needs cannot be imported ({error}); "
@@ -269,21 +286,31 @@ def _load_parts(
     except Exception as error:  # whatever a wrong config makes ESPnet raise
         raise TeacherError(
             f"teacher {spec}: could not build it from config.yaml "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error}){hint}"
         ) from error
-    own = parts.state_dict()
-    missing = sorted(set(own) - set(state))
-    used = {k: v for k, v in state.items() if k.split(".")[0] in parts}
-    extra = sorted(set(used) - set(own))
-    wrong = [k for k in own if k in used and own[k].shape != used[k].shape]
+
+
+def fill(spec: str, module: torch.nn.Module, state: Dict[str, torch.Tensor]) -> None:
+    """Load weights into a module that must have these and no others.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        module: As the config says.
+        state: Weights of the checkpoint, by name.
+
+    Raises:
+        TeacherError: If names or shapes differ.
+    """
+    own = module.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or extra or wrong:
         raise TeacherError(
             f"teacher {spec}: checkpoint and config.yaml are of different models: "
             f"{len(missing)} weights are missing, {len(extra)} too many, {len(wrong)} "
             f"of another shape, first {(missing + extra + wrong)[0]}"
         )
-    parts.load_state_dict(used)
-    return parts
+    module.load_state_dict(state)
 
 
 def _build_parts(

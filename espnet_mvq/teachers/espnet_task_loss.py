@@ -15,7 +15,9 @@ import torch
 from espnet_mvq.teachers.base import TeacherError, weights_hash
 from espnet_mvq.teachers.espnet import (
     as_tensor,
+    building,
     encoder_config,
+    fill,
     find_checkpoint,
     read_config,
     read_state,
@@ -199,38 +201,16 @@ def _load_model(
     spec: str, task: Any, args: argparse.Namespace, state: Dict[str, torch.Tensor]
 ) -> torch.nn.Module:
     """Build a whole model of ESPnet and fill it."""
-    try:
-        # Some parts print while they are built; standard output may be a data pipe.
-        with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
-            if getattr(args, "normalize", None) == "global_mvn":
-                folder = stack.enter_context(tempfile.TemporaryDirectory())
-                stats_file = write_stand_in(folder, state["normalize.mean"])
-                args.normalize_conf = {
-                    **(args.normalize_conf or {}),
-                    "stats_file": stats_file,
-                }
-            model = task.build_model(args)
-    except ImportError as error:
-        raise TeacherError(
-            f"teacher {spec}: a package it needs cannot be imported ({error}); "
-            "install it"
-        ) from error
-    except Exception as error:  # whatever a wrong config makes ESPnet raise
-        raise TeacherError(
-            f"teacher {spec}: could not build it from config.yaml "
-            f"({type(error).__name__}: {error}); is it of another task? Say it with "
-            "--teacher_conf task=..."
-        ) from error
-    own = model.state_dict()
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or extra or wrong:
-        raise TeacherError(
-            f"teacher {spec}: checkpoint and config.yaml are of different models: "
-            f"{len(missing)} weights are missing, {len(extra)} too many, {len(wrong)} "
-            f"of another shape, first {(missing + extra + wrong)[0]}"
-        )
-    model.load_state_dict(state)
+    hint = "; is it of another task? Say it with --teacher_conf task=..."
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(building(spec, hint))
+        if getattr(args, "normalize", None) == "global_mvn":
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stats_file = write_stand_in(folder, state["normalize.mean"])
+            conf = args.normalize_conf or {}
+            args.normalize_conf = {**conf, "stats_file": stats_file}
+        model = task.build_model(args)
+    fill(spec, model, state)
     return model
 
 

@@ -6,15 +6,12 @@ Differs: here it can be divided by the number of labels, so that it does not mea
 long an utterance is.
 """
 
-import contextlib
-import importlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, List, Sequence, Tuple, Union
 
 import torch
 
-from espnet_mvq.teachers.audio import read_audio
-from espnet_mvq.teachers.base import DTYPES, TeacherError
+from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError, build_from
 
 # back end -> module and factory; a new back end is a new file and a line here
 BACKENDS = {
@@ -35,31 +32,16 @@ class TextError(ValueError):
     """The text of an utterance is none that the teacher has labels for."""
 
 
-class TaskLoss(ABC):
+class TaskLoss(SpeechModel):
     """A frozen teacher with its task head.
 
     Attributes:
-        spec: The name it was built from, `BACKEND/NAME`.
-        id: Back end, name and a hash of all weights: equal id, equal losses.
         kind: Kind of loss: ctc, attention, or espnet (the model's own sum of both).
         label: What is counted as a label, in words.
-        sample_rate: Sample rate of the speech, in Hz.
-        device: Where the model runs.
-        dtype: What it computes in; less than float32 by torch's autocast.
-        batch_samples: Samples that run at once at most, padding counted, unless one
-            utterance alone is longer.
-        mixes_lengths: Utterances of unlike lengths can run together without change.
     """
 
-    spec: str
-    id: str
     kind: str
     label: str
-    sample_rate: int
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    batch_samples: int = 0
-    mixes_lengths: bool = False
 
     @abstractmethod
     def encode(self, text: str) -> torch.Tensor:
@@ -101,27 +83,6 @@ class TaskLoss(ABC):
         prepared = [w.detach().cpu().float() for w in waveforms]
         return self._losses(prepared, labels), [len(row) for row in labels]
 
-    def read(self, utt_id: str, place: str) -> torch.Tensor:
-        """Read the audio of an utterance of a corpus.
-
-        Args:
-            utt_id: The utterance.
-            place: Its audio file, as in `wav.scp`.
-
-        Returns:
-            Waveform in [-1, 1], float32, (S,).
-
-        Raises:
-            AudioError: If the audio cannot be used.
-        """
-        return read_audio(utt_id, place, self.sample_rate)
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        """Compute in `dtype` where torch holds it safe."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
 
 def build_task_loss(
     spec: str,
@@ -152,21 +113,11 @@ def build_task_loss(
             f"teacher {spec}: has no task head, hence no loss of its own on a text; "
             f"expected {WITH_TASK_HEAD}"
         )
-    if dtype not in DTYPES or batch_s < 0:
-        raise TeacherError(
-            f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s}, expected a "
-            f"dtype of {', '.join(DTYPES)} and 0 s or more"
-        )
-    module_name, factory = BACKENDS[backend]
-    factory = getattr(importlib.import_module(module_name), factory)
-    try:
-        task_loss = factory(spec, name, torch.device(device), **teacher_conf)
-    except TypeError as error:
-        if teacher_conf and "unexpected keyword argument" in str(error):
-            raise TeacherError(f"teacher {spec}: unknown option: {error}") from error
-        raise
-    task_loss.dtype = DTYPES[dtype]
-    task_loss.batch_samples = int(batch_s * task_loss.sample_rate)
-    if dtype != "float32":
-        task_loss.id += f",dtype={dtype}"
-    return task_loss
+    return build_from(
+        BACKENDS,
+        spec,
+        torch.device(device),
+        dtype=dtype,
+        batch_s=batch_s,
+        conf=teacher_conf,
+    )

@@ -79,23 +79,23 @@ def read_model_config(spec: str, name: str) -> Tuple[str, Any]:
     return name, config
 
 
-class WaveTeacher(Teacher):
+class WaveModel(Teacher):
     """HuBERT, WavLM, wav2vec 2.0 and their like, which read the waveform.
 
-    Only the blocks up to the layer run. Models with layer norm in front take padded
-    batches; those with group norm, and data2vec, would see the padding.
+    Models with layer norm in front take padded batches; those with group norm, and
+    data2vec, would see the padding.
+
+    Args:
+        spec, name, device, config: As `build_transformers_teacher` has them.
+        model_class: Class of transformers that loads it.
     """
 
     def __init__(
-        self, spec: str, name: str, layer: int, device: torch.device, config: Any
+        self, spec: str, name: str, device: torch.device, config: Any, model_class: Any
     ):
-        from transformers import AutoModel
-
-        self._model = load_model(spec, AutoModel, name).to(device)
+        self._model = load_model(spec, model_class, name).to(device)
         self.device = device
         self.spec = spec
-        self.layer = resolve_layer(layer, config.num_hidden_layers, spec)
-        self.dim = config.hidden_size
         self._normalize, self.sample_rate = preprocessor_of(name, config)
         self.frame_shift_samples, receptive_field = 1, 1
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride))
@@ -110,12 +110,6 @@ class WaveTeacher(Teacher):
         )
         weights = weights_hash(self._model.state_dict().items())
         self.id = f"transformers/{Path(name).name}@{weights}"
-        self._model.adapter = None  # some shorten their output by one; we are before it
-        encoder = self._model.encoder
-        encoder.layers = encoder.layers[: self.layer]
-        if getattr(config, "do_stable_layer_norm", False):
-            # It follows the last block, whose own output is what a layer means here.
-            encoder.layer_norm = torch.nn.Identity()
 
     def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
         """Normalise (S,) if the model was trained so."""
@@ -126,18 +120,43 @@ class WaveTeacher(Teacher):
         missing = max(0, self._min_samples - len(waveform))
         return torch.nn.functional.pad(waveform, (0, missing))
 
-    def _forward(
+    def _run(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """See `Teacher._forward`."""
+    ) -> Tuple[Any, torch.Tensor]:
+        """Return what the model puts out, and the number of frames, (B,)."""
         mask = None
         if int(speech_lengths.min()) < speech.shape[1]:
             positions = torch.arange(speech.shape[1])
             mask = (positions < speech_lengths.unsqueeze(1)).long().to(speech.device)
-        output = self._model(speech, attention_mask=mask)
         frames = speech_lengths
         for kernel, stride in self._convolutions:
             frames = (frames - kernel) // stride + 1
+        return self._model(speech, attention_mask=mask), frames
+
+
+class WaveTeacher(WaveModel):
+    """Their hidden states; only the blocks up to the layer run."""
+
+    def __init__(
+        self, spec: str, name: str, layer: int, device: torch.device, config: Any
+    ):
+        from transformers import AutoModel
+
+        super().__init__(spec, name, device, config, AutoModel)
+        self.layer = resolve_layer(layer, config.num_hidden_layers, spec)
+        self.dim = config.hidden_size
+        self._model.adapter = None  # some shorten their output by one; we are before it
+        encoder = self._model.encoder
+        encoder.layers = encoder.layers[: self.layer]
+        if getattr(config, "do_stable_layer_norm", False):
+            # It follows the last block, whose own output is what a layer means here.
+            encoder.layer_norm = torch.nn.Identity()
+
+    def _forward(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """See `Teacher._forward`."""
+        output, frames = self._run(speech, speech_lengths)
         return output.last_hidden_state, frames
 
 
@@ -164,17 +183,12 @@ class WhisperTeacher(Teacher):
         config: Any,
         window_s: float = 30.0,
     ):
-        from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
-
         self._encoder = _load_whisper_encoder(spec, name, config).to(device)
         self.device = device
         self.spec = spec
         self.layer = resolve_layer(layer, config.encoder_layers, spec)
         self.dim = config.d_model
-        if Path(name).is_dir() and not Path(name, "preprocessor_config.json").is_file():
-            self._features = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-        else:
-            self._features = AutoFeatureExtractor.from_pretrained(name)
+        self._features = load_whisper_features(name, config)
         self.sample_rate = self._features.sampling_rate
         # Two frames of the spectrogram, whose frames are centred on their start.
         self.frame_shift_samples = 2 * self._features.hop_length
@@ -278,6 +292,15 @@ def preprocessor_of(name: str, config: Any) -> Tuple[bool, int]:
         return getattr(config, "feat_extract_norm", "layer") == "layer", 16_000
     extractor = AutoFeatureExtractor.from_pretrained(name)
     return bool(extractor.do_normalize), extractor.sampling_rate
+
+
+def load_whisper_features(name: str, config: Any) -> Any:
+    """Load what makes spectrograms for Whisper; a bare model folder has OpenAI's."""
+    from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
+
+    if Path(name).is_dir() and not Path(name, "preprocessor_config.json").is_file():
+        return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    return AutoFeatureExtractor.from_pretrained(name)
 
 
 def _load_whisper_encoder(spec: str, name: str, config: Any) -> torch.nn.Module:

@@ -1,18 +1,15 @@
 """Task losses of transformers' models: CTC heads here, Whisper in its own file."""
 
 import importlib
-from pathlib import Path
 from typing import Any, List, Sequence, Tuple
 
 import torch
 
-from espnet_mvq.teachers.base import Teacher, TeacherError, weights_hash
+from espnet_mvq.teachers.base import TeacherError
 from espnet_mvq.teachers.task_loss import WITH_TASK_HEAD, TaskLoss, TextError
 from espnet_mvq.teachers.transformers import (
-    ONE_POSITIONAL_CONVOLUTION,
+    WaveModel,
     first_line,
-    load_model,
-    preprocessor_of,
     read_model_config,
 )
 
@@ -151,7 +148,7 @@ class CTCTaskLoss(TaskLoss):
         return losses
 
 
-class LogitTeacher(Teacher):
+class LogitTeacher(WaveModel):
     """A model with a CTC head, whose embeddings are the head's logits, D = vocabulary.
 
     As a `Teacher` it cuts long speech into segments and keeps utterances of a batch
@@ -166,45 +163,16 @@ class LogitTeacher(Teacher):
                 f"teacher {spec}: it shortens its output (add_adapter), which is not "
                 "supported here; expected a CTC model without"
             )
-        self._model = load_model(spec, AutoModelForCTC, name).to(device)
-        self.spec = spec
-        self.device = device
-        self.dim = config.vocab_size
+        super().__init__(spec, name, device, config, AutoModelForCTC)
         self.layer = config.num_hidden_layers
-        self._normalize, self.sample_rate = preprocessor_of(name, config)
-        self._convolutions = list(zip(config.conv_kernel, config.conv_stride))
-        self.frame_shift_samples, self._min_samples = 1, 1
-        for kernel, stride in self._convolutions:
-            self._min_samples += (kernel - 1) * self.frame_shift_samples
-            self.frame_shift_samples *= stride
-        self.frame_offset_samples = (self._min_samples - 1) / 2
-        self.mixes_lengths = (
-            getattr(config, "feat_extract_norm", None) == "layer"
-            and config.model_type in ONE_POSITIONAL_CONVOLUTION
-        )
-        weights = weights_hash(self._model.state_dict().items())
-        self.id = f"transformers/{Path(name).name}@{weights}"
-
-    def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Normalise (S,) if the model was trained so; lengthen it to one frame."""
-        if self._normalize:
-            variance = waveform.var(unbiased=False)
-            waveform = (waveform - waveform.mean()) / torch.sqrt(variance + 1e-7)
-        missing = max(0, self._min_samples - len(waveform))
-        return torch.nn.functional.pad(waveform, (0, missing))
+        self.dim = config.vocab_size
 
     def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """See `Teacher._forward`."""
-        mask = None
-        if int(speech_lengths.min()) < speech.shape[1]:
-            positions = torch.arange(speech.shape[1])
-            mask = (positions < speech_lengths.unsqueeze(1)).long().to(speech.device)
-        frames = speech_lengths
-        for kernel, stride in self._convolutions:
-            frames = (frames - kernel) // stride + 1
-        return self._model(speech, attention_mask=mask).logits, frames
+        output, frames = self._run(speech, speech_lengths)
+        return output.logits, frames
 
 
 def check_case(spec: str, case: str) -> str:

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.base import TeacherError, weights_hash
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
-from espnet_mvq.teachers.transformers import load_model
+from espnet_mvq.teachers.transformers import load_model, load_whisper_features
 from espnet_mvq.teachers.transformers_task_loss import check_case, load_tokenizer
 
 _IGNORED = -100  # label of padding
@@ -49,11 +49,7 @@ class WhisperTaskLoss(TaskLoss):
         case: str = "auto",
         leading_space: bool = True,
     ):
-        from transformers import (
-            AutoFeatureExtractor,
-            WhisperFeatureExtractor,
-            WhisperForConditionalGeneration,
-        )
+        from transformers import WhisperForConditionalGeneration
 
         self.spec = spec
         self.device = device
@@ -61,10 +57,7 @@ class WhisperTaskLoss(TaskLoss):
         self._leading_space = bool(leading_space)
         model = load_model(spec, WhisperForConditionalGeneration, name)
         self._model = model.to(device)
-        if Path(name).is_dir() and not Path(name, "preprocessor_config.json").is_file():
-            self._features = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-        else:
-            self._features = AutoFeatureExtractor.from_pretrained(name)
+        self._features = load_whisper_features(name, config)
         self.sample_rate = self._features.sampling_rate
         # The encoder halves the frames of the spectrogram.
         hop_length = self._features.hop_length

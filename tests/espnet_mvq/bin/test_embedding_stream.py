@@ -11,7 +11,7 @@ from espnet_mvq.bin.embedding_stream import (
     read_num_samples,
 )
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.teachers import base, build_teacher
+from espnet_mvq.teachers import build_teacher, speech_model
 from espnet_mvq.teachers.audio import AudioError
 
 
@@ -93,7 +93,7 @@ def test_reading_keeps_ahead_but_not_of_memory(teacher, places, monkeypatch):
             enough.set()
         return torch.zeros(6400)
 
-    monkeypatch.setattr(base, "read_audio", read_audio)
+    monkeypatch.setattr(speech_model, "read_audio", read_audio)
     stream = embed_batches(teacher, [[u] for u in places], places, num_workers=1)
     next(stream)
     assert enough.wait(timeout=30) and len(read) == 4

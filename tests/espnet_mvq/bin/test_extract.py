@@ -9,7 +9,7 @@ from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
-from espnet_mvq.teachers import base, build_teacher
+from espnet_mvq.teachers import Teacher, build_teacher, speech_model
 from espnet_mvq.teachers.audio import read_audio
 
 
@@ -153,7 +153,7 @@ def test_interruption_leaves_what_is_whole_to_go_on_from(
         return read_audio(utt_id, place, sample_rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(base, "read_audio", interrupted)
+        patch.setattr(speech_model, "read_audio", interrupted)
         with pytest.raises(SystemExit) as ended:
             extract()
     assert ended.value.code == 130
@@ -200,13 +200,13 @@ def test_batch_that_broke_off_runs_whole_again(extract, shards, monkeypatch, cap
         with pytest.raises(SystemExit):
             extract("--batch_s", "10")
     sizes = []
-    embed_batch = base.Teacher.embed_batch
+    embed_batch = Teacher.embed_batch
 
     def counting(teacher, waveforms):
         sizes.append([len(w) for w in waveforms])
         return embed_batch(teacher, waveforms)
 
-    monkeypatch.setattr(base.Teacher, "embed_batch", counting)
+    monkeypatch.setattr(Teacher, "embed_batch", counting)
     monkeypatch.setattr(
         "espnet_mvq.bin.extract.plan_batches",
         lambda teacher, n: [["utt5", "utt4"], ["utt3"], ["utt2", "utt1", "utt0"]],
@@ -255,7 +255,7 @@ def test_embeddings_can_be_a_teacher(embed, shards, data_dir, tmp_path, teacher_
 
 def test_embeddings_too_big_for_float16(embed, monkeypatch, ends_with_error):
     monkeypatch.setattr(
-        base.Teacher, "embed_batch", lambda self, w: [torch.full((9, 16), 7e4)] * len(w)
+        Teacher, "embed_batch", lambda self, w: [torch.full((9, 16), 7e4)] * len(w)
     )
     error = ends_with_error(embed)
     assert "utterance utt5: got NaN or infinity in float16" in error
