@@ -80,14 +80,19 @@ def test_steps_and_their_order(recipe):
     assert domains == ["clean", *two, "clean", *two, *two]
     assert [call["--skip_stages"] for call in calls[:3]] == ["", "5", "5"]
     first, tuned, again, decor, last = calls[3:]
-    assert (first["--stage"], first["--test_sets"]) == ("11", "clean_test")
+    assert (first["--stage"], first["--test_sets"]) == ("6", "clean_test")
     assert "--init_param" not in first["--asr_args"]
+    # The first model is an MVQ student of a big teacher.
+    assert first["--teacher"] == "transformers/openai/whisper-tiny.en"
+    student = yaml.safe_load((recipe / first["--mvq_asr_config"]).read_text())
+    (data,) = student["train_data_path_and_name_and_type"]
+    assert data[0] == "dump/continual/raw/clean_train/codebook_indexes.scp"
     # Each step starts from the one before, on the new domain alone, and is tested on
     # all domains seen.
     for call, previous in (
-        (tuned, "train_asr_debug_raw_en_bpe100_clean"),
+        (tuned, "train_asr_debug_mvq_raw_en_bpe100_clean"),
         (again, "train_asr_debug_raw_en_bpe100_telephone"),
-        (decor, "train_asr_debug_raw_en_bpe100_clean"),
+        (decor, "train_asr_debug_mvq_raw_en_bpe100_clean"),
         (last, "train_asr_debug_decor_utterance_raw_en_bpe100_telephone"),
     ):
         path = f"exp/continual/asr_{previous}/valid.loss.ave.pth:::mvq."
@@ -99,7 +104,7 @@ def test_steps_and_their_order(recipe):
     # The present model is the teacher.
     assert tuned["--mvq_asr_config"] == "" and "--teacher" not in tuned
     assert decor["--asr_config"] == ""
-    assert decor["--teacher"].endswith("asr_train_asr_debug_raw_en_bpe100_clean")
+    assert decor["--teacher"].endswith("asr_train_asr_debug_mvq_raw_en_bpe100_clean")
     assert last["--teacher"].endswith("_decor_utterance_raw_en_bpe100_telephone")
     assert "--level utterance --num_codebooks 1" in last["--mvq_args"]
     assert "--index_name decor_utterance --mvq_dir" in last["--mvq_args"]
@@ -117,6 +122,16 @@ def test_steps_and_their_order(recipe):
     assert run(recipe, "--stage", "5").returncode == 0
     tags = [call["--mvq_asr_config"] for call in calls_of(recipe)[len(calls) :]]
     assert len(tags) == 4 and not any("utterance" in tag for tag in tags)
+
+
+def test_first_model_may_do_without_a_teacher(recipe):
+    options = ("--methods", "finetune", "--first_teacher", "")
+    done = run(recipe, "--stage", "4", "--stop_stage", "5", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, tuned, _ = calls_of(recipe)
+    assert first["--asr_config"] == "conf/train_asr_debug.yaml"
+    assert first["--mvq_asr_config"] == "" and "--teacher" not in first
+    assert "/asr_train_asr_debug_raw_en_bpe100_clean/" in tuned["--asr_args"]
 
 
 def test_wrong_method_ends_in_a_line_that_names_it(recipe):

@@ -38,7 +38,10 @@ nbpe=100            # Size of the token list, which is made of the first domain'
 # Models
 methods="finetune decor_utterance decor_frame embedding_kd"
 asr_config=conf/train_asr_debug.yaml  # What all trainings have in common.
-first_args="--max_epoch 20"  # Options of the first model's training,
+first_teacher=transformers/openai/whisper-tiny.en  # Of the first model; empty: none.
+first_teacher_layer=3
+first_teacher_conf=window_s=0
+first_args="--max_epoch 8 --batch_bins 500000"  # Options of the first model's training,
 next_args="--max_epoch 4 --optim_conf lr=0.001 --scheduler_conf warmup_steps=50"  # of others'.
 inference_config=conf/decode_asr_debug.yaml  # Decoding.
 layer=-1            # Layer that is target, and predicts, from 1; -1: the encoder output.
@@ -52,6 +55,8 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --domains \"NAME ...\" [${domains}] --shares \"N ...\" [${shares}]
   --num_valid N [${num_valid}] --num_test N [${num_test}] --nbpe N [${nbpe}]
   --asr_config YAML [${asr_config}] --inference_config YAML [${inference_config}]
+  --first_teacher NAME [${first_teacher}] --first_teacher_layer N [${first_teacher_layer}]
+  --first_teacher_conf \"K=V ...\" [${first_teacher_conf}]
   --first_args \"...\" [${first_args}]
   --next_args \"...\" [${next_args}]
   --layer N [${layer}] --num_codebooks N [${num_codebooks}]
@@ -70,11 +75,20 @@ runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
 # config_of METHOD DOMAIN: the configuration of a method's training on a domain
 config_of() {
-    if [ "$1" = finetune ] || [ "$2" = "${first}" ]; then
+    local loss=$1
+    [ "$2" != "${first}" ] || loss=${first_teacher:+mvq}
+    if [ -z "${loss}" ] || [ "${loss}" = finetune ]; then
         echo "${asr_config}"
     else
-        echo "${expdir}/conf/$2/$(basename "${asr_config}" .yaml)_$1.yaml"
+        echo "${expdir}/conf/$2/$(basename "${asr_config}" .yaml)_${loss}.yaml"
     fi
+}
+
+# configure LOSS DOMAIN LAYER: write the configuration that adds a loss
+configure() {
+    ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
+        --added "conf/losses/$1.yaml" --out "$(config_of "$1" "$2")" \
+        --set layer="$3" train="${dumpdir}/raw/$2_train"
 }
 
 # exp_of METHOD DOMAIN: the experiment after a domain, as asr_mvq.sh names it
@@ -151,7 +165,15 @@ fi
 
 if runs 4; then
     log "stage 4: First model, on ${first}"
-    asr "${first}" "${first}_test" --stage 11 --stop_stage 13 --asr_args "${first_args}"
+    options=()
+    if [ -n "${first_teacher}" ]; then
+        configure mvq "${first}" "${first_teacher_layer}"
+        options=(--asr_config "" --mvq_asr_config "$(config_of mvq "${first}")"
+            --teacher "${first_teacher}" --layer "${first_teacher_layer}"
+            --teacher_conf "${first_teacher_conf}" --max_frames 40000)
+    fi
+    asr "${first}" "${first}_test" --stage 6 --stop_stage 13 --skip_stages 10 \
+        --asr_args "${first_args}" ${options[@]+"${options[@]}"}
 fi
 
 # learn METHOD DOMAIN PREVIOUS TEST_SETS: one step of a method
@@ -159,9 +181,7 @@ learn() {
     local method=$1 domain=$2 previous=$3 test_sets=$4 config mvq_args options=()
     config=$(config_of "${method}" "${domain}")
     if [ "${method}" != finetune ]; then
-        ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
-            --added "conf/losses/${method}.yaml" --out "${config}" \
-            --set layer="${layer}" train="${dumpdir}/raw/${domain}_train"
+        configure "${method}" "${domain}" "${layer}"
         mvq_args="$(targets_of "${method}") --index_name ${method}"
         mvq_args+=" --mvq_dir ${dumpdir}/mvq/${method}_${domain}"
         options=(--asr_config "" --mvq_asr_config "${config}" --mvq_args "${mvq_args}"
