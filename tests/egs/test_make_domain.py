@@ -151,3 +151,14 @@ def test_unreadable_audio_is_named_and_nothing_looks_whole(script, data_dir, cap
         run(script, data_dir, condition="fast")
     assert "utterance 3-1: cannot read" in caplog.records[-1].message
     assert not (data_dir.parent / "out" / "wav.scp").exists()
+
+
+@pytest.mark.parametrize("name", ["utt2spk", "utt2num_samples", "text"])
+def test_utterance_that_is_in_no_domain_is_named(script, data_dir, caplog, name):
+    path = data_dir / name
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("4-2 ")))
+    with pytest.raises(SystemExit):
+        run(script, data_dir)
+    message = caplog.records[-1].message
+    assert "utterance 4-2: " in message and f"not in {path}" in message

@@ -123,8 +123,17 @@ def choose(args: argparse.Namespace, tables: Dict[str, Dict[str, str]]) -> List[
     """Return the utterances of the domain, in the order of wav.scp.
 
     Raises:
-        ValueError: If the shares or the group make no sense, or nothing is left.
+        ValueError: If the shares or the group make no sense, an utterance belongs to
+            none, or nothing is left.
     """
+    for name, table in tables.items():
+        for utt_id in tables["wav.scp"]:
+            if utt_id not in table:
+                raise ValueError(
+                    f"utterance {utt_id}: is in {args.data_dir}/wav.scp and not in "
+                    f"{args.data_dir}/{name}, so that it belongs to no domain; add it, "
+                    "or take it out of wav.scp"
+                )
     if min(args.shares) <= 0 or not 0 <= args.group < len(args.shares):
         raise ValueError(
             f"--shares: got {args.shares} and --group {args.group}, expected numbers "
