@@ -32,7 +32,7 @@ expdir=exp/continual    # Experiments and results.
 domains="clean telephone fast"  # In this order; conditions that make_domain.py knows.
 shares="2 1 1"      # Shares of the training speech.
 num_valid=60        # Validation utterances of each domain.
-num_test=100        # Test utterances of each domain.
+num_test=60         # Test utterances of each domain (ESPnet decodes one in a second).
 nbpe=100            # Size of the token list, which is made of the first domain's text.
 
 # Models

@@ -27,6 +27,8 @@ loss_teacher=       # Teacher of AdaKD, with a task head (see bin/teacher_loss);
                     # MVQ student, which is trained for it first.
 k_updates=900       # AdaKD: updates in which k falls.
 max_frames=40000    # Frames the quantizer is trained on.
+num_test=120        # Utterances of test_clean to decode, evenly spread; ESPnet's CTC search
+                    # takes a second for each. Empty: all.
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
@@ -36,6 +38,7 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}] --layer N [${layer}]
   --loss_teacher NAME --k_updates N [${k_updates}] --max_frames N [${max_frames}]
   --asr_config YAML [${asr_config}] --inference_config YAML [${inference_config}]
+  --num_test N [${num_test}]
   --asr_args \"...\" --expdir DIR [${expdir}] --asr_stats_dir DIR [${asr_stats_dir}]
   --nj N [${nj}] --num_threads N [all cores] --python CMD [${python}]"
 
@@ -43,6 +46,7 @@ help_message="Usage: $0 [options]   (defaults in brackets)
 . ./path.sh
 
 train_set=train_clean_5
+test_set=test_clean${num_test:+_${num_test}}
 data=dump/raw/${train_set}
 tag=$(basename "${teacher##*:}")_layer${layer}
 student=$(basename "${asr_config}" .yaml)
@@ -63,13 +67,18 @@ recipe() {
     ./run.sh --nj "${nj}" --num_threads "${num_threads}" --python "${python}" \
         --teacher "${teacher}" --layer "${layer}" --teacher_conf "${teacher_conf}" \
         --max_frames "${max_frames}" --expdir "${expdir}" --asr_stats_dir "${asr_stats_dir}" \
-        --asr_config "${asr_config}" --mvq_asr_config "${configs[*]}" \
+        --test_sets "${test_set}" --asr_config "${asr_config}" --mvq_asr_config "${configs[*]}" \
         --asr_args "${asr_args}" --inference_config "${inference_config}" "$@"
 }
 
 if runs 1; then
     log "stage 1: Data, quantizer, codebook indexes"
-    recipe mvq --stop_stage 10
+    recipe mvq --stop_stage 1
+    if [ -n "${num_test}" ]; then
+        ${python} pyscripts/make_domain.py --data_dir data/test_clean --condition clean \
+            --outdir "data/${test_set}" --max_utterances "${num_test}"
+    fi
+    recipe mvq --stage 4 --stop_stage 10
 fi
 
 if runs 2; then
