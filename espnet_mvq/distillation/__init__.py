@@ -6,6 +6,7 @@ from espnet_mvq.distillation.embedding_loss import (
     ChannelNormaliser,
     embedding_loss,
 )
+from espnet_mvq.distillation.head_init import classifier_of_codebooks
 from espnet_mvq.distillation.heads import HEADS, Head, IndependentHead, JointHead
 from espnet_mvq.distillation.losses import CodebookLossOutput, codebook_loss
 from espnet_mvq.distillation.pooling import mean_over_time
@@ -30,6 +31,7 @@ __all__ = [
     "WeightSchedule",
     "Weighting",
     "build_weighting",
+    "classifier_of_codebooks",
     "codebook_loss",
     "embedding_loss",
     "mean_over_time",

@@ -11,6 +11,7 @@ from espnet_mvq.distillation import (
     IGNORE,
     CodebookLossOutput,
     FrameGrid,
+    classifier_of_codebooks,
     codebook_loss,
     soft_target_table,
     unit_variance_codebooks,
@@ -18,6 +19,9 @@ from espnet_mvq.distillation import (
 from espnet_mvq.plugin.config import MVQConfig
 from espnet_mvq.plugin.target import Target
 from espnet_mvq.quantization import Quantizer
+
+# Share of the variance that a quantizer leaves over, if it does not say
+_ERROR = 0.3
 
 
 class CodebookTarget(Target):
@@ -39,9 +43,41 @@ class CodebookTarget(Target):
             options["hidden_size"] = config.head_hidden_size
         head_class = HEADS[config.head]
         self.head = head_class(input_size, num_targets, config.codebook_size, **options)
+        if config.head_init == "quantizer" and self.aligner.num_slots != 1:
+            raise ValueError(
+                f"{name}: mvq_conf head_init: got quantizer where a student frame "
+                f"predicts {self.aligner.num_slots} teacher frames, expected one: the "
+                "student layer has to be the teacher's"
+            )
         self._tables: Optional[Dict[str, torch.Tensor]] = None
         self._num_updates = 0
         self._mean_nats = 0.0
+
+    def start(self) -> None:
+        """See `Target.start`; the head begins as `head_init` says.
+
+        Not when the model is built: decoding needs no quantizer.
+
+        Raises:
+            ValueError: If the student layer is not the teacher's.
+        """
+        if self.config.head_init != "quantizer":
+            return
+        quantizer = load_quantizer(self.name, self.config)
+        channels = self.head.weight.shape[1]
+        if quantizer.dim != channels:
+            raise ValueError(
+                f"{self.name}: mvq_conf head_init: got a quantizer of {quantizer.dim} "
+                f"dimensions and a student layer of {channels} channels, expected as "
+                "many: the student layer has to be the teacher's"
+            )
+        error = quantizer.provenance.get("relative_reconstruction_error", _ERROR)
+        weight, bias = classifier_of_codebooks(
+            quantizer.codebooks, quantizer.mean, quantizer.scale, error
+        )
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(bias)
 
     def _teacher_values(
         self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor]

@@ -25,6 +25,7 @@ TEACHER_LOSS_NAME = "teacher_loss"
 UNLABELLED_NAME = "unlabelled"
 CODEBOOKS = "codebooks"
 LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
+HEAD_INITS = ("random", "quantizer")
 
 
 @dataclass
@@ -44,6 +45,9 @@ class MVQConfig:
             dotted path of a submodule of the encoder.
         head: independent (each index on its own) or joint (from those before it).
         head_hidden_size: Units of the joint head.
+        head_init: random; or quantizer: the independent head starts as the classifier
+            that reads the indexes off the teacher's own embeddings, for a student that
+            starts as its own teacher (DeCoR); needs `quantizer`.
         label_smoothing: Share of the target that is spread over all values, 0 to 1.
         soft_target_temperature: More than 0: entries near the stored one are targets
             too (see `soft_target_table`); needs `quantizer`.
@@ -79,6 +83,7 @@ class MVQConfig:
     layer: Union[int, str] = -1
     head: str = "independent"
     head_hidden_size: int = 512
+    head_init: str = "random"
     label_smoothing: float = 0.0
     soft_target_temperature: float = 0.0
     embedding_weight: float = 0.0
@@ -138,7 +143,12 @@ class MVQConfig:
         return config
 
     def _check_choices(self) -> None:
-        for name, choices in (("loss", LOSSES), ("head", HEADS), ("level", LEVELS)):
+        for name, choices in (
+            ("loss", LOSSES),
+            ("head", HEADS),
+            ("head_init", HEAD_INITS),
+            ("level", LEVELS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"mvq_conf {name}: got {getattr(self, name)!r}, expected one of "
@@ -161,11 +171,19 @@ class MVQConfig:
             )
         needs = self.soft_target_temperature > 0 or self.embedding_weight > 0
         needs = needs or (with_embeddings and is_of(name, DATA_NAME))
+        needs = needs or self.head_init == "quantizer"
         if needs and self.quantizer is None:
             raise ValueError(
-                "mvq_conf: soft_target_temperature, embedding_weight, and embeddings "
-                "decoded from indexes need the codebooks; give quantizer: "
+                "mvq_conf: soft_target_temperature, embedding_weight, head_init and "
+                "embeddings decoded from indexes need the codebooks; give quantizer: "
                 "dump/mvq/.../quantizer.safetensors"
+            )
+        if self.head_init == "quantizer" and (
+            with_embeddings or self.head != "independent"
+        ):
+            raise ValueError(
+                f"mvq_conf head_init: got quantizer with loss {self.loss} and head "
+                f"{self.head}, expected loss {CODEBOOKS} and head independent"
             )
         if with_embeddings and not is_of(name, DATA_NAME) and self.quantizer:
             raise ValueError(

@@ -45,6 +45,9 @@ class MVQ(torch.nn.ModuleDict):
         if not self.training:
             return {name: target.config.weight for name, target in self.items()}
         update = int(self.num_updates)
+        if update == 0:
+            for target in self.values():
+                target.start()
         self.num_updates += 1
         return {n: target.schedule.weight_at(update) for n, target in self.items()}
 

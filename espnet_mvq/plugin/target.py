@@ -43,6 +43,9 @@ class Target(torch.nn.Module):
             )
         self._num_mismatches = 0
 
+    def start(self) -> None:
+        """Get ready for the first update of a training; not called when it goes on."""
+
     def is_there(
         self, data: Any, speech_lengths: torch.Tensor, weight: float
     ) -> torch.Tensor:

@@ -88,7 +88,8 @@ config_of() {
 configure() {
     ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
         --added "conf/losses/$1.yaml" --out "$(config_of "$1" "$2")" \
-        --set layer="$3" train="${dumpdir}/raw/$2_train"
+        --set layer="$3" train="${dumpdir}/raw/$2_train" \
+        quantizer="${dumpdir}/mvq/$1_$2/quantizer.safetensors"
 }
 
 # exp_of METHOD DOMAIN: the experiment after a domain, as asr_mvq.sh names it

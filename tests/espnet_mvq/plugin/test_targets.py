@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from espnet_mvq.distillation import classifier_of_codebooks
 from espnet_mvq.plugin.config import check_name, parse_targets
 from espnet_mvq.quantization import Quantizer
 
@@ -186,4 +187,78 @@ def test_quantizer_is_not_needed_to_decode(build_model, batch):
     model = build_model({"quantizer": "none.safetensors", "embedding_weight": 1.0})
     model.eval().encode(batch["speech"], batch["speech_lengths"])
     with torch.no_grad():
+        model(**batch)
+
+
+@pytest.fixture
+def own_teacher(batch, tmp_path):
+    """Options and batch of a student that predicts its own utterances' indexes."""
+    quantizer = Quantizer(torch.randn(2, 4, 8))
+    quantizer.provenance["relative_reconstruction_error"] = 0.25
+    quantizer.save(tmp_path / "q.safetensors")
+    conf = {
+        "level": "utterance",
+        "head_init": "quantizer",
+        "quantizer": str(tmp_path / "q.safetensors"),
+        "quantizer_id": quantizer.id,
+    }
+    ones = torch.ones_like(batch["codebook_indexes_lengths"])
+    indexes = batch["codebook_indexes"][:, :1]
+    batch = {**batch, "codebook_indexes": indexes, "codebook_indexes_lengths": ones}
+    return conf, batch, quantizer
+
+
+def test_head_starts_as_the_quantizers_classifier(build_model, own_teacher):
+    conf, batch, quantizer = own_teacher
+    model = build_model(conf).train()
+    before = model.mvq["codebook_indexes"].head.weight.clone()
+    model(**batch)
+    head = model.mvq["codebook_indexes"].head
+    weight, bias = classifier_of_codebooks(
+        quantizer.codebooks, quantizer.mean, quantizer.scale, 0.25
+    )
+    assert not torch.equal(before, head.weight)
+    assert torch.equal(head.weight, weight) and torch.equal(head.bias, bias)
+    # Once: what is learned from then on stays, in a resumed training too.
+    with torch.no_grad():
+        head.weight.zero_()
+    resumed = build_model(conf).train()
+    resumed.load_state_dict(model.state_dict())
+    for trained in (model, resumed):
+        trained(**batch)
+        assert not trained.mvq["codebook_indexes"].head.weight.any()
+
+
+def test_head_is_random_where_the_quantizer_is_not_at_hand(build_model, own_teacher):
+    """In evaluation, which stands for decoding."""
+    conf, batch, _ = own_teacher
+    model = build_model({**conf, "quantizer": "none.safetensors"}).eval()
+    model(**batch)
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        model.train()(**batch)
+
+
+@pytest.mark.parametrize(
+    "conf, message",
+    [
+        ({"head_init": "teacher"}, "head_init: got 'teacher', expected one of random"),
+        ({"head_init": "quantizer"}, "give quantizer"),
+        ({"head": "joint"}, "got quantizer with loss codebooks and head joint"),
+        ({"level": "frame"}, "predicts 2 teacher frames, expected one"),
+    ],
+)
+def test_heads_that_cannot_start_so_are_refused(
+    build_model, own_teacher, conf, message
+):
+    conf = conf if "head_init" in conf else {**own_teacher[0], **conf}
+    with pytest.raises(ValueError, match=message):
+        build_model(conf)
+
+
+def test_quantizer_of_another_layer_is_refused(build_model, own_teacher, tmp_path):
+    conf, batch, _ = own_teacher
+    quantizer = Quantizer(torch.randn(2, 4, 6))
+    quantizer.save(tmp_path / "q.safetensors")
+    model = build_model({**conf, "quantizer_id": quantizer.id}).train()
+    with pytest.raises(ValueError, match="of 6 dimensions and a student layer of 8"):
         model(**batch)
