@@ -108,6 +108,18 @@ def test_several_students_without_baseline(report, options):
     assert "|MVQ student|40.2|" in text and "|3|-|6.00|6.00|1.500|25.0|" in text
 
 
+def test_epochs_of_trainings_before_are_found(report, options, tmp_path):
+    """ESPnet renames the logs before; a training that is done writes none anew."""
+    log = tmp_path / "mvq" / "train.log"
+    lines = log.read_text().splitlines(keepends=True)
+    log.rename(tmp_path / "mvq" / "train.10.log")
+    (tmp_path / "mvq" / "train.9.log").write_text(lines[3].replace("=6.0", "=5.0"))
+    log.write_text("nothing to do\n")
+    run(report, options)
+    text = options["--out"].read_text()
+    assert "|2|8.00|8.00|" in text and "|3|6.00|5.00|" in text
+
+
 def test_targets_on_disk_are_counted_once(report, options, tmp_path):
     """Arks behind the scp, and quantizers; several entries of an ark are one file."""
     (tmp_path / "a.ark").write_bytes(bytes(1000))

@@ -60,6 +60,9 @@ def get_parser() -> argparse.ArgumentParser:
 def read_epochs(exp: Path) -> List[Dict[str, float]]:
     """Read the statistics of each epoch from ESPnet's train.log.
 
+    A training that is started again, even one that was done, begins a new log and
+    renames the one before to train.1.log, and so on.
+
     Returns:
         Training statistics by name, `valid_` before those of validation; the last
         run of an epoch if there were several.
@@ -71,7 +74,11 @@ def read_epochs(exp: Path) -> List[Dict[str, float]]:
     if not log.is_file():
         raise ReportError(f"no {log}; run stage 11 (training)")
     epochs: Dict[int, Dict[str, float]] = {}
-    for number, train, valid in _EPOCH.findall(log.read_text(encoding="utf-8")):
+    older = sorted(
+        exp.glob("train.[0-9]*.log"), key=lambda path: -int(path.suffixes[0][1:])
+    )
+    text = "".join(path.read_text(encoding="utf-8") for path in (*older, log))
+    for number, train, valid in _EPOCH.findall(text):
         stats = {name: float(value) for name, value in _STAT.findall(train)}
         valid_stats = _STAT.findall(valid)
         stats.update({f"valid_{name}": float(value) for name, value in valid_stats})
