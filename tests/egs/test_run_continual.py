@@ -1,10 +1,6 @@
 """run_continual.sh: which steps it has asr_mvq.sh do, in which order."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,46 +29,23 @@ if options["--stop_stage"] == "13":
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(copy_recipe):
     """Copy the recipe, with a stand-in for asr_mvq.sh."""
-    folder = tmp_path / "egs" / "mini" / "asr1"
-    template = ROOT / "egs" / "TEMPLATE" / "asr1"
-    shutil.copytree(template, tmp_path / "egs" / "TEMPLATE" / "asr1")
-    folder.mkdir(parents=True)
-    shutil.copy(RECIPE / "run_continual.sh", folder)
-    shutil.copytree(RECIPE / "conf", folder / "conf")
-    for name in ("utils", "pyscripts", "path.sh"):
-        (folder / name).symlink_to(f"../../TEMPLATE/asr1/{name}")
-    stand_in = folder / "asr_mvq.sh"
-    stand_in.write_text(STAND_IN.format(python=sys.executable))
-    stand_in.chmod(0o755)
-    return folder
+    return copy_recipe("run_continual.sh", "asr_mvq.sh", STAND_IN)
 
 
-def run(recipe, *options):
-    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    env = {
-        **os.environ,
-        "PATH": os.pathsep.join(paths),
-        "PYTHONPATH": str(ROOT),
-        "VIRTUAL_ENV": sys.prefix,
-    }
-    return subprocess.run(
-        ["./run_continual.sh", *options],
-        cwd=recipe,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run(recipe, run_script):
+    """Return a function that runs it."""
+    return lambda *options: run_script(recipe, "run_continual.sh", *options)
 
 
 def calls_of(recipe):
     return [json.loads(line) for line in (recipe / "calls").read_text().splitlines()]
 
 
-def test_steps_and_their_order(recipe):
-    done = run(recipe, "--stage", "3", "--methods", "finetune decor_utterance")
+def test_steps_and_their_order(recipe, run):
+    done = run("--stage", "3", "--methods", "finetune decor_utterance")
     assert done.returncode == 0, done.stdout + done.stderr
     calls = calls_of(recipe)
     domains = [call["--exp_tag"] for call in calls]
@@ -119,14 +92,14 @@ def test_steps_and_their_order(recipe):
     table = (recipe / "exp" / "continual" / "CONTINUAL.md").read_text()
     assert "|decor_utterance|fast|0.0|1.0|2.0|" in table and table in done.stdout
     # Steps that are done are not done again.
-    assert run(recipe, "--stage", "5").returncode == 0
+    assert run("--stage", "5").returncode == 0
     tags = [call["--mvq_asr_config"] for call in calls_of(recipe)[len(calls) :]]
     assert len(tags) == 4 and not any("utterance" in tag for tag in tags)
 
 
-def test_first_model_may_do_without_a_teacher(recipe):
+def test_first_model_may_do_without_a_teacher(recipe, run):
     options = ("--methods", "finetune", "--first_teacher", "")
-    done = run(recipe, "--stage", "4", "--stop_stage", "5", *options)
+    done = run("--stage", "4", "--stop_stage", "5", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     first, tuned, _ = calls_of(recipe)
     assert first["--asr_config"] == "conf/train_asr_debug.yaml"
@@ -134,12 +107,12 @@ def test_first_model_may_do_without_a_teacher(recipe):
     assert "/asr_train_asr_debug_raw_en_bpe100_clean/" in tuned["--asr_args"]
 
 
-def test_wrong_method_ends_in_a_line_that_names_it(recipe):
-    done = run(recipe, "--methods", "finetune replay")
+def test_wrong_method_ends_in_a_line_that_names_it(recipe, run):
+    done = run("--methods", "finetune replay")
     assert done.returncode == 2 and "got 'replay'" in done.stderr
     assert not (recipe / "calls").exists()
 
 
-def test_help_lists_the_stages(recipe):
-    done = run(recipe, "--help")
+def test_help_lists_the_stages(run):
+    done = run("--help")
     assert done.returncode == 0 and "5 methods" in done.stdout

@@ -1,17 +1,11 @@
 """run_losses.sh: one configuration for each loss, and all students in one run."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "egs" / "mini_librispeech" / "asr1"
 # Notes its options
 STAND_IN = """#!{python}
 import json, sys
@@ -22,33 +16,15 @@ with open("calls", "a") as file:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(copy_recipe, run_script):
     """Return a function that runs it with a stand-in for run.sh."""
-    folder = tmp_path / "egs" / "mini" / "asr1"
-    template = ROOT / "egs" / "TEMPLATE" / "asr1"
-    shutil.copytree(template, tmp_path / "egs" / "TEMPLATE" / "asr1")
-    folder.mkdir(parents=True)
-    shutil.copy(RECIPE / "run_losses.sh", folder)
-    shutil.copytree(RECIPE / "conf", folder / "conf")
-    for name in ("utils", "pyscripts", "path.sh"):
-        (folder / name).symlink_to(f"../../TEMPLATE/asr1/{name}")
+    folder = copy_recipe("run_losses.sh", "run.sh", STAND_IN)
     data = folder / "dump" / "raw" / "train_clean_5"
     data.mkdir(parents=True)
     (data / "wav.scp").write_text("".join(f"u{n} u{n}.wav\n" for n in range(9)))
-    (folder / "run.sh").write_text(STAND_IN.format(python=sys.executable))
-    (folder / "run.sh").chmod(0o755)
-    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    env = {**os.environ, "PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT)}
 
     def run(*options):
-        done = subprocess.run(
-            ["./run_losses.sh", *options],
-            cwd=folder,
-            env={**env, "VIRTUAL_ENV": sys.prefix},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        done = run_script(folder, "run_losses.sh", *options)
         calls = folder / "calls"
         lines = calls.read_text().splitlines() if calls.exists() else []
         return folder, done, [json.loads(line) for line in lines]
