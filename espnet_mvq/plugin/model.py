@@ -41,7 +41,10 @@ class MVQ(torch.nn.ModuleDict):
         self.register_buffer("num_updates", torch.zeros(()))
 
     def weights(self) -> Dict[str, float]:
-        """Return the weight of each target in this update, and count it."""
+        """Return the weight of each target in this update, and count it.
+
+        Before the first one the targets start.
+        """
         if not self.training:
             return {name: target.config.weight for name, target in self.items()}
         update = int(self.num_updates)
