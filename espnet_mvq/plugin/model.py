@@ -40,18 +40,26 @@ class MVQ(torch.nn.ModuleDict):
         super().__init__(targets)
         self.register_buffer("num_updates", torch.zeros(()))
 
-    def weights(self) -> Dict[str, float]:
-        """Return the weight of each target in this update, and count it.
+    def begin_batch(self) -> int:
+        """Return the updates made so far; count this one if the model is in training.
 
         Before the first one the targets start.
         """
+        update = int(self.num_updates)
+        if self.training:
+            if update == 0:
+                for target in self.values():
+                    target.start()
+            self.num_updates += 1
+        return update
+
+    def weights(self, update: int) -> Dict[str, float]:
+        """Return the weight of each target after so many updates.
+
+        In evaluation schedules do not count.
+        """
         if not self.training:
             return {name: target.config.weight for name, target in self.items()}
-        update = int(self.num_updates)
-        if update == 0:
-            for target in self.values():
-                target.start()
-        self.num_updates += 1
         return {n: target.schedule.weight_at(update) for n, target in self.items()}
 
 
@@ -123,8 +131,8 @@ class MVQMixin:
         teacher_losses = data.pop(TEACHER_LOSS_NAME)[0]
         if teacher_losses is not None:
             teacher_losses = teacher_losses.reshape(-1)
-        update = int(self.mvq.num_updates)
-        weights = self.mvq.weights()
+        update = self.mvq.begin_batch()
+        weights = self.mvq.weights(update)
         there = {
             name: self.mvq[name].is_there(data[name], speech_lengths, weights[name])
             for name in self.mvq

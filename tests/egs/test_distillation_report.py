@@ -108,6 +108,18 @@ def test_several_students_without_baseline(report, options):
     assert "|MVQ student|40.2|" in text and "|3|-|6.00|6.00|1.500|25.0|" in text
 
 
+def test_each_target_has_its_curves(report, options, tmp_path):
+    log = tmp_path / "mvq" / "train.log"
+    second = "acc_mvq_layer9=0.5, acc_mvq_own_name=0.75, optim0"
+    log.write_text(log.read_text().replace("optim0", second))
+    run(report, options)
+    text = options["--out"].read_text()
+    assert (
+        "|index accuracy %|index accuracy %, layer9|index accuracy %, own name|" in text
+    )
+    assert "|3|6.00|6.00|6.00|1.500|25.0|50.0|75.0|" in text
+
+
 def test_epochs_of_trainings_before_are_found(report, options, tmp_path):
     """ESPnet renames the logs before; a training that is done writes none anew."""
     log = tmp_path / "mvq" / "train.log"

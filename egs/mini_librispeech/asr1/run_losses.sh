@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The same student with one loss after the other: none, embedding KD, MVQ, AdaKD; and with
-# the text of one utterance in four.
+# The same student with one loss after the other: none, embedding KD, MVQ, MVQ of two
+# layers, AdaKD; and with the text of one utterance in four.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -19,10 +19,12 @@ asr_stats_dir=exp/asr_stats_raw_en_bpe100  # Statistics of the features.
 asr_config=conf/train_asr_debug.yaml
 asr_args=           # Options of every training.
 inference_config=conf/decode_asr_debug.yaml
-losses="l2_stored l2_teacher l2_decoded mvq mvq_adakd text_quarter mvq_text_quarter"
+losses="l2_stored l2_teacher l2_decoded mvq mvq_adakd mvq_fixed mvq_two_layers"
+losses+=" text_quarter mvq_text_quarter"
 teacher=transformers/openai/whisper-tiny.en
 teacher_conf=window_s=0
 layer=3             # Teacher layer, counted from 1.
+second_layer=4      # The other one of mvq_two_layers.
 loss_teacher=       # Teacher of AdaKD, with a task head (see bin/teacher_loss); empty: the
                     # MVQ student, which is trained for it first.
 k_updates=900       # AdaKD: updates in which k falls.
@@ -35,7 +37,8 @@ help_message="Usage: $0 [options]   (defaults in brackets)
      1 data, quantizer and indexes, 2 stored embeddings, 3 teacher losses, 4 training,
      5 decoding, 6 report
   --losses \"NAME ...\" [${losses}]   names below conf/losses
-  --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}] --layer N [${layer}]
+  --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}]
+  --layer N [${layer}] --second_layer N [${second_layer}]
   --loss_teacher NAME --k_updates N [${k_updates}] --max_frames N [${max_frames}]
   --asr_config YAML [${asr_config}] --inference_config YAML [${inference_config}]
   --num_test N [${num_test}]
@@ -71,6 +74,15 @@ recipe() {
         --asr_args "${asr_args}" --inference_config "${inference_config}" "$@"
 }
 
+# mvq LAYER OPTIONS...: mvq.sh for a layer of the teacher
+mvq() {
+    local layer=$1
+    shift
+    bash "$(${python} -m espnet_mvq.where)" --train_set "${train_set}" --nj "${nj}" \
+        --python "${python}" --teacher "${teacher}" --layer "${layer}" \
+        --teacher_conf "${teacher_conf}" "$@"
+}
+
 if runs 1; then
     log "stage 1: Data, quantizer, codebook indexes"
     recipe mvq --stop_stage 1
@@ -79,13 +91,17 @@ if runs 1; then
             --outdir "data/${test_set}" --max_utterances "${num_test}"
     fi
     recipe mvq --stage 4 --stop_stage 10
+    if [[ " ${losses} " == *" mvq_two_layers "* ]]; then
+        log "stage 1: Quantizer and codebook indexes of layer ${second_layer}"
+        mvq "${second_layer}" --index_name codebook_indexes_second --num_codebooks 8 \
+            --max_frames "${max_frames}" ${num_threads:+--num_threads "${num_threads}"} \
+            --quantizer_args "--num_iterations 16" --stop_stage 4
+    fi
 fi
 
 if runs 2; then
     log "stage 2: Embeddings, stored as float16"
-    bash "$(${python} -m espnet_mvq.where)" --target embeddings --train_set "${train_set}" \
-        --nj "${nj}" --python "${python}" --teacher "${teacher}" --layer "${layer}" \
-        --teacher_conf "${teacher_conf}"
+    mvq "${layer}" --target embeddings
 fi
 
 if runs 3; then

@@ -12,7 +12,7 @@ import time
 from importlib import metadata as package_metadata
 from itertools import repeat
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import yaml
 
@@ -171,7 +171,7 @@ def storage_rows(metadata: IndexMetadata, quantizer: Quantizer) -> List[str]:
 def curve_rows(baseline: Optional[Path], student: Path) -> List[str]:
     """Return losses by epoch, of what the student's log tells; "-": not in an epoch."""
     own_epochs = read_epochs(student)
-    curves = [curve for curve in _CURVES if any(curve[0] in own for own in own_epochs)]
+    curves = find_curves(sorted({name for own in own_epochs for name in own}))
     titles = [title for _, title, _, _ in curves]
     rows = [
         "|".join(["|epoch|baseline valid loss|student valid loss", *titles, ""]),
@@ -188,6 +188,19 @@ def curve_rows(baseline: Optional[Path], student: Path) -> List[str]:
             cells.append(format_stat(own, name, digits, factor))
         rows.append(f"|{'|'.join(cells)}|")
     return rows
+
+
+def find_curves(names: List[str]) -> List[Tuple[str, str, int, float]]:
+    """Return those of `_CURVES` among statistics; one for each of several targets."""
+    found = []
+    for stem, title, digits, factor in _CURVES:
+        for name in names:
+            if name == stem:
+                found.append((name, title, digits, factor))
+            elif name.startswith(f"{stem}_"):
+                target = name.removeprefix(f"{stem}_").replace("_", " ")
+                found.append((name, f"{title}, {target}", digits, factor))
+    return found
 
 
 def format_stat(
