@@ -1,8 +1,6 @@
 """asr_mvq.sh: what it has ESPnet do for which students, by a stand-in for Python."""
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -48,36 +46,30 @@ def recipe(tmp_path):
     return folder
 
 
-def run(recipe, *options):
-    """Run the script with conf/plain.yaml and no MVQ student; return what it ran."""
-    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    words = ["--train_set", "train", "--valid_set", "dev", "--test_sets", "test"]
-    words += ["--asr_config", "conf/plain.yaml", "--mvq_asr_config", ""]
-    words += ["--inference_config", "conf/decode.yaml", "--python", "./python0"]
-    done = subprocess.run(
-        ["./asr_mvq.sh", *words, *options],
-        cwd=recipe,
-        env={
-            **os.environ,
-            "PATH": os.pathsep.join(paths),
-            "PYTHONPATH": str(ROOT),
-            "VIRTUAL_ENV": sys.prefix,
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    calls = recipe / "calls"
-    return done, calls.read_text().splitlines() if calls.exists() else []
+@pytest.fixture
+def run(recipe, run_script):
+    """Return a function that runs the script and returns what it ran.
+
+    With conf/plain.yaml and no MVQ student, if the options say nothing else.
+    """
+
+    def run(*options):
+        words = ["--train_set", "train", "--valid_set", "dev", "--test_sets", "test"]
+        words += ["--asr_config", "conf/plain.yaml", "--mvq_asr_config", ""]
+        words += ["--inference_config", "conf/decode.yaml", "--python", "./python0"]
+        done = run_script(recipe, "asr_mvq.sh", *words, *options)
+        calls = recipe / "calls"
+        return done, calls.read_text().splitlines() if calls.exists() else []
+
+    return run
 
 
 def of_kind(calls, word):
     return [call for call in calls if word in call.split()]
 
 
-def test_baseline_and_two_students(recipe):
+def test_baseline_and_two_students(run):
     done, calls = run(
-        recipe,
         *("--stage", "11", "--mvq_asr_config", "conf/one.yaml conf/two.yaml"),
         *("--teacher", "espnet/exp/a", "--exp_tag", "tag"),
         *("--token_list_dir", "tokens", "--asr_stats_dir", "stats"),
@@ -103,7 +95,7 @@ def test_baseline_and_two_students(recipe):
     assert f"--baseline {names[0]} --student {names[1]} {names[2]} --inf" in report
 
 
-def test_student_without_baseline(recipe):
+def test_student_without_baseline(recipe, run):
     """Statistics, too, are made with its configuration."""
     (recipe / "stats" / "train").mkdir(parents=True)
     (recipe / "stats" / "valid").mkdir()
@@ -112,7 +104,6 @@ def test_student_without_baseline(recipe):
         (recipe / name).write_text("utt 3\n")
     (recipe / "tokens" / "tokens.txt").write_text("a\nb\n")
     done, calls = run(
-        recipe,
         *("--stage", "10", "--asr_config", "", "--mvq_asr_config", "conf/one.yaml"),
         *("--teacher", "t", "--asr_stats_dir", "stats", "--token_list_dir", "tokens"),
     )
@@ -127,17 +118,16 @@ def test_student_without_baseline(recipe):
     assert "--baseline" not in report
 
 
-def test_baseline_alone_needs_no_teacher(recipe):
-    done, calls = run(recipe, "--stage", "6", "--skip_stages", "10")
+def test_baseline_alone_needs_no_teacher(run):
+    done, calls = run("--stage", "6", "--skip_stages", "10")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(of_kind(calls, "espnet2.bin.asr_train")) == 1
     assert not of_kind(calls, "mvq.sh")
     assert not of_kind(calls, "pyscripts/distillation_report.py")
 
 
-def test_more_options_of_mvq_sh_come_last(recipe):
+def test_more_options_of_mvq_sh_come_last(run):
     done, calls = run(
-        recipe,
         *("--stage", "6", "--stop_stage", "8", "--teacher", "t"),
         *("--mvq_asr_config", "conf/one.yaml", "--num_codebooks", "4"),
         *("--mvq_args", "--level utterance --num_codebooks 1"),
@@ -157,7 +147,7 @@ def test_more_options_of_mvq_sh_come_last(recipe):
         (["--asr_config", "conf/0.yaml"], "no such configuration: conf/0.yaml"),
     ],
 )
-def test_what_is_missing_is_named(recipe, options, message):
-    done, calls = run(recipe, *options)
+def test_what_is_missing_is_named(run, options, message):
+    done, calls = run(*options)
     assert done.returncode == 2 and message in done.stderr
     assert not of_kind(calls, "espnet2.bin.asr_train")
