@@ -34,6 +34,7 @@ def run(copy_recipe, run_script):
 
 def test_students_of_all_losses_are_trained_in_one_run(run):
     options = ["--stage", "4", "--stop_stage", "4", "--teacher", "s3prl/hubert"]
+    options += ["--teacher_conf", "window_s=0 revision=main"]
     folder, done, (call,) = run(*options, "--layer", "6", "--k_updates", "77")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (call["--stage"], call["--stop_stage"]) == ("11", "11")
@@ -48,12 +49,20 @@ def test_students_of_all_losses_are_trained_in_one_run(run):
     base = yaml.safe_load((folder / call["--asr_config"]).read_text())
     for config in configs.values():
         assert all(config[name] == base[name] for name in base if name != "model_conf")
-    unlabelled = (folder / "dump/raw/train_clean_5/unlabelled").read_text().split()
-    assert unlabelled == ["u1", "u2", "u3", "u5", "u6", "u7"]
+    data = folder / "dump/raw/train_clean_5"
+    no_text = (data / "no_text").read_text().split()
+    assert no_text == ["u1", "u2", "u3", "u5", "u6", "u7"]
+    assert not (data / "unlabelled").exists()  # would leave teacher_loss a quarter
+    for name in ("text_quarter", "mvq_text_quarter"):
+        lists = configs[name]["train_data_path_and_name_and_type"]
+        assert ["dump/raw/train_clean_5/no_text", "unlabelled", "mvq_list"] in lists
     options = {n: c["model_conf"]["mvq_conf"] for n, c in configs.items()}
     assert options["l2_teacher"]["teacher"] == "s3prl/hubert"
     assert options["l2_teacher"]["teacher_layer"] == 6
-    assert options["l2_teacher"]["teacher_conf"] == {"window_s": 0}
+    assert options["l2_teacher"]["teacher_conf"] == {
+        "window_s": 0,
+        "revision": "main",
+    }
     quantizer = options["l2_decoded"]["quantizer"]
     assert quantizer == "dump/mvq/hubert_layer6_cb8/quantizer.safetensors"
     assert options["mvq_adakd"]["weighting"]["k_updates"] == 77

@@ -63,7 +63,7 @@ recipe() {
         ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
             --added "conf/losses/${loss}.yaml" --out "${expdir}/conf/${student}_${loss}.yaml" \
             --set train="${data}" teacher="${teacher}" layer="${layer}" \
-            teacher_conf="{${teacher_conf//=/: }}" updates="${k_updates}" \
+            teacher_conf="{$(sed "s/  */, /g; s/=/: /g" <<<"${teacher_conf}")}" updates="${k_updates}" \
             quantizer="dump/mvq/${tag}_cb8/quantizer.safetensors"
     done
     shift
@@ -116,8 +116,8 @@ fi
 
 if runs 4; then
     log "stage 4: Train students of ${asr_config} with ${losses}"
-    # For *_text_quarter
-    awk 'NR % 4 != 1 { print $1 }' "${data}/wav.scp" >"${data}/unlabelled"
+    # For *_text_quarter. Not named unlabelled: teacher_loss would obey it.
+    awk 'NR % 4 != 1 { print $1 }' "${data}/wav.scp" >"${data}/no_text"
     recipe "${losses}" --stage 11 --stop_stage 11
 fi
 
