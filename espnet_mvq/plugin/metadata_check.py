@@ -11,19 +11,26 @@ from espnet_mvq.indexes.metadata import (
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     EMBEDDINGS_NAME,
+    TEACHER_LOSS_NAME,
     TEACHER_NAME,
+    UNLABELLED_NAME,
     check_name,
     from_metadata,
     is_of,
     lone_name,
 )
+from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
+from espnet_mvq.plugin.init_param import refuse_counted_updates
 from espnet_mvq.plugin.teacher_loss import complete_weighting
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher, build_teacher
+from espnet_mvq.teachers.espnet import sample_rate_hz
 
 # Effects of ESPnet's preprocessor after which indexes lie elsewhere in the speech
 _MOVING_EFFECTS = ("speed_perturb", "time_stretch", "reverse")
+# Data types of which the model knows one name alone
+_NAMES = {LOSS_NAME: TEACHER_LOSS_NAME, LIST_NAME: UNLABELLED_NAME}
 
 
 def complete_mvq_conf(args: argparse.Namespace) -> None:
@@ -34,9 +41,11 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: If there are no index files, they disagree with each other or with
-            the yaml, or the speech is changed in a way that indexes cannot follow.
+            the yaml, or the speech is changed in a way that indexes cannot follow, or
+            the model starts from one whose updates are counted.
     """
     refuse_moving_effects(args)
+    refuse_counted_updates(args)
     conf: Dict[str, Any] = dict(args.model_conf.get("mvq_conf") or {})
     targets = {n: dict(o or {}) for n, o in (conf.get("targets") or {}).items()}
     shared = {name: value for name, value in conf.items() if name != "targets"}
@@ -48,7 +57,7 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
         options = {**shared, **targets.get(name, {})}
         filled[name] = {
             **targets.get(name, {}),
-            **_complete(options, name, paths.get(name, [])),
+            **_complete(options, name, paths.get(name, []), args),
         }
     if not targets and names == [lone_name(conf)]:
         conf.update(filled[names[0]])
@@ -84,6 +93,11 @@ def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
     data += list(args.valid_data_path_and_name_and_type or [])
     paths: Dict[str, List[str]] = {}
     for path, name, kind in data:
+        if name != _NAMES.get(kind, name):
+            raise ValueError(
+                f"{path} of type {kind!r}: got the name {name!r}, expected "
+                f"{_NAMES[kind]!r}, by which the model looks for it"
+            )
         if kind == DATA_TYPE:
             try:
                 check_name(name)
@@ -93,14 +107,16 @@ def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
     return paths
 
 
-def _complete(options: Dict[str, Any], name: str, paths: List[str]) -> Dict[str, Any]:
+def _complete(
+    options: Dict[str, Any], name: str, paths: List[str], args: argparse.Namespace
+) -> Dict[str, Any]:
     """Return what files or teacher of a target say, which must fit the yaml."""
     wanted = from_metadata(name, options.get("loss", CODEBOOKS))
     if not paths and all(options.get(option) is not None for option in wanted):
         # All given by hand: a training that has no indexes, or gets them elsewhere.
         return {}
     if is_of(name, TEACHER_NAME):
-        source, found = options.get("teacher"), _ask_teacher(options)
+        source, found = options.get("teacher"), _ask_teacher(options, args)
     elif paths:
         source, found = paths[0], _read_metadata(name, paths)
     else:
@@ -139,13 +155,27 @@ def _read_metadata(name: str, paths: List[str]) -> FrameMetadata:
     return metadata
 
 
-def _ask_teacher(options: Dict[str, Any]) -> Teacher:
+def _ask_teacher(options: Dict[str, Any], args: argparse.Namespace) -> Teacher:
     """Load the teacher that is to run in training, to learn what its frames are."""
-    return build_teacher(
-        options["teacher"],
+    spec = options["teacher"]
+    teacher = build_teacher(
+        spec,
         layer=options.get("teacher_layer", -1),
         **(options.get("teacher_conf") or {}),
     )
+    if not teacher.reads_audio:
+        raise ValueError(
+            f"mvq_conf teacher: got {spec}, which are embeddings of a corpus, expected "
+            "a model that can hear; store them with mvq.sh --target embeddings"
+        )
+    rate = sample_rate_hz("student", vars(args))
+    if rate != teacher.sample_rate:
+        raise ValueError(
+            f"mvq_conf teacher: {spec} hears {teacher.sample_rate} Hz, but the student "
+            f"{rate} Hz (frontend_conf fs); expected the same. Train at "
+            f"{teacher.sample_rate} Hz, or with indexes of speech at that rate"
+        )
+    return teacher
 
 
 def _words(value: Any) -> Iterator[str]:

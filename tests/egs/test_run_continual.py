@@ -113,6 +113,19 @@ def test_wrong_method_ends_in_a_line_that_names_it(recipe, run):
     assert not (recipe / "calls").exists()
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--domains", "clean fast"], "expected a share for each domain"),
+        (["--domains", "clean fast clean"], "expected each once"),
+    ],
+)
+def test_domains_that_would_lose_speech_are_refused(recipe, run, options, message):
+    done = run(*options)
+    assert done.returncode == 2 and message in done.stderr
+    assert not (recipe / "calls").exists()
+
+
 def test_help_lists_the_stages(run):
     done = run("--help")
     assert done.returncode == 0 and "5 methods" in done.stdout

@@ -131,6 +131,15 @@ targets_of() {
 for method in ${methods}; do
     targets_of "${method}" >/dev/null
 done
+if [ "$(wc -w <<<"${domains}")" -ne "$(wc -w <<<"${shares}")" ]; then
+    log "Error: --domains and --shares: got '${domains}' and '${shares}', expected a" \
+        "share for each domain" >&2
+    exit 2
+fi
+if [ -n "$(tr ' ' '\n' <<<"${domains}" | sort | uniq -d | tr -d '\n')" ]; then
+    log "Error: --domains: got '${domains}', expected each once" >&2
+    exit 2
+fi
 
 if runs 1; then
     log "stage 1: Corpus"

@@ -119,6 +119,16 @@ def test_indexes_under_another_name_are_refused(options):
 
 
 @pytest.mark.parametrize(
+    "kind, name", [("mvq_list", "unlabelled"), ("mvq_loss", "teacher_loss")]
+)
+def test_other_data_of_ours_have_one_name(options, kind, name):
+    args = options()
+    args.train_data_path_and_name_and_type.append(("there", "elsewise", kind))
+    with pytest.raises(ValueError, match=f"got the name 'elsewise', expected '{name}'"):
+        complete(args)
+
+
+@pytest.mark.parametrize(
     "conf, message",
     [
         (
