@@ -15,8 +15,9 @@ class ChannelNormaliser(torch.nn.Module):
 
     A few channels of a big model often hold most of its variance; without this an l2
     loss is about them alone. Mean and variance are those of all frames that training
-    has shown so far; so no pass over the corpus is needed, and embeddings that are
-    stored, decoded or computed on the fly are all treated alike.
+    has shown so far (of several processes the first, whose buffers DDP gives to all);
+    so no pass over the corpus is needed, and embeddings that are stored, decoded or
+    computed on the fly are all treated alike.
 
     Args:
         dim: Channels D.

@@ -11,8 +11,9 @@ class WeightSchedule:
 
     It rises linearly from 0 to `weight` over the first `warmup_updates` updates, falls
     linearly back to 0 from `decay_start_update` to `decay_end_update`, and is 0 from
-    `stop_update` on. Updates are counted from 0: the number of those already made. An
-    epoch is as many updates as ESPnet's `num_iters_per_epoch / accum_grad`.
+    `stop_update` on. Updates are counted from 0: the number of those already made. The
+    plugin counts batches: with ESPnet's `accum_grad` several for a step of the
+    optimizer.
 
     Attributes:
         weight: The full weight, at least 0.

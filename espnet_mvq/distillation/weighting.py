@@ -248,7 +248,7 @@ class Warmup(Weighting):
     `warmup_updates`; the task's share so falls from 1 to 1 - alpha. In this direction
     because the first updates are the most easily upset: in them the student trains as
     without a teacher, with the learning rate that was tuned for it. (The weight's own
-    schedule changes the KD loss alone and leaves the task loss its weight of 1.)
+    schedule changes the KD loss alone, and leaves the task loss its share.)
 
     Attributes:
         alpha: Full share of the KD loss, 0 to 1.

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 
@@ -70,6 +70,7 @@ class Balance:
             # Of all others nobody will ask.
             asked = labelled & with_teacher
             teacher_losses = teacher_losses.masked_fill(~asked, 0)
+            _refuse_nan(teacher_losses, batch.get("utt_id"))
         alphas = []
 
         def weigh(losses: torch.Tensor, num_labels: torch.Tensor) -> torch.Tensor:
@@ -84,7 +85,7 @@ class Balance:
             yield
         if alphas:
             # Weightings that look at the student's loss see one for each criterion.
-            alpha = torch.stack(alphas).mean(0)
+            alpha = torch.stack(alphas).mean(0) * with_teacher
             self._utterance_weights = torch.where(labelled, alpha, 1.0)
 
     def take(self) -> Optional[torch.Tensor]:
@@ -113,6 +114,17 @@ def _labelled(batch: Dict[str, Any], like: torch.Tensor) -> torch.Tensor:
     batch.pop(f"{UNLABELLED_NAME}_lengths", None)
     labelled = torch.ones_like(like) if lengths is None else lengths > 0
     return labelled if flags is None else labelled & (flags.flatten() == 0)
+
+
+def _refuse_nan(teacher_losses: torch.Tensor, utt_ids: Optional[List[str]]) -> None:
+    """Refuse a batch of which a teacher loss is needed and not there, by name."""
+    missing = teacher_losses.isnan().nonzero().flatten().tolist()
+    if missing and utt_ids is not None:
+        raise ValueError(
+            f"mvq_conf weighting: utterance {utt_ids[missing[0]]} and "
+            f"{len(missing) - 1} more of a batch have a text, a teacher's data and no "
+            "teacher loss; run espnet_mvq.bin.teacher_loss on this training set"
+        )
 
 
 def _fill_empty_texts(batch: Dict[str, Any], labelled: torch.Tensor) -> None:

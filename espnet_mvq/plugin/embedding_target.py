@@ -4,7 +4,12 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
-from espnet_mvq.distillation import ChannelNormaliser, FrameGrid, embedding_loss
+from espnet_mvq.distillation import (
+    ChannelNormaliser,
+    FrameGrid,
+    embedding_loss,
+    mean_over_time,
+)
 from espnet_mvq.plugin.codebook_target import check_indexes, load_quantizer
 from espnet_mvq.plugin.config import MVQConfig
 from espnet_mvq.plugin.target import Target
@@ -38,12 +43,12 @@ class EmbeddingTarget(Target):
         self._teacher: List[Teacher] = []
 
     def is_there(
-        self, data: Any, speech_lengths: torch.Tensor, weight: float
+        self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor], weight: float
     ) -> torch.Tensor:
         """See `Target.is_there`; a teacher in the loop rests while nobody needs it."""
         if self.config.teacher is None:
-            return super().is_there(data, speech_lengths, weight)
-        return (speech_lengths > 0) & (weight > 0)
+            return super().is_there(data, speech, weight)
+        return (speech[1] > 0) & (weight > 0)
 
     def _teacher_values(
         self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor]
@@ -90,8 +95,12 @@ class EmbeddingTarget(Target):
                 )
             self._teacher.append(teacher)
         embeddings, lengths = self._teacher[0].embed(speech, speech_lengths)
+        lengths = lengths.to(speech.device)
+        lengths = self._drop_mismatches(lengths, (speech, speech_lengths))
+        if self.pooled:
+            return mean_over_time(embeddings, lengths)
         # Made in inference mode, which autograd refuses to take up
-        return embeddings.clone(), lengths.to(speech.device)
+        return embeddings.clone(), lengths
 
     def _loss(
         self,
@@ -104,6 +113,13 @@ class EmbeddingTarget(Target):
         predicted = self.projection(frames[chosen])
         predicted = predicted.unflatten(1, values.shape[2:])[known[chosen]]
         embeddings = values[known]
+        if not embeddings.isfinite().all():
+            # They would stay in the normaliser for good.
+            raise ValueError(
+                f"{self.name}: got NaN or infinite embeddings; expected finite ones. "
+                "Extract them again, or give a teacher in the loop dtype: float32 in "
+                "teacher_conf; is the audio sound?"
+            )
         if self.training and torch.is_grad_enabled():
             self.normaliser.update(embeddings)
         weights = None

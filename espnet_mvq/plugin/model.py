@@ -134,7 +134,9 @@ class MVQMixin:
         update = self.mvq.begin_batch()
         weights = self.mvq.weights(update)
         there = {
-            name: self.mvq[name].is_there(data[name], speech_lengths, weights[name])
+            name: self.mvq[name].is_there(
+                data[name], (speech, speech_lengths), weights[name]
+            )
             for name in self.mvq
         }
         with_teacher = torch.stack([there[n] & (weights[n] > 0) for n in there]).any(0)

@@ -47,13 +47,13 @@ class Target(torch.nn.Module):
         """Get ready for the first update of a training; not called when it goes on."""
 
     def is_there(
-        self, data: Any, speech_lengths: torch.Tensor, weight: float
+        self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor], weight: float
     ) -> torch.Tensor:
         """Say which utterances of a batch have something to predict.
 
         Args:
             data: As for `forward`.
-            speech_lengths: (B,).
+            speech: As for `forward`.
             weight: Of the loss in this update.
 
         Returns:
@@ -61,8 +61,8 @@ class Target(torch.nn.Module):
         """
         values, lengths = data
         if values is None:
-            return torch.zeros_like(speech_lengths, dtype=torch.bool)
-        return lengths > 0
+            return torch.zeros_like(speech[1], dtype=torch.bool)
+        return self._drop_mismatches(lengths, speech) > 0
 
     def forward(
         self,
@@ -86,7 +86,8 @@ class Target(torch.nn.Module):
 
         Returns:
             Loss: averaged over what a frame predicts, summed over frames, divided by
-            the batch size; and the statistics, which know no weights.
+            the batch size; and the statistics, of which only that of the loss knows
+            weights.
 
         Raises:
             ValueError: If the data are not as configured.
@@ -95,8 +96,8 @@ class Target(torch.nn.Module):
         if self.pooled:
             frames, lengths = mean_over_time(frames, lengths)
             warp = None
-        if speech[0].dim() == 2:
-            value_lengths = self._drop_mismatches(value_lengths, speech[1])
+        mismatched = self._mismatched(value_lengths, speech)
+        value_lengths = value_lengths.masked_fill(mismatched, 0)
         shown = None
         if warp is not None:
             shown = warp(self.aligner.slot_centres(frames.shape[1]).to(frames.device))
@@ -132,26 +133,34 @@ class Target(torch.nn.Module):
         """Return the statistics of a batch without data: the same keys, all NaN."""
         return {name: torch.full((), math.nan, device=device) for name in self.STATS}
 
-    def _drop_mismatches(
-        self, index_lengths: torch.Tensor, speech_samples: torch.Tensor
+    def _mismatched(
+        self, lengths: torch.Tensor, speech: Tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """Set to 0 the lengths of what does not fit its speech."""
-        if self.pooled:
-            return index_lengths
-        expected = speech_samples / self.config.frame_shift_samples
-        wrong = (index_lengths - expected).abs() > self.config.tolerance_frames
-        wrong = wrong & (index_lengths > 0)
+        """Say of which utterances the data do not fit the speech, bool, (B,)."""
+        # Features of the speech do not tell its length in samples.
+        if self.pooled or speech[0].dim() != 2:
+            return torch.zeros_like(lengths, dtype=torch.bool)
+        expected = speech[1] / self.config.frame_shift_samples
+        wrong = (lengths - expected).abs() > self.config.tolerance_frames
+        return wrong & (lengths > 0)
+
+    def _drop_mismatches(
+        self, lengths: torch.Tensor, speech: Tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Set to 0 the lengths of what does not fit its speech, and warn."""
+        wrong = self._mismatched(lengths, speech)
         if wrong.any():
             before, self._num_mismatches = self._num_mismatches, int(
                 self._num_mismatches + wrong.sum()
             )
             if len(str(before)) != len(str(self._num_mismatches)) or before == 0:
                 worst = int(wrong.nonzero()[0])
+                expected = float(speech[1][worst] / self.config.frame_shift_samples)
                 logging.warning(
                     f"{self._num_mismatches} utterances so far have {self.name} "
-                    f"that do not fit their speech, last {int(index_lengths[worst])} "
-                    f"frames where {float(expected[worst]):.1f} were expected; they "
+                    f"that do not fit their speech, last {int(lengths[worst])} "
+                    f"frames where {expected:.1f} were expected; they "
                     "are left out of its loss. Was the audio changed after the "
                     "extraction (speed perturbation, data_aug_effects)?"
                 )
-        return index_lengths.masked_fill(wrong, 0)
+        return lengths.masked_fill(wrong, 0)

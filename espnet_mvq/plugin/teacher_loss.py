@@ -80,5 +80,5 @@ def _pieces(paths: List[str]) -> List[Path]:
 def _read_texts(path: Path) -> Dict[str, str]:
     """Read texts by utterance; one may be empty."""
     with path.open(encoding="utf-8") as lines:
-        pairs = (line.strip().partition(" ") for line in lines if line.strip())
-        return {utt_id: text.strip() for utt_id, _, text in pairs}
+        pairs = (line.split(maxsplit=1) for line in lines if line.strip())
+        return {utt_id: "".join(text).strip() for utt_id, *text in pairs}

@@ -83,7 +83,7 @@ class ESPnetTeacher(Teacher):
         named = {**self._parts.state_dict(), "config": as_tensor(content)}
         self.id = f"espnet/{folder.resolve().name}@{weights_hash(named.items())}"
         self.spec = spec
-        self.sample_rate = sample_rate_hz(spec, config)
+        self.sample_rate = sample_rate_hz(f"teacher {spec}", config)
         grid = frame_shift_samples, frame_offset_samples
         if None in grid:
             known = frame_grid(**self._parts) or (None, None)
@@ -112,9 +112,13 @@ class ESPnetTeacher(Teacher):
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """See `Teacher._forward`."""
         x, lengths = speech, speech_lengths.to(self.device)
-        for name in ("frontend", "normalize", "preencoder"):
-            if name in self._parts:
-                x, lengths = self._parts[name](x, lengths)
+        # As ESPnet: in half precision the logarithm of silence is infinite.
+        with torch.autocast(self.device.type, enabled=False):
+            for name in ("frontend", "normalize"):
+                if name in self._parts:
+                    x, lengths = self._parts[name](x, lengths)
+        if "preencoder" in self._parts:
+            x, lengths = self._parts["preencoder"](x, lengths)
         options = {"ctc": self._parts["ctc"]} if "ctc" in self._parts else {}
         self._heard = None
         output, lengths = self._parts["encoder"](x, lengths, **options)[:2]
@@ -386,12 +390,12 @@ def as_tensor(text: str) -> torch.Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def sample_rate_hz(spec: str, config: Dict[str, Any]) -> int:
+def sample_rate_hz(whose: str, config: Dict[str, Any]) -> int:
     """Return the front end's sample rate in Hz, given as 16000 or "16k"."""
     fs = str((config.get("frontend_conf") or {}).get("fs") or 16_000)  # as ESPnet's
     try:
         return int(float(fs[:-1]) * 1000 if fs.endswith("k") else float(fs))
     except ValueError:
         raise TeacherError(
-            f"teacher {spec}: frontend_conf fs: got {fs!r}, expected Hz"
+            f"{whose}: frontend_conf fs: got {fs!r}, expected Hz"
         ) from None

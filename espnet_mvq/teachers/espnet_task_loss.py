@@ -119,7 +119,7 @@ class ESPnetTaskLoss(TaskLoss):
         text = json.dumps(content, sort_keys=True, default=str)
         named = {**self._model.state_dict(), "config": as_tensor(text)}
         self.id = f"espnet/{folder.resolve().name}@{weights_hash(named.items())},loss"
-        self.sample_rate = sample_rate_hz(spec, config)
+        self.sample_rate = sample_rate_hz(f"teacher {spec}", config)
 
     def encode(self, text: str) -> torch.Tensor:
         """See `TaskLoss.encode`; what the token list does not have is its `<unk>`."""

@@ -59,9 +59,13 @@ class SpeechModel(ABC):
         return read_audio(utt_id, place, self.sample_rate)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        """Compute in `dtype` where torch holds it safe."""
+        """Compute in `dtype` where torch holds it safe.
+
+        With float32 too: a student may train under autocast, and its teacher in the
+        loop is not to.
+        """
         if self.dtype == torch.float32:
-            return contextlib.nullcontext()
+            return torch.autocast(self.device.type, enabled=False)
         return torch.autocast(self.device.type, self.dtype)
 
 

@@ -100,12 +100,15 @@ def test_fixed_half_is_half_of_both(build_model, batch):
     torch.testing.assert_close(2 * loss, plain)
 
 
-def test_utterances_without_indexes_learn_from_their_texts(build_model, batch):
+@pytest.mark.parametrize("length", [0, 20])
+def test_utterances_without_indexes_learn_from_their_texts(build_model, batch, length):
+    """As those do whose indexes do not fit their speech, and are left out."""
     lengths = batch["codebook_indexes_lengths"]
-    lengths[:] = torch.tensor([lengths[0], 0, 0])
+    lengths[1:] = length
     weighting = {"type": "fixed", "alpha": 0.25}
     model = build_model({"weighting": weighting}, **STILL).train()
-    loss = model(**batch)[0]
+    loss, stats, _ = model(**batch)
+    assert float(stats["mvq_alpha"]) == pytest.approx(0.25 / 3)
     each = parts(build_model, {**batch, "codebook_indexes_lengths": lengths * 0 + 30})
     first, *others = each
     expected = 0.75 * first[0] + 0.25 * first[1] + sum(task for task, _ in others)
@@ -186,12 +189,14 @@ def test_adakd_and_utterances_without_text(build_model, batch):
     assert loss.isfinite()
     with pytest.raises(ValueError, match="got NaN as teacher loss of 1 of 3 utter"):
         model(**batch, teacher_loss=losses)
+    with pytest.raises(ValueError, match="utterance u2 and 0 more of a batch have"):
+        model(**batch, teacher_loss=losses, utt_id=["u0", "u1", "u2"])
 
 
 @pytest.fixture
 def training(tmp_path):
     """Return a function that makes a training's options with a file of losses."""
-    (tmp_path / "text").write_text("a ONE\nb TWO\nc\n")
+    (tmp_path / "text").write_text("a ONE\nb\tTWO\nc\n")
 
     def make(losses, conf):
         data = [(str(tmp_path / "text"), "text", "text")]

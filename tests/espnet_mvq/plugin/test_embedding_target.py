@@ -2,6 +2,7 @@
 
 import argparse
 
+import numpy as np
 import pytest
 import torch
 
@@ -169,6 +170,51 @@ def test_teacher_in_the_loop_gives_what_stored_embeddings_give(
     assert len(live.state_dict()) == len(with_stored.state_dict())
 
 
+def test_teacher_of_utterances_is_the_mean_of_its_frames(
+    build_model, embeddings, teacher
+):
+    """As with means that were stored."""
+    built = build_teacher(teacher, layer=1)
+    speech = embeddings["speech"], embeddings["speech_lengths"]
+    means = torch.stack([e.mean(0) for e in built.embed_batch(_cut(*speech))])
+    del embeddings["embeddings"], embeddings["embeddings_lengths"]
+    level = {"level": "utterance"}
+    conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1, **level}
+    stored = {"embeddings": means.unsqueeze(1)}
+    stored["embeddings_lengths"] = torch.ones(3, dtype=torch.int64)
+    losses = []
+    for options, data in ((conf, {}), (stored_target(**level), stored)):
+        torch.manual_seed(0)
+        losses.append(build_model(options).train()(**embeddings, **data)[0])
+    torch.testing.assert_close(*losses)
+
+
+def _cut(speech, lengths):
+    return [row[:length] for row, length in zip(speech, lengths.tolist())]
+
+
+def test_teacher_in_the_loop_is_exact_under_autocast(build_model, embeddings, teacher):
+    """The student may train in half precision; its teacher says float32."""
+    del embeddings["embeddings"], embeddings["embeddings_lengths"]
+    conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1}
+    means = []
+    for enabled in (False, True):
+        model = build_model(conf).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert model(**embeddings)[0].isfinite()
+        means.append(model.mvq["teacher"].normaliser.mean)
+    assert torch.equal(*means)
+
+
+def test_embeddings_that_are_not_finite_are_refused(build_model, embeddings):
+    """They would stay in the normaliser's mean."""
+    embeddings["embeddings"][0, 3] = torch.nan
+    model = build_model(stored_target()).train()
+    with pytest.raises(ValueError, match="embeddings: got NaN or infinite embeddings"):
+        model(**embeddings)
+    assert model.mvq["embeddings"].normaliser.mean.isfinite().all()
+
+
 def test_teacher_in_the_loop_needs_waveforms(build_model, teacher):
     conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1}
     model = build_model(
@@ -279,6 +325,23 @@ def test_teacher_is_asked_once_for_what_it_is(options, teacher):
     args.model_conf["mvq_conf"] = {**completed, "teacher": "transformers/gone"}
     complete_mvq_conf(args)
     parse_targets(args.model_conf["mvq_conf"])
+
+
+def test_teacher_of_another_sample_rate_is_refused(options, teacher):
+    args = options("teacher", None, {"loss": "l2", "teacher": teacher})
+    args.frontend_conf = {"fs": "8k"}
+    with pytest.raises(ValueError, match="hears 16000 Hz, but the student 8000 Hz"):
+        complete_mvq_conf(args)
+
+
+def test_teacher_in_the_loop_has_to_hear(options, tmp_path):
+    np.save(tmp_path / "u1.npy", np.zeros((5, DIM), np.float32))
+    (tmp_path / "feats.scp").write_text(f"u1 {tmp_path / 'u1.npy'}\n")
+    conf = {"teacher": f"feats/{tmp_path / 'feats.scp'}"}
+    conf["teacher_conf"] = {"frame_shift_samples": 320}
+    args = options("teacher", None, {"loss": "l2", **conf})
+    with pytest.raises(ValueError, match="expected a model that can hear"):
+        complete_mvq_conf(args)
 
 
 def test_indexes_in_place_of_embeddings_are_refused(options):

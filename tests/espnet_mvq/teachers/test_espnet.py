@@ -192,6 +192,20 @@ def test_student_is_a_teacher_without_what_the_plugin_added(save, speech):
     assert torch.equal(teacher.embed(*speech)[0], same.embed(*speech)[0])
 
 
+def test_autocast_around_it_changes_nothing(save):
+    """A student may train in half precision, where the log of silence is infinite."""
+    spec = f"espnet/{save()[0]}"
+    teacher = build_teacher(spec, layer=1)
+    waveforms = [0.1 * torch.randn(4000), torch.zeros(4000)]
+    found = teacher.embed_batch(waveforms)
+    with torch.autocast("cpu", torch.float16):
+        again = teacher.embed_batch(waveforms)
+    for one, other in zip(found, again):
+        assert one.isfinite().all() and torch.equal(one, other)
+    half = build_teacher(spec, layer=1, dtype="float16").embed_batch(waveforms)[1]
+    assert half.isfinite().all()
+
+
 def test_id_stands_for_name_weights_and_config(save):
     teachers = [
         build_teacher(f"espnet/{save(**options)[0]}")
