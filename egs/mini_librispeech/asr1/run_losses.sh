@@ -52,6 +52,7 @@ train_set=train_clean_5
 test_set=test_clean${num_test:+_${num_test}}
 data=dump/raw/${train_set}
 tag=$(basename "${teacher##*:}")_layer${layer}
+teacher_yaml="{$(sed 's/  */, /g; s/=/: /g' <<<"${teacher_conf}")}"
 student=$(basename "${asr_config}" .yaml)
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
@@ -63,7 +64,7 @@ recipe() {
         ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
             --added "conf/losses/${loss}.yaml" --out "${expdir}/conf/${student}_${loss}.yaml" \
             --set train="${data}" teacher="${teacher}" layer="${layer}" \
-            teacher_conf="{$(sed "s/  */, /g; s/=/: /g" <<<"${teacher_conf}")}" updates="${k_updates}" \
+            teacher_conf="${teacher_yaml}" updates="${k_updates}" \
             quantizer="dump/mvq/${tag}_cb8/quantizer.safetensors"
     done
     shift
