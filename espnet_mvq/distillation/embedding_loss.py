@@ -1,7 +1,7 @@
 """Losses between student frames and teacher embeddings: classic embedding KD."""
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,14 @@ class ChannelNormaliser(torch.nn.Module):
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "ChannelNormaliser":
+        """Move or convert all but the buffers' type: bfloat16 counts to 256."""
+        kept = dict(self._buffers)
+        super()._apply(*args, **kwargs)
+        for name, value in self._buffers.items():
+            self._buffers[name] = kept[name].to(value.device)
+        return self
 
     @torch.no_grad()
     def update(self, embeddings: torch.Tensor) -> None:

@@ -24,7 +24,8 @@ class FrameReader(Mapping):
 
     Raises:
         FileNotFoundError: If the scp or the metadata are missing.
-        ValueError: If one of them is damaged.
+        ValueError: If one of them is damaged, or speaks of arks that are not there
+            any more.
     """
 
     def __init__(self, scp: Union[str, Path]):
@@ -36,6 +37,7 @@ class FrameReader(Mapping):
             # ESPnet's collate refuses bytes.
             self._width, self._dtype = self.metadata.num_codebooks, np.int64
         self._places = read_scp(scp)
+        self._check_arks()
         self.num_missing = 0
 
     def __getitem__(self, utt_id: str) -> np.ndarray:
@@ -52,6 +54,29 @@ class FrameReader(Mapping):
                 f"({type(error).__name__}: {error}); run the extraction again"
             ) from error
         return frames.astype(self._dtype)
+
+    def _check_arks(self) -> None:
+        """Refuse arks that another extraction has written since, or is writing."""
+        arks = {place.rpartition(":")[0] for place in self._places.values()}
+        for ark in sorted(ark for ark in arks if ark):
+            described = Path(ark).with_suffix(".json")
+            if not described.is_file():
+                if Path(ark).with_suffix(".tmp.json").is_file():
+                    raise ValueError(
+                        f"{self._scp}: {ark} is being extracted again; let mvq.sh end, "
+                        "with its stage 4, before training"
+                    )
+                continue  # moved here alone
+            try:
+                written = type(self.metadata).load(described)
+            except ValueError:
+                continue  # of another program
+            differences = self.metadata.differences(written)
+            if differences:
+                raise ValueError(
+                    f"{self._scp}: {ark} was extracted again since, with another "
+                    f"{'; '.join(differences)} (there second); run mvq.sh --stage 4"
+                )
 
     def __contains__(self, utt_id: object) -> bool:
         return utt_id in self._places

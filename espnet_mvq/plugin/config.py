@@ -63,6 +63,8 @@ class MVQConfig:
             or shorter than its speech; beyond, it is left out of the MVQ loss.
         chance_warning_updates: Warn if the head is still at chance level after so many
             updates; 0 = never.
+        speech_is_padded: The preprocessor pads the speech behind, as that of the s2t
+            tasks: indexes may be shorter than it. Filled in.
         student_frame_shift_samples: Samples between student frames. None: from the
             front end and the encoder's subsampling.
         student_frame_offset_samples: Centre of student frame 0. None: likewise.
@@ -94,6 +96,7 @@ class MVQConfig:
     delay_s: float = 0.0
     tolerance_frames: int = 3
     chance_warning_updates: int = 1000
+    speech_is_padded: bool = False
     student_frame_shift_samples: Optional[float] = None
     student_frame_offset_samples: Optional[float] = None
     num_codebooks: Optional[int] = None

@@ -1,6 +1,7 @@
 """Before training: fill in and check what the index files say of themselves."""
 
 import argparse
+import logging
 from typing import Any, Dict, Iterator, List
 
 from espnet_mvq.indexes.metadata import (
@@ -21,7 +22,10 @@ from espnet_mvq.plugin.config import (
 )
 from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
-from espnet_mvq.plugin.init_param import refuse_counted_updates
+from espnet_mvq.plugin.start_point import (
+    refuse_counted_updates,
+    refuse_other_indexes,
+)
 from espnet_mvq.plugin.teacher_loss import complete_weighting
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher, build_teacher
@@ -29,6 +33,8 @@ from espnet_mvq.teachers.espnet import sample_rate_hz
 
 # Effects of ESPnet's preprocessor after which indexes lie elsewhere in the speech
 _MOVING_EFFECTS = ("speed_perturb", "time_stretch", "reverse")
+# Preprocessors of ESPnet that pad speech to 30 s
+_PADDING = ("s2t", "s2t_ctc")
 # Data types of which the model knows one name alone
 _NAMES = {LOSS_NAME: TEACHER_LOSS_NAME, LIST_NAME: UNLABELLED_NAME}
 
@@ -42,7 +48,8 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If there are no index files, they disagree with each other or with
             the yaml, or the speech is changed in a way that indexes cannot follow, or
-            the model starts from one whose updates are counted.
+            the model starts from one whose updates are counted, or the training from
+            a checkpoint of other indexes.
     """
     refuse_moving_effects(args)
     refuse_counted_updates(args)
@@ -55,15 +62,16 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     filled = {}
     for name in names:
         options = {**shared, **targets.get(name, {})}
-        filled[name] = {
-            **targets.get(name, {}),
-            **_complete(options, name, paths.get(name, []), args),
-        }
+        said = _complete(options, name, paths.get(name, []), args)
+        if name in paths and said["level"] == "frame" and pads_speech(args):
+            said["speech_is_padded"] = True
+        filled[name] = {**targets.get(name, {}), **said}
     if not targets and names == [lone_name(conf)]:
         conf.update(filled[names[0]])
     else:
         conf["targets"] = filled
     complete_weighting(conf, args)
+    refuse_other_indexes(args, conf)
     args.model_conf["mvq_conf"] = conf
 
 
@@ -83,20 +91,46 @@ def refuse_moving_effects(args: argparse.Namespace) -> None:
         )
 
 
+def pads_speech(args: argparse.Namespace) -> bool:
+    """Say whether ESPnet's preprocessor pads speech, as those of the s2t tasks.
+
+    Raises:
+        ValueError: If it does so in front too, at random.
+    """
+    uses = getattr(args, "use_preprocessor", False)
+    if not uses or getattr(args, "preprocessor", None) not in _PADDING:
+        return False
+    conf = getattr(args, "preprocessor_conf", None) or {}
+    silence = conf.get("speech_init_silence", 1.0)  # ESPnet's default
+    if silence > 0:
+        raise ValueError(
+            f"preprocessor_conf speech_init_silence: got {silence}, up to so many "
+            "seconds of silence before the speech, which move it under its codebook "
+            "indexes; set it to 0, or take a teacher in the loop"
+        )
+    return True
+
+
 def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
     """Return the paths of our files in training and validation data, by name.
 
     Raises:
         ValueError: If some have a name that the model does not know.
     """
-    data = list(args.train_data_path_and_name_and_type or [])
-    data += list(args.valid_data_path_and_name_and_type or [])
+    train = list(args.train_data_path_and_name_and_type or [])
+    data = train + list(args.valid_data_path_and_name_and_type or [])
+    in_training = {name for _, name, _ in train}
     paths: Dict[str, List[str]] = {}
     for path, name, kind in data:
         if name != _NAMES.get(kind, name):
             raise ValueError(
                 f"{path} of type {kind!r}: got the name {name!r}, expected "
                 f"{_NAMES[kind]!r}, by which the model looks for it"
+            )
+        if kind == DATA_TYPE and name not in in_training:
+            raise ValueError(
+                f"{path} of type {DATA_TYPE!r}: {name} are data of the validation "
+                "alone, expected some in train_data_path_and_name_and_type too"
             )
         if kind == DATA_TYPE:
             try:
@@ -114,6 +148,11 @@ def _complete(
     wanted = from_metadata(name, options.get("loss", CODEBOOKS))
     if not paths and all(options.get(option) is not None for option in wanted):
         # All given by hand: a training that has no indexes, or gets them elsewhere.
+        if not is_of(name, TEACHER_NAME):
+            logging.warning(
+                f"mvq_conf: no data named {name!r} of type {DATA_TYPE!r}: the student "
+                "trains without this loss"
+            )
         return {}
     if is_of(name, TEACHER_NAME):
         source, found = options.get("teacher"), _ask_teacher(options, args)
@@ -126,6 +165,8 @@ def _complete(
             f"'dump/raw/TRAIN_SET/{name}.scp,{name},{DATA_TYPE}' and "
             "allow_variable_data_keys: true"
         )
+    if (getattr(args, "frontend_conf", None) or {}).get("fs") is not None:
+        _refuse_other_rate(args, found.sample_rate, source)
     says = {option: getattr(found, option, None) for option in (*wanted, "level")}
     if says["level"] is None:
         del says["level"]
@@ -168,14 +209,19 @@ def _ask_teacher(options: Dict[str, Any], args: argparse.Namespace) -> Teacher:
             f"mvq_conf teacher: got {spec}, which are embeddings of a corpus, expected "
             "a model that can hear; store them with mvq.sh --target embeddings"
         )
-    rate = sample_rate_hz("student", vars(args))
-    if rate != teacher.sample_rate:
-        raise ValueError(
-            f"mvq_conf teacher: {spec} hears {teacher.sample_rate} Hz, but the student "
-            f"{rate} Hz (frontend_conf fs); expected the same. Train at "
-            f"{teacher.sample_rate} Hz, or with indexes of speech at that rate"
-        )
+    _refuse_other_rate(args, teacher.sample_rate, spec)
     return teacher
+
+
+def _refuse_other_rate(args: argparse.Namespace, rate: int, source: str) -> None:
+    """Refuse a student that hears at another rate than its teacher."""
+    student = sample_rate_hz("student", vars(args))
+    if student != rate:
+        raise ValueError(
+            f"mvq_conf: {source} is of speech at {rate} Hz, but the student hears "
+            f"{student} Hz (frontend_conf fs), expected the same; train at {rate} Hz, "
+            "or take a teacher for the student's rate"
+        )
 
 
 def _words(value: Any) -> Iterator[str]:

@@ -23,7 +23,11 @@ from espnet_mvq.plugin.embedding_target import EmbeddingTarget
 from espnet_mvq.plugin.geometry import student_frame_grid
 from espnet_mvq.plugin.tap import EncoderTap
 from espnet_mvq.plugin.target import Target
-from espnet_mvq.plugin.time_warp import TimeWarpListener, WarpedTime
+from espnet_mvq.plugin.time_warp import (
+    TimeWarpListener,
+    WarpedTime,
+    refuse_warp_inside,
+)
 
 
 class MVQ(torch.nn.ModuleDict):
@@ -39,6 +43,13 @@ class MVQ(torch.nn.ModuleDict):
     def __init__(self, targets: Dict[str, Target]):
         super().__init__(targets)
         self.register_buffer("num_updates", torch.zeros(()))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "MVQ":
+        """Move or convert all but the type of the count: bfloat16 ends at 256."""
+        count = self.num_updates
+        super()._apply(*args, **kwargs)
+        self.num_updates = count.to(self.num_updates.device)
+        return self
 
     def begin_batch(self) -> int:
         """Return the updates made so far; count this one if the model is in training.
@@ -105,6 +116,7 @@ class MVQMixin:
             name: EncoderTap(self.encoder, config.layer)
             for name, config in configs.items()
         }
+        refuse_warp_inside(self.encoder)
         self._mvq_time = TimeWarpListener(self.specaug, self.frontend)
         self.mvq = build_mvq(configs, self._mvq_taps, self)
         self._mvq_balance = Balance(self, parse_weighting(mvq_conf or {}))
@@ -124,6 +136,12 @@ class MVQMixin:
         Returns:
             Loss, statistics and weight as of ESPnet's models.
         """
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "the MVQ loss does not work in torch's DataParallel, whose copies of a "
+                "model share what listens to its layers: train several GPUs with "
+                "--multiprocessing_distributed true"
+            )
         data = {
             name: (kwargs.pop(name, None), kwargs.pop(f"{name}_lengths", None))
             for name in (*self.mvq, TEACHER_LOSS_NAME)

@@ -141,7 +141,10 @@ class Target(torch.nn.Module):
         if self.pooled or speech[0].dim() != 2:
             return torch.zeros_like(lengths, dtype=torch.bool)
         expected = speech[1] / self.config.frame_shift_samples
-        wrong = (lengths - expected).abs() > self.config.tolerance_frames
+        more = lengths - expected
+        wrong = more > self.config.tolerance_frames
+        if not self.config.speech_is_padded:
+            wrong = wrong | (-more > self.config.tolerance_frames)
         return wrong & (lengths > 0)
 
     def _drop_mismatches(

@@ -112,7 +112,27 @@ class TimeWarpListener:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random_state)
             shown, _ = module.forward(ramp, *_to_cpu(lengths))
-        self._shown = shown.squeeze(2).to(features.device)
+        shown = shown.squeeze(2)
+        if lengths and lengths[0] is not None:
+            # Beyond an utterance's end ESPnet pads with zeros, which name frame 0.
+            own = torch.arange(shown.shape[1], dtype=torch.float32)
+            shown = torch.where(own < lengths[0].cpu().unsqueeze(1), shown, own)
+        self._shown = shown.to(features.device)
+
+
+def refuse_warp_inside(encoder: torch.nn.Module) -> None:
+    """Refuse an encoder with a SpecAug of its own, as Whisper's, that warps time.
+
+    Raises:
+        ValueError: Saying how to switch it off.
+    """
+    specaug = getattr(encoder, "specaug", None)
+    if getattr(specaug, "time_warp", None) is not None:
+        raise ValueError(
+            f"encoder {type(encoder).__name__}: its own SpecAug warps time, and "
+            "codebook indexes cannot be moved with it; set apply_time_warp: false in "
+            "the specaug_conf (or specaug_config) of encoder_conf"
+        )
 
 
 def _to_cpu(values: List[Any]) -> List[Any]:

@@ -1,5 +1,6 @@
 """Arks of codebook indexes: written by a job, read by utterance."""
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -172,6 +173,28 @@ def test_reader_needs_the_metadata(data_dir):
     (data_dir / METADATA_NAME).unlink()
     with pytest.raises(FileNotFoundError, match=METADATA_NAME):
         FrameReader(data_dir / SCP_NAME)
+
+
+def test_arks_that_are_extracted_again_are_refused(data_dir, metadata, utterances):
+    """While it goes on, and afterwards if it was with another quantizer."""
+    scp = data_dir / SCP_NAME
+    again = dataclasses.replace(metadata, quantizer_id="4567")
+    with ShardWriter(data_dir / "shards", 1, again) as shard:
+        with pytest.raises(ValueError, match="is being extracted again; let mvq.sh"):
+            FrameReader(scp)
+        for utt_id, indexes in utterances.items():
+            shard.write(utt_id, indexes)
+    with pytest.raises(ValueError, match="quantizer_id: '0123' and '4567'"):
+        FrameReader(scp)
+    with ShardWriter(data_dir / "shards", 1, metadata) as shard:
+        for utt_id, indexes in utterances.items():
+            shard.write(utt_id, indexes)
+    json_path = shard_paths(data_dir / "shards", 1)[2]
+    assert len(FrameReader(scp)) == 3
+    json_path.write_text("of another program")
+    assert len(FrameReader(scp)) == 3
+    json_path.unlink()
+    assert len(FrameReader(scp)) == 3
 
 
 def test_pieces_of_an_scp_find_the_metadata(data_dir, utterances):

@@ -330,7 +330,7 @@ def test_teacher_is_asked_once_for_what_it_is(options, teacher):
 def test_teacher_of_another_sample_rate_is_refused(options, teacher):
     args = options("teacher", None, {"loss": "l2", "teacher": teacher})
     args.frontend_conf = {"fs": "8k"}
-    with pytest.raises(ValueError, match="hears 16000 Hz, but the student 8000 Hz"):
+    with pytest.raises(ValueError, match="at 16000 Hz, but the student hears 8000 Hz"):
         complete_mvq_conf(args)
 
 

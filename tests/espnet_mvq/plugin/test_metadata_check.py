@@ -102,6 +102,33 @@ def test_no_indexes_are_fine_where_all_is_given(options):
     assert complete(options(SAYS, train=None, valid=None)) == SAYS
 
 
+def test_indexes_of_the_validation_alone_are_refused(options):
+    with pytest.raises(ValueError, match="data of the validation alone"):
+        complete(options(train=None))
+
+
+def test_student_at_another_rate_is_refused(options):
+    args = options()
+    args.frontend_conf = {"fs": 16_000}
+    complete(args)
+    args.frontend_conf = {"fs": "8k"}
+    with pytest.raises(ValueError, match="at 16000 Hz, but the student hears 8000"):
+        complete(args)
+
+
+def test_preprocessor_that_pads_speech(options):
+    """Those of the s2t tasks do, and put silence before it unless told otherwise."""
+    args = options()
+    vars(args).update(use_preprocessor=True, preprocessor="s2t", preprocessor_conf={})
+    with pytest.raises(ValueError, match="speech_init_silence: got 1.0"):
+        complete(args)
+    args.preprocessor_conf = {"speech_init_silence": 0}
+    assert complete(args) == {**SAYS, "speech_is_padded": True}
+    args.preprocessor, args.preprocessor_conf = "default", {}
+    args.model_conf["mvq_conf"] = {}
+    assert complete(args) == SAYS
+
+
 def test_missing_metadata_are_named(options, tmp_path):
     args = options()
     (tmp_path / "train" / METADATA_NAME).unlink()

@@ -142,6 +142,41 @@ def test_weight_follows_its_schedule_and_survives_a_checkpoint(build_model, batc
     assert not [b for b in model.mvq.buffers() if not b.is_floating_point()]
 
 
+def test_speech_may_be_longer_than_its_indexes_where_it_is_padded(build_model, batch):
+    speech = torch.nn.functional.pad(batch["speech"], (0, 16_000))
+    lengths = torch.full((3,), speech.shape[1])
+    padded = {**batch, "speech": speech, "speech_lengths": lengths}
+    found = {}
+    for says in (False, True):
+        model = build_model({"speech_is_padded": says}).eval()
+        found[says] = float(model(**padded)[1]["mvq_frames"])
+    plain = float(build_model().eval()(**batch)[1]["mvq_frames"])
+    assert math.isnan(found[False])
+    assert plain <= found[True] <= plain + 3  # at the ends, that were not there
+    too_long = {
+        **padded,
+        "speech": speech[:, :4000],
+        "speech_lengths": 0 * lengths + 4000,
+    }
+    assert math.isnan(float(model(**too_long)[1]["mvq_frames"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_count_of_updates_stays_exact_in_half_precision(build_model, dtype):
+    model = build_model()
+    model.mvq.num_updates.fill_(4095)
+    model.to(dtype).train()
+    assert model.mvq.begin_batch() == 4095 and float(model.mvq.num_updates) == 4096
+    assert model.mvq.codebook_indexes.head.weight.dtype == dtype
+
+
+def test_copies_of_data_parallel_are_refused(build_model, batch):
+    model = build_model()
+    model._is_replica = True
+    with pytest.raises(RuntimeError, match="--multiprocessing_distributed true"):
+        model(**batch)
+
+
 def test_updates_are_not_counted_in_evaluation(build_model, batch):
     model = build_model().eval()
     model(**batch)

@@ -5,7 +5,11 @@ from unittest import mock
 import pytest
 import torch
 
-from espnet_mvq.plugin.time_warp import TimeWarpListener, WarpedTime
+from espnet_mvq.plugin.time_warp import (
+    TimeWarpListener,
+    WarpedTime,
+    refuse_warp_inside,
+)
 
 SPECAUG = {
     "specaug": "specaug",
@@ -59,6 +63,8 @@ def test_map_is_what_the_warp_did(lengths):
     assert (shown - times / 160).abs().max() > 0.5
     for row, feature, length in zip(shown, warped, lengths.tolist()):
         torch.testing.assert_close(row[:length], feature[:length, 0])
+        # Padding shows nothing else than itself.
+        torch.testing.assert_close(row[length:], torch.arange(100.0)[length:])
 
 
 def test_times_between_and_outside_of_frames():
@@ -80,6 +86,16 @@ def test_nothing_is_known_where_nothing_was_warped():
 def test_front_end_without_a_known_shift_is_refused():
     with pytest.raises(ValueError, match="apply_time_warp: false"):
         TimeWarpListener(build_specaug(), torch.nn.Linear(2, 2))
+
+
+def test_warp_inside_of_the_encoder_is_refused():
+    encoder = torch.nn.Linear(2, 2)
+    refuse_warp_inside(encoder)
+    encoder.specaug = None
+    refuse_warp_inside(encoder)
+    encoder.specaug = build_specaug()
+    with pytest.raises(ValueError, match="Linear: its own SpecAug warps time"):
+        refuse_warp_inside(encoder)
 
 
 def test_model_predicts_what_it_hears(build_model, batch):
