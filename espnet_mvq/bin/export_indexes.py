@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.indexes import FrameReader
+from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.lhotse import make_cut, make_recording, write_manifest
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.stored_arrays import StoredIndexes, write_hdf5, write_npy
@@ -68,6 +68,11 @@ def main(cmd=None) -> None:
         parser.error("--data_dir: only a --manifest has recordings")
     setup_logging(args)
     reader = FrameReader(args.scp)
+    if not isinstance(reader.metadata, IndexMetadata):
+        raise ValueError(
+            f"{args.scp}: got embeddings, expected codebook indexes; those here are "
+            "read by kaldiio as they are"
+        )
     recordings = find_recordings(args.data_dir, reader) if args.data_dir else {}
     num_frames: Dict[str, int] = {}
     if args.hdf5:

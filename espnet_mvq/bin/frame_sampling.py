@@ -3,7 +3,7 @@
 import logging
 import random
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from tqdm import tqdm
@@ -59,6 +59,7 @@ def sample_frames(
     speakers: Optional[Dict[str, str]] = None,
     oversampling: float = 2.0,
     level: str = "frame",
+    on_error: str = "stop",
 ) -> torch.Tensor:
     """Sample frames of random utterances, all speakers alike.
 
@@ -71,6 +72,7 @@ def sample_frames(
         oversampling: The teacher runs on this many times as many frames as are kept:
             more utterances give fewer frames each.
         level: See `to_level`; an utterance counts as one frame if it is utterance.
+        on_error: See `embed_utterances`.
 
     Returns:
         Embeddings, float, (at most max_frames, D).
@@ -80,7 +82,9 @@ def sample_frames(
     utt_ids = shuffle_over_speakers(list(places), speakers, seed)
     num_utterances = 0
     with tqdm(total=int(wanted), unit="frame", mininterval=5) as progress:
-        for embeddings in embed_utterances(teacher, utt_ids, places, level):
+        for _, embeddings in embed_utterances(
+            teacher, utt_ids, places, level, on_error
+        ):
             reservoir.add(embeddings)
             num_utterances += 1
             progress.update(len(embeddings))
@@ -99,10 +103,25 @@ def embed_utterances(
     utt_ids: Sequence[str],
     places: Dict[str, str],
     level: str = "frame",
-) -> Iterator[torch.Tensor]:
-    """Yield the embeddings (T, D) of one utterance after the other; see `to_level`."""
+    on_error: str = "stop",
+) -> Iterator[Tuple[str, torch.Tensor]]:
+    """Yield each utterance and its embeddings (T, D), one after the other.
+
+    Args:
+        teacher: The teacher.
+        utt_ids: Utterances.
+        places: Audio by utterance.
+        level: See `to_level`.
+        on_error: stop or skip: what to do about an utterance whose audio cannot be
+            used.
+
+    Raises:
+        AudioError: If there is one, and it is not to be skipped.
+    """
     for batch in embed_batches(teacher, ([u] for u in utt_ids), places):
         for error in batch.errors.values():
-            raise error
-        for embeddings in batch.embeddings.values():
-            yield to_level(embeddings, level).cpu()
+            if on_error == "stop":
+                raise error
+            logging.warning(f"skipped: {error}")
+        for utt_id, embeddings in batch.embeddings.items():
+            yield utt_id, to_level(embeddings, level).cpu()

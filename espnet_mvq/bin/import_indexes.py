@@ -31,8 +31,8 @@ from espnet_mvq.indexes.stored_arrays import (
     to_uint8,
 )
 
-# Fields of the metadata that options, quantizer, metadata or manifests give. Indexes
-# from elsewhere are of frames.
+# Fields of the metadata that options, quantizer, metadata or manifests give. The level
+# is the quantizer's or the metadata's; indexes from elsewhere are of frames.
 _MEANING = tuple(
     name for name in IndexMetadata.MEANING if name not in ("encode", "level")
 )
@@ -157,9 +157,10 @@ def main(cmd=None) -> None:
         with ShardWriter(outdir, 1, metadata) as shard:
             num_frames = convert(stored, reader, shard)
             wrong = wrong_lengths(data_dir / "utt2num_samples", num_frames, metadata)
-            if wrong:
+            of_frames = metadata.level == "frame"
+            if wrong and of_frames:
                 raise ValueError(wrong)
-            if wrong is None:
+            if wrong is None and of_frames:
                 logging.warning(
                     f"{data_dir}/utt2num_samples is not there: lengths are not checked"
                 )
@@ -260,7 +261,10 @@ def make_metadata(
             f"{', '.join(unknown)}; give them"
         )
     return IndexMetadata(
-        encode=known.get("encode", {}), espnet_mvq_version=__version__, **values
+        encode=known.get("encode", {}),
+        level=known.get("level", "frame"),
+        espnet_mvq_version=__version__,
+        **values,
     )
 
 
@@ -276,6 +280,7 @@ def described(args: argparse.Namespace) -> Tuple[Dict[str, Any], str]:
         quantizer_id=quantizer.id,
         num_codebooks=quantizer.num_codebooks,
         codebook_size=quantizer.codebook_size,
+        level=quantizer.provenance.get("level", "frame"),
     )
     return known, args.quantizer
 

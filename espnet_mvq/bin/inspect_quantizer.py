@@ -71,6 +71,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of all that is random"
     )
+    parser.add_argument(
+        "--on_error",
+        default="stop",
+        choices=("stop", "skip"),
+        help="what to do about an utterance whose audio cannot be used",
+    )
     add_logging_options(parser)
     return parser
 
@@ -142,7 +148,7 @@ def embeddings_of(
     level = quantizer.provenance.get("level", "frame")
     check_quantizer(quantizer, teacher, args.quantizer, level)
     utt_ids = shuffle_over_speakers(list(places), None, args.seed)
-    yield from zip(utt_ids, embed_utterances(teacher, utt_ids, places, level))
+    yield from embed_utterances(teacher, utt_ids, places, level, args.on_error)
 
 
 def sample(

@@ -96,7 +96,11 @@ def device_from_options(args: argparse.Namespace) -> Tuple[torch.device, float]:
             f"--ngpu {args.ngpu}: torch sees no GPU here; use --ngpu 0, or check "
             "CUDA_VISIBLE_DEVICES and the installed torch"
         )
-    device = torch.device("cuda" if args.ngpu > 0 else "cpu")
+    device = torch.device("cpu")
+    if args.ngpu > 0:
+        # Where a cluster does not give each job a GPU of its own, they deal them out.
+        job = getattr(args, "job", 1)
+        device = torch.device("cuda", (job - 1) % torch.cuda.device_count())
     batch_s = args.batch_s
     if batch_s is None:
         batch_s = _GPU_BATCH_S if args.ngpu > 0 else 0.0
@@ -113,7 +117,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     def wrapper(cmd: Any = None) -> None:
         try:
             main(cmd)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             logging.debug("traceback:", exc_info=True)
             logging.error(str(error))
             sys.exit(1)

@@ -83,6 +83,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of all that is random"
     )
+    parser.add_argument(
+        "--on_error",
+        default="stop",
+        choices=("stop", "skip"),
+        help="what to do about an utterance whose audio cannot be used",
+    )
     add_logging_options(parser)
     return parser
 
@@ -122,6 +128,7 @@ def main(cmd=None) -> None:
         codebook_size=args.codebook_size,
         seed=args.seed,
         num_iterations=args.num_iterations,
+        max_frames=args.max_frames,
         normalize=args.normalize,
         device=device,
         checkpoint=checkpoint,
@@ -136,6 +143,7 @@ def main(cmd=None) -> None:
         speakers,
         args.oversampling,
         args.level,
+        args.on_error,
     )
     quantizer = trainer.fit(frames, held_out, provenance)
     quantizer.save(path)
@@ -188,6 +196,7 @@ def collect_frames(
     speakers: Optional[Dict[str, str]] = None,
     oversampling: float = 2.0,
     level: str = "frame",
+    on_error: str = "stop",
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Sample training frames, and held-out frames of other utterances.
 
@@ -199,6 +208,7 @@ def collect_frames(
         speakers: Speaker by utterance.
         oversampling: See `sample_frames`.
         level: Likewise.
+        on_error: Likewise.
 
     Returns:
         Training and held-out frames, float, (F, D).
@@ -221,6 +231,7 @@ def collect_frames(
             speakers,
             oversampling,
             level,
+            on_error,
         )
         for chosen, count in (
             (utt_ids[:border], max(1, min(10_000, max_frames // 10))),

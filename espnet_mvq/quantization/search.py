@@ -235,6 +235,8 @@ def perturb(
 ) -> torch.Tensor:
     """Change some codebooks at random, refine, keep what is better; again and again.
 
+    Without refinement nothing is changed.
+
     All frames get the same random changes, so what is found for a frame does not
     depend on the frames around it.
 
@@ -249,11 +251,12 @@ def perturb(
 
     Source: the iterated local search of LSQ (Martinez et al. 2016).
     """
-    if effort.perturbation_rounds == 0 or tables.num_codebooks == 1:
+    rounds = effort.perturbation_rounds if effort.refine_passes > 0 else 0
+    if rounds == 0 or tables.num_codebooks == 1:
         return indexes
     indexes = indexes.clone()
     cost = tables.total_cost(unary, indexes)
-    for change in perturbations(effort.perturbation_rounds, *unary.shape[1:]):
+    for change in perturbations(rounds, *unary.shape[1:]):
         trial = indexes.clone()
         for n, entry in change.tolist():
             trial[:, n] = entry

@@ -53,7 +53,8 @@ class QuantizerTrainer:
         dim: Dimension D of the embeddings.
         num_codebooks: Number of codebooks N >= 1 (bytes per frame).
         codebook_size: Entries K of each codebook, 2 to 256.
-        seed: Seed of everything random; same seed and frames, same quantizer.
+        seed: Seed of everything random; same seed and frames, same quantizer
+            (on CPUs; on GPUs torch adds in any order).
         num_iterations: Most rounds of search and refit after initialisation.
         patience: Rounds in which the held-out error fell by less than a thousandth
             before training ends.

@@ -164,6 +164,15 @@ if [ $((${#teachers[@]} * ${#layers[@]})) -gt 1 ]; then
             exit 2
         fi
     done
+    tags=$(for one in "${teachers[@]}"; do
+        for number in "${layers[@]}"; do tag_of "${one}" "${number}"; done
+    done)
+    if [ -n "$(sort <<<"${tags}" | uniq -d)" ]; then
+        log "Error: --teacher and --layer: got '${teacher}' and '${layer}', of which two" \
+            "would be named $(sort <<<"${tags}" | uniq -d | head -n 1): run mvq.sh once" \
+            "for each, with --mvq_dir and --index_name" >&2
+        exit 2
+    fi
     for one in "${teachers[@]}"; do
         for number in "${layers[@]}"; do
             bash "${BASH_SOURCE[0]}" "${run_args[@]}" --teacher "${one}" \
@@ -209,10 +218,13 @@ failed() {
     exit 1
 }
 
+# num_lines FILE: its lines, a last one without a line break too
+num_lines() { awk 'END { print NR }' "$1"; }
+
 # split_scp FILE DIR N: part the lines of a file, in order, into DIR/wav.1.scp ...
 split_scp() {
     mkdir -p "$2"
-    awk -v n="$3" -v total="$(wc -l <"$1")" -v stem="$2/wav" \
+    awk -v n="$3" -v total="$(num_lines "$1")" -v stem="$2/wav" \
         '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
 }
 
@@ -231,13 +243,13 @@ if "${with_quantizer}" && runs 2; then
         --wav_scp "${mvq_dir}/selected/wav.scp" --quantizer "${quantizer}" \
         --level "${level}" --num_codebooks "${num_codebooks}" \
         --codebook_size "${codebook_size}" --max_frames "${max_frames}" \
-        --seed "${seed}" ${quantizer_args} || failed "${mvq_dir}/log/quantizer.log"
+        --seed "${seed}" --on_error "${on_error}" ${quantizer_args} || failed "${mvq_dir}/log/quantizer.log"
     grep -h "held-out after round" "${mvq_dir}/log/quantizer.log" || true
 fi
 
 for dset in ${train_set} ${dev_set}; do
     shard_dir=${mvq_dir}/${dset}
-    _nj=$(min "${nj}" "$(wc -l <"${datadir}/${dset}/wav.scp")")
+    _nj=$(min "${nj}" "$(num_lines "${datadir}/${dset}/wav.scp")")
 
     if runs 3; then
         log "stage 3: ${stem} of ${dset} in ${_nj} jobs"
@@ -273,7 +285,8 @@ if [ "${target}${level_tag}" = indexes ] && runs 5; then
     ${teacher_cmd} --gpu "${ngpu}" --num-threads "${num_threads}" \
         "${mvq_dir}/log/inspect.log" ${threaded} \
         ${python} -m espnet_mvq.bin.inspect "${quantizer}" ${teacher_opts} \
-        --wav_scp "${datadir}/${report_set}/wav.scp" --output_dir "${mvq_dir}" ||
+        --wav_scp "${datadir}/${report_set}/wav.scp" --output_dir "${mvq_dir}" \
+        --on_error "${on_error}" ||
         failed "${mvq_dir}/log/inspect.log"
     log "Report: ${mvq_dir}/quantizer_report.html, and its text in ${mvq_dir}/log/inspect.log"
 fi

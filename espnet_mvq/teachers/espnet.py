@@ -396,6 +396,4 @@ def sample_rate_hz(whose: str, config: Dict[str, Any]) -> int:
     try:
         return int(float(fs[:-1]) * 1000 if fs.endswith("k") else float(fs))
     except ValueError:
-        raise TeacherError(
-            f"{whose}: frontend_conf fs: got {fs!r}, expected Hz"
-        ) from None
+        raise TeacherError(f"{whose}: frontend_conf fs: got {fs!r}, not Hz") from None

@@ -1,7 +1,8 @@
 """Embeddings that were written elsewhere, in the place of a teacher."""
 
+import json
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from espnet_mvq.teachers.feature_files import FeatureFile
 
 _HASHED_UTTERANCES = 8
 _WINDOW_S = 0.025  # of nearly every model of speech
+_OUR_FORMAT = "espnet_mvq.embeddings"  # of what mvq.sh --target embeddings writes
 
 
 class FeatureError(AudioError):
@@ -29,9 +31,11 @@ class FeatureTeacher(Teacher):
             have all utterances of the corpus, those held out for validation too.
         layer: Layer they were taken from: a note for the metadata, -1 = not known.
         device: Where embeddings are put.
-        frame_shift_samples: Samples between the centres of two frames; must be given.
+        frame_shift_samples: Samples between the centres of two frames; must be given,
+            as the two below, unless `embeddings.json` of `mvq.sh --target embeddings`
+            lies beside the file and says it.
         frame_offset_samples: Centre of frame 0; default: half of a window of 25 ms.
-        sample_rate: Of the speech they were made from, in Hz.
+        sample_rate: Of the speech they were made from, in Hz; default: 16000.
         teacher_id: Name of the teacher that made them. Files with the same name can
             share a quantizer. Default: a hash of some of the embeddings, so that
             another file, or one with other utterances, counts as another teacher.
@@ -52,13 +56,21 @@ class FeatureTeacher(Teacher):
         device: torch.device,
         frame_shift_samples: Optional[int] = None,
         frame_offset_samples: Optional[float] = None,
-        sample_rate: int = 16_000,
+        sample_rate: Optional[int] = None,
         teacher_id: Optional[str] = None,
     ):
         if layer < -1:
             raise TeacherError(
                 f"teacher {spec}: got layer {layer}, expected -1 or more"
             )
+        path = Path(name).expanduser()
+        said = said_beside(path)
+        if frame_shift_samples is None:
+            frame_shift_samples = said.get("frame_shift_samples")
+        if frame_offset_samples is None:
+            frame_offset_samples = said.get("frame_offset_samples")
+        if sample_rate is None:
+            sample_rate = said.get("sample_rate", 16_000)
         if frame_shift_samples is None:
             raise TeacherError(
                 f"teacher {spec}: embeddings do not say how far apart their frames "
@@ -70,7 +82,6 @@ class FeatureTeacher(Teacher):
                 f"teacher {spec}: got frame_shift_samples {frame_shift_samples} and "
                 f"sample_rate {sample_rate}, expected both above 0"
             )
-        path = Path(name).expanduser()
         self._features = FeatureFile(path)
         self.device = device
         self.spec = spec
@@ -152,3 +163,13 @@ class FeatureTeacher(Teacher):
         step = -(-len(utt_ids) // _HASHED_UTTERANCES)
         arrays = ((u, np.array(self._features.load(u))) for u in utt_ids[::step])
         return weights_hash((u, torch.from_numpy(array)) for u, array in arrays)
+
+
+def said_beside(path: Path) -> Dict[str, Any]:
+    """Return what an `embeddings.json` beside a file says of its frames, if any."""
+    try:
+        said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    of_ours = isinstance(said, dict) and said.get("format") == _OUR_FORMAT
+    return said if of_ours else {}

@@ -141,10 +141,13 @@ failed() {
     exit 1
 }
 
+# num_lines FILE: its lines, a last one without a line break too
+num_lines() { awk 'END { print NR }' "$1"; }
+
 # split_keys FILE DIR N: deal the lines of a file into DIR/keys.1.scp ... DIR/keys.N.scp
 split_keys() {
     mkdir -p "$2"
-    awk -v n="$3" -v total="$(wc -l <"$1")" -v stem="$2/keys" \
+    awk -v n="$3" -v total="$(num_lines "$1")" -v stem="$2/keys" \
         '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
 }
 
@@ -221,8 +224,8 @@ if runs 10; then
     launcher=$(launcher_of "${stats_config}")
     logdir=${stats_dir}/logdir
     rm -rf "${logdir}"
-    num_valid=$(wc -l <"${data_dir}/${valid_set}/wav.scp")
-    num_train=$(wc -l <"${data_dir}/${train_set}/wav.scp")
+    num_valid=$(num_lines "${data_dir}/${valid_set}/wav.scp")
+    num_train=$(num_lines "${data_dir}/${train_set}/wav.scp")
     stats_nj=$(min "${nj}" "$(min "${num_train}" "${num_valid}")")
     split_keys "${data_dir}/${train_set}/wav.scp" "${logdir}/train" "${stats_nj}"
     split_keys "${data_dir}/${valid_set}/wav.scp" "${logdir}/valid" "${stats_nj}"
@@ -283,7 +286,7 @@ decode() {
         logdir=${dir}/logdir
         log "Decoding ${dir}"
         rm -rf "${logdir}"
-        jobs=$(min "${inference_nj}" "$(wc -l <"${data_dir}/${dset}/wav.scp")")
+        jobs=$(min "${inference_nj}" "$(num_lines "${data_dir}/${dset}/wav.scp")")
         split_keys "${data_dir}/${dset}/wav.scp" "${logdir}" "${jobs}"
         # shellcheck disable=SC2086
         ${train_cmd} JOB=1:"${jobs}" "${logdir}/asr_inference.JOB.log" \

@@ -1,5 +1,6 @@
 """The command that hands codebook indexes to other programs, and their way back."""
 
+import dataclasses
 import gzip
 import json
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from espnet_mvq.bin.export_indexes import main
 from espnet_mvq.bin.import_indexes import main as import_indexes
-from espnet_mvq.indexes import IndexMetadata, ShardWriter
+from espnet_mvq.indexes import EmbeddingMetadata, IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
 
@@ -82,6 +83,38 @@ def test_npy_files_and_their_scp(ours, options, tmp_path):
         array = np.load(place)
         assert array.dtype == np.uint8
         np.testing.assert_array_equal(array, ours.arrays[utt_id])
+
+
+def test_embeddings_are_refused(tmp_path, ends_with_error):
+    metadata = EmbeddingMetadata(
+        teacher="t",
+        layer=1,
+        sample_rate=16_000,
+        frame_shift_samples=320,
+        frame_offset_samples=0.0,
+        dim=2,
+    )
+    with ShardWriter(tmp_path, 1, metadata) as shard:
+        shard.write("u", np.zeros((3, 2), np.float16))
+    scp = shard_paths(tmp_path, 1, EmbeddingMetadata.STEM)[1]
+    words = ["--scp", str(scp), "--npy_dir", str(tmp_path / "npy")]
+    assert "got embeddings, expected codebook" in ends_with_error(main, words)
+    assert not (tmp_path / "npy").exists()
+
+
+def test_indexes_of_utterances_stay_such(ours, tmp_path):
+    """There and back; their one row is not measured by the speech."""
+    metadata = dataclasses.replace(ours.metadata, level="utterance")
+    folder = tmp_path / "utterances"
+    folder.mkdir()
+    with ShardWriter(folder, 1, metadata) as shard:
+        for utt_id in ours.arrays:
+            shard.write(utt_id, np.ones((1, 2), np.uint8))
+    main(["--scp", str(shard_paths(folder, 1)[1]), "--npy_dir", str(tmp_path / "npy")])
+    words = ["--data_dir", ours.dir, "--arrays", tmp_path / "npy"]
+    words += ["--metadata", tmp_path / "npy" / METADATA_NAME]
+    import_indexes([str(word) for word in words])
+    assert IndexMetadata.load(ours.dir / METADATA_NAME).level == "utterance"
 
 
 @pytest.mark.parametrize("target", ["--hdf5", "--npy_dir"])

@@ -1,5 +1,7 @@
 """The command that turns audio into codebook indexes."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
@@ -246,8 +248,14 @@ def test_embeddings_can_be_a_teacher(embed, shards, data_dir, tmp_path, teacher_
     """What was stored gives the quantizer that the teacher itself gives, nearly."""
     embed()
     spec = f"feats/{shards}/embeddings.1.scp"
-    again = build_teacher(spec, 1, frame_shift_samples=320)
+    json_path = shards / "embeddings.1.json"
+    said = json.loads(json_path.read_text())
+    json_path.write_text(json.dumps({**said, "frame_offset_samples": 7.5}))
+    again = build_teacher(spec, 1)
     direct = build_teacher(f"transformers/{teacher_dir}", 1)
+    assert again.frame_shift_samples == direct.frame_shift_samples
+    assert (again.frame_offset_samples, again.sample_rate) == (7.5, 16_000)
+    assert build_teacher(spec, 1, frame_offset_samples=3).frame_offset_samples == 3
     place = f"{data_dir}/4.wav"
     found, expected = (t.embed_file("utt4", place) for t in (again, direct))
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)

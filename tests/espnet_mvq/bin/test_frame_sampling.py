@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from espnet_mvq.bin.frame_sampling import (
+    embed_utterances,
     read_speakers,
     sample_frames,
     shuffle_over_speakers,
 )
 from espnet_mvq.bin.train_quantizer import collect_frames
 from espnet_mvq.teachers import build_teacher
+from espnet_mvq.teachers.audio import AudioError
 
 # Speaker 0 has 90 utterances, speakers 1 to 9 have one each
 SPEAKERS = {f"utt{n:02d}": f"spk{max(0, n - 89)}" for n in range(99)}
@@ -54,6 +56,19 @@ def test_more_oversampling_takes_frames_from_more_utterances(
     assert few.shape == many.shape == (20, teacher.dim)
     used = [int(r.getMessage().split(" in ")[1].split()[0]) for r in caplog.records]
     assert used[0] < used[1]
+
+
+def test_unusable_audio_stops_or_is_skipped(data_dir, teacher_dir, caplog):
+    teacher = build_teacher(f"transformers/{teacher_dir}", 1)
+    places = {f"utt{n}": f"{data_dir}/{n}.wav" for n in range(6)}
+    places["utt2"] = f"{data_dir}/gone.wav"
+    with pytest.raises(AudioError, match="utterance utt2: could not read"):
+        sample_frames(teacher, places, 10_000)
+    found = list(embed_utterances(teacher, list(places), places, on_error="skip"))
+    assert [utt_id for utt_id, _ in found] == [u for u in places if u != "utt2"]
+    assert "skipped: utterance utt2" in caplog.text
+    frames = sample_frames(teacher, places, 10_000, on_error="skip")
+    assert len(frames) == sum(len(embeddings) for _, embeddings in found)
 
 
 def test_held_out_frames_are_of_other_utterances(data_dir, teacher_dir):

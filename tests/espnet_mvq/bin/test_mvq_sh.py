@@ -131,6 +131,25 @@ def test_failing_job_shows_its_error(mvq, recipe):
     assert "a job failed" in done.stderr and "3.wav" in done.stderr
 
 
+def test_unusable_audio_is_skipped_in_all_stages(mvq, recipe):
+    """And the last line of wav.scp counts without its line break too."""
+    train = recipe / "dump" / "raw" / "train"
+    (train / "3.wav").write_bytes(b"RIFF")
+    wav_scp = train / "wav.scp"
+    wav_scp.write_text(wav_scp.read_text().rstrip("\n"))
+    done = mvq("--train_set", "train", "--on_error", "skip", *SIZES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reader = FrameReader(train / "codebook_indexes.scp")
+    assert sorted(reader) == [f"utt{n}" for n in (0, 1, 2, 4, 5)]
+    assert reader.metadata.skipped == ["utt3"]
+
+
+def test_teachers_that_would_be_named_alike_are_refused(mvq, recipe):
+    done = mvq("--train_set", "train", "--teacher", "espnet/a/exp espnet/b/exp")
+    assert done.returncode == 2 and "would be named exp_layer1" in done.stderr
+    assert not (recipe / "dump" / "mvq").exists()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

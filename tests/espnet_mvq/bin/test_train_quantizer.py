@@ -1,10 +1,13 @@
 """The command that trains a quantizer."""
 
+import argparse
+
 import pytest
 import torch
 
+from espnet_mvq.bin.options import device_from_options
 from espnet_mvq.bin.train_quantizer import collect_frames, main
-from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.teachers import build_teacher
 
 
@@ -132,6 +135,32 @@ def test_layer_out_of_range(options, ends_with_error):
 def test_gpu_that_is_not_there(options, ends_with_error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "torch sees no GPU here" in ends_with_error(main, [*options, "--ngpu", "1"])
+
+
+def test_jobs_share_the_gpus_that_they_see(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = [
+        device_from_options(argparse.Namespace(ngpu=1, batch_s=None, job=job))[0]
+        for job in (1, 2, 3)
+    ]
+    assert [str(device) for device in found] == ["cuda:0", "cuda:1", "cuda:0"]
+    alone = argparse.Namespace(ngpu=1, batch_s=3.0)
+    assert device_from_options(alone) == (torch.device("cuda:0"), 3.0)
+
+
+def test_all_frames_asked_for_are_trained_on(options, tmp_path, monkeypatch):
+    """The trainer's own limit is another one."""
+    seen = {}
+    original = QuantizerTrainer.__init__
+
+    def spy(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        seen["max_frames"] = self.max_frames
+
+    monkeypatch.setattr(QuantizerTrainer, "__init__", spy)
+    main([*options, "--max_frames", "200000"])
+    assert seen["max_frames"] == 200_000
 
 
 @pytest.mark.parametrize("conf", ["no_such=1", "window_s=3"])

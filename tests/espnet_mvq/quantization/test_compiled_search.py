@@ -18,6 +18,7 @@ EFFORTS = [
     SearchEffort(4, 9, 2, 0),
     SearchEffort(2, 9, 50, 0),
     SearchEffort(4, 5, 1, 6),
+    SearchEffort(4, 0, 0, 6),
 ]
 SIZES = [(1, 20), (2, 33), (5, 7), (8, 64)]  # number of codebooks, codebook size
 
