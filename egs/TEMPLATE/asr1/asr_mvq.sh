@@ -213,6 +213,7 @@ fi
 # What all trainings and the statistics are given
 data_opts=(--use_preprocessor true --bpemodel "${bpemodel}" --token_type bpe
     --token_list "${token_list}" --non_linguistic_symbols none --cleaner none --g2p none
+    --frontend_conf "fs=${sample_rate}"
     --train_data_path_and_name_and_type "${data_dir}/${train_set}/wav.scp,speech,sound"
     --train_data_path_and_name_and_type "${data_dir}/${train_set}/text,text,text"
     --valid_data_path_and_name_and_type "${data_dir}/${valid_set}/wav.scp,speech,sound"

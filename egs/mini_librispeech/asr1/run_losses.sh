@@ -19,7 +19,7 @@ asr_stats_dir=exp/asr_stats_raw_en_bpe100  # Statistics of the features.
 asr_config=conf/train_asr_debug.yaml
 asr_args=           # Options of every training.
 inference_config=conf/decode_asr_debug.yaml
-losses="l2_stored l2_teacher l2_decoded mvq mvq_adakd mvq_fixed mvq_two_layers"
+losses="l2_stored l2_teacher l2_decoded mvq mvq_adakd mvq_two_layers"
 losses+=" text_quarter mvq_text_quarter"
 teacher=transformers/openai/whisper-tiny.en
 teacher_conf=window_s=0
