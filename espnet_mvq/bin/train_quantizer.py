@@ -2,9 +2,10 @@
 """Train a quantizer on a teacher's embeddings of random utterances."""
 
 import argparse
+import hashlib
 import logging
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Dict, Iterable, Optional, Tuple
 
 import torch
 
@@ -116,6 +117,7 @@ def main(cmd=None) -> None:
         "normalize": args.normalize,
         "seed": args.seed,
         "corpus_utterances": len(places),
+        "corpus": hash_ids(places),
     }
     if path.is_file() and is_made_from(path, provenance):
         logging.info(f"{path} is there already, trained with these options")
@@ -151,6 +153,11 @@ def main(cmd=None) -> None:
     logging.info(f"wrote {path}: {quantizer}")
 
 
+def hash_ids(utt_ids: Iterable[str]) -> str:
+    """Hash the utterances of a corpus, in whatever order."""
+    return hashlib.sha256("\n".join(sorted(utt_ids)).encode()).hexdigest()[:16]
+
+
 def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
     """Say whether a quantizer file is whole and was trained with these options."""
     try:
@@ -158,7 +165,7 @@ def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
     except ValueError as error:
         logging.warning(f"{error}: trained anew")
         return False
-    stored = {**_OLDER, **stored}
+    stored = {**_OLDER, "corpus": provenance["corpus"], **stored}
     other = [key for key, value in provenance.items() if stored.get(key) != value]
     if other:
         logging.warning(

@@ -49,6 +49,14 @@ def test_other_options_train_again(quantizer, options, other):
     assert Quantizer.load(quantizer).id != before
 
 
+def test_as_many_other_utterances_train_again(quantizer, options, data_dir, caplog):
+    wav_scp = data_dir / "wav.scp"
+    wav_scp.write_text(wav_scp.read_text().replace("utt", "other"))
+    (data_dir / "utt2spk").unlink(missing_ok=True)
+    main(options)
+    assert "was trained with another corpus; it is replaced" in caplog.text
+
+
 def test_damaged_file_is_trained_anew(quantizer, options, caplog):
     before = Quantizer.load(quantizer).id
     quantizer.write_bytes(quantizer.read_bytes()[:200])
@@ -89,7 +97,7 @@ def test_utterance_level_has_one_codebook_if_not_said(options):
 
 def test_file_older_than_the_level_is_of_frames(quantizer, options):
     made = Quantizer.load(quantizer)
-    del made.provenance["level"]
+    del made.provenance["level"], made.provenance["corpus"]
     made.save(quantizer)
     before = quantizer.stat().st_mtime_ns
     main(options)
