@@ -51,7 +51,8 @@ def test_other_options_train_again(quantizer, options, other):
 
 def test_as_many_other_utterances_train_again(quantizer, options, data_dir, caplog):
     wav_scp = data_dir / "wav.scp"
-    wav_scp.write_text(wav_scp.read_text().replace("utt", "other"))
+    lines = wav_scp.read_text().splitlines()
+    wav_scp.write_text("".join(f"other-{line}\n" for line in lines))
     (data_dir / "utt2spk").unlink(missing_ok=True)
     main(options)
     assert "was trained with another corpus; it is replaced" in caplog.text
