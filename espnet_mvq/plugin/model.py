@@ -127,7 +127,7 @@ class MVQMixin:
         """Compute the model's loss and add the MVQ loss.
 
         Args:
-            speech: (B, S) or features (B, T, F).
+            speech: (B, S), (B, S, 1) or features (B, T, F).
             speech_lengths: (B,).
             **kwargs: The rest of the batch; of these `codebook_indexes`, int64,
                 (B, T_teacher, N), and `codebook_indexes_lengths`, (B,), are ours, and
@@ -149,12 +149,14 @@ class MVQMixin:
         teacher_losses = data.pop(TEACHER_LOSS_NAME)[0]
         if teacher_losses is not None:
             teacher_losses = teacher_losses.reshape(-1)
+        heard = speech, speech_lengths
+        if speech.dim() == 3 and speech.shape[2] == 1:
+            # Waveforms as ESPnet's s2t preprocessors leave them
+            heard = speech.squeeze(2), speech_lengths
         update = self.mvq.begin_batch()
         weights = self.mvq.weights(update)
         there = {
-            name: self.mvq[name].is_there(
-                data[name], (speech, speech_lengths), weights[name]
-            )
+            name: self.mvq[name].is_there(data[name], heard, weights[name])
             for name in self.mvq
         }
         with_teacher = torch.stack([there[n] & (weights[n] > 0) for n in there]).any(0)
@@ -175,7 +177,7 @@ class MVQMixin:
             target_loss, target_stats = self._target_loss(
                 name,
                 data[name],
-                (speech, speech_lengths),
+                heard,
                 warp,
                 utterance_weights,
                 bool(there[name].any()),

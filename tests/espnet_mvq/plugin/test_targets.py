@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,6 +160,35 @@ def test_speech_may_be_longer_than_its_indexes_where_it_is_padded(build_model, b
         "speech_lengths": 0 * lengths + 4000,
     }
     assert math.isnan(float(model(**too_long)[1]["mvq_frames"]))
+
+
+@pytest.mark.parametrize("silence", [0, 1.0])
+def test_s2t_preprocessor_pads_as_we_hold(silence, monkeypatch):
+    """Behind speech; in front too, unless there is to be no silence."""
+    from espnet2.train.preprocessor import S2TPreprocessor
+
+    symbols = ["<blank>", "<unk>", "<na>", "<notimestamps>", "<0.00>", "<30.00>"]
+    preprocessor = S2TPreprocessor(
+        train=True,
+        token_type="char",
+        token_list=[*symbols, "a", "<sos/eos>"],
+        speech_init_silence=silence,
+    )
+    monkeypatch.setattr("numpy.random.randint", lambda high: high - 1)
+    speech = preprocessor("u", {"speech": np.ones(8000, np.float32)})["speech"]
+    assert speech.shape == (30 * 16_000, 1)
+    (there,) = np.nonzero(speech[:, 0])
+    assert (there[0], len(there)) == (16_000 * silence, 8000)
+
+
+def test_waveforms_may_have_an_axis_for_their_channel(build_model, batch):
+    """As the s2t preprocessors leave them; indexes that do not fit are still seen."""
+    model = build_model().eval()
+    flat = model(**batch)[1]
+    batch["speech"] = batch["speech"].unsqueeze(2)
+    torch.testing.assert_close(model(**batch)[1]["loss_mvq"], flat["loss_mvq"])
+    batch["codebook_indexes_lengths"] = 0 * batch["codebook_indexes_lengths"] + 3
+    assert math.isnan(float(model(**batch)[1]["loss_mvq"]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
