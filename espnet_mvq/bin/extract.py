@@ -19,6 +19,7 @@ from espnet_mvq.bin.embedding_stream import (
 )
 from espnet_mvq.bin.options import (
     add_logging_options,
+    add_on_error_option,
     add_teacher_options,
     command,
     setup_logging,
@@ -98,12 +99,7 @@ def get_parser() -> argparse.ArgumentParser:
         "take 1 %% (8 codebooks) to 4 %% (16) off the error and leave a third to a "
         "tenth of the speed",
     )
-    parser.add_argument(
-        "--on_error",
-        default="stop",
-        choices=("stop", "skip"),
-        help="what to do about an utterance whose audio cannot be used",
-    )
+    add_on_error_option(parser)
     parser.add_argument(
         "--num_workers", type=int, default=2, help="threads that read and decode audio"
     )

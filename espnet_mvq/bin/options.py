@@ -65,6 +65,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_on_error_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says what becomes of unusable audio."""
+    parser.add_argument(
+        "--on_error",
+        default="stop",
+        choices=("stop", "skip"),
+        help="what to do about an utterance whose audio cannot be used",
+    )
+
+
 def add_logging_options(parser: argparse.ArgumentParser) -> None:
     """Add the option of the log level."""
     parser.add_argument(

@@ -16,6 +16,7 @@ from espnet_mvq.bin.frame_sampling import (
 )
 from espnet_mvq.bin.options import (
     add_logging_options,
+    add_on_error_option,
     add_teacher_options,
     command,
     setup_logging,
@@ -84,12 +85,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of all that is random"
     )
-    parser.add_argument(
-        "--on_error",
-        default="stop",
-        choices=("stop", "skip"),
-        help="what to do about an utterance whose audio cannot be used",
-    )
+    add_on_error_option(parser)
     add_logging_options(parser)
     return parser
 

@@ -155,7 +155,7 @@ def _complete(
             )
         return {}
     if is_of(name, TEACHER_NAME):
-        source, found = options.get("teacher"), _ask_teacher(options, args)
+        source, found = options.get("teacher"), _ask_teacher(options)
     elif paths:
         source, found = paths[0], _read_metadata(name, paths)
     else:
@@ -165,7 +165,8 @@ def _complete(
             f"'dump/raw/TRAIN_SET/{name}.scp,{name},{DATA_TYPE}' and "
             "allow_variable_data_keys: true"
         )
-    if (getattr(args, "frontend_conf", None) or {}).get("fs") is not None:
+    says_rate = (getattr(args, "frontend_conf", None) or {}).get("fs") is not None
+    if says_rate or is_of(name, TEACHER_NAME):
         _refuse_other_rate(args, found.sample_rate, source)
     says = {option: getattr(found, option, None) for option in (*wanted, "level")}
     if says["level"] is None:
@@ -196,7 +197,7 @@ def _read_metadata(name: str, paths: List[str]) -> FrameMetadata:
     return metadata
 
 
-def _ask_teacher(options: Dict[str, Any], args: argparse.Namespace) -> Teacher:
+def _ask_teacher(options: Dict[str, Any]) -> Teacher:
     """Load the teacher that is to run in training, to learn what its frames are."""
     spec = options["teacher"]
     teacher = build_teacher(
@@ -209,7 +210,6 @@ def _ask_teacher(options: Dict[str, Any], args: argparse.Namespace) -> Teacher:
             f"mvq_conf teacher: got {spec}, which are embeddings of a corpus, expected "
             "a model that can hear; store them with mvq.sh --target embeddings"
         )
-    _refuse_other_rate(args, teacher.sample_rate, spec)
     return teacher
 
 
