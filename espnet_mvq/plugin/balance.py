@@ -1,5 +1,6 @@
 """How much each utterance counts in the task's loss and in those of the teachers."""
 
+import argparse
 import contextlib
 import math
 from typing import Any, Dict, Iterator, List, Optional
@@ -8,10 +9,11 @@ import torch
 
 from espnet_mvq.distillation import Weighting
 from espnet_mvq.plugin.config import UNLABELLED_NAME
+from espnet_mvq.plugin.data_type import LIST_NAME
 from espnet_mvq.plugin.task_loss import TaskLossWeigher
 
-# What an utterance without text is given in its place: any token will do, as its loss
-# counts nothing; without any, some of ESPnet's losses fail.
+# What an unlabelled utterance with an empty text is given in its place: any token will
+# do, as its loss counts nothing; without any, some of ESPnet's losses fail.
 _ANY_TOKEN = 1
 
 
@@ -20,9 +22,10 @@ class Balance:
 
     Two things are done here. With a weighting, as AdaKD, utterance i counts 1 - a_i in
     the task's losses and a_i in those of the teachers (Ganguly et al. 2024,
-    arXiv:2405.08019). And an utterance without text, which has nothing but teachers,
+    arXiv:2405.08019). And an unlabelled utterance, which has nothing but teachers,
     counts 0 and 1. All others, and all in evaluation, count 1 and 1: then ESPnet's
-    losses are left alone.
+    losses are left alone. Only the data `unlabelled` say which utterances are so: an
+    empty text alone is a text, of which ESPnet has a loss.
 
     Args:
         model: ESPnet model.
@@ -48,10 +51,9 @@ class Balance:
         """Have the task's losses weighed while the block runs.
 
         Args:
-            batch: What the model is given beside the speech; texts that are empty are
-                replaced in it. `text_lengths`, (B,), and `unlabelled`, (B, 1), not 0
-                for utterances whose text is none, say who learns from a text; the
-                latter is taken out.
+            batch: What the model is given beside the speech. `unlabelled`, (B, 1), not
+                0 for utterances whose text is none, is taken out of it, and their texts
+                are replaced if they are empty.
             with_teacher: Whether an utterance has a loss of a teacher, bool, (B,).
             update: Updates already made.
             teacher_losses: Task loss of the teacher on each utterance, nats per label,
@@ -108,12 +110,32 @@ class Balance:
         return {"mvq_alpha": weights.float().mean()}
 
 
+def refuse_unweighable(model: torch.nn.Module, args: argparse.Namespace) -> None:
+    """Refuse a list of unlabelled utterances if the model's loss cannot leave them out.
+
+    Args:
+        model: ESPnet model.
+        args: Options of its training.
+
+    Raises:
+        ValueError: Naming the list and the criteria.
+    """
+    data = list(getattr(args, "train_data_path_and_name_and_type", None) or [])
+    data += getattr(args, "valid_data_path_and_name_and_type", None) or []
+    lists = [path for path, _, kind in data if kind == LIST_NAME]
+    if lists:
+        try:
+            TaskLossWeigher(model)
+        except ValueError as error:
+            message = f"{lists[0]} of type {LIST_NAME!r}: {error}"
+            raise ValueError(message) from error
+
+
 def _labelled(batch: Dict[str, Any], like: torch.Tensor) -> torch.Tensor:
     """Say which utterances have a text of their own, bool, (B,)."""
-    lengths, flags = batch.get("text_lengths"), batch.pop(UNLABELLED_NAME, None)
+    flags = batch.pop(UNLABELLED_NAME, None)
     batch.pop(f"{UNLABELLED_NAME}_lengths", None)
-    labelled = torch.ones_like(like) if lengths is None else lengths > 0
-    return labelled if flags is None else labelled & (flags.flatten() == 0)
+    return torch.ones_like(like) if flags is None else flags.flatten() == 0
 
 
 def _refuse_nan(teacher_losses: torch.Tensor, utt_ids: Optional[List[str]]) -> None:
@@ -122,13 +144,14 @@ def _refuse_nan(teacher_losses: torch.Tensor, utt_ids: Optional[List[str]]) -> N
     if missing and utt_ids is not None:
         raise ValueError(
             f"mvq_conf weighting: utterance {utt_ids[missing[0]]} and "
-            f"{len(missing) - 1} more of a batch have a text, a teacher's data and no "
-            "teacher loss; run espnet_mvq.bin.teacher_loss on this training set"
+            f"{len(missing) - 1} more of a batch have a teacher's data and no teacher "
+            "loss; run espnet_mvq.bin.teacher_loss on this training set, and name "
+            f"those without text in a list of type {LIST_NAME}"
         )
 
 
 def _fill_empty_texts(batch: Dict[str, Any], labelled: torch.Tensor) -> None:
-    """Give utterances without text one token in all their texts that are empty."""
+    """Give unlabelled utterances one token in all their texts that are empty."""
     for name in [n for n in batch if f"{n}_lengths" in batch]:
         text, lengths = batch[name], batch[f"{name}_lengths"]
         empty = ~labelled & (lengths == 0)

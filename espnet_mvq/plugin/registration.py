@@ -9,6 +9,7 @@ import torch
 from espnet2.torch_utils.initialize import initialize
 
 from espnet_mvq import __version__
+from espnet_mvq.plugin.balance import refuse_unweighable
 from espnet_mvq.plugin.data_type import register_data_types
 from espnet_mvq.plugin.metadata_check import complete_mvq_conf
 from espnet_mvq.plugin.tasks import MVQTask, find_tasks
@@ -30,6 +31,7 @@ def register() -> None:
         task.add_models()
         _complete_options_before_training(task)
         _complete_options_before_lightning(task)
+        _refuse_unweighable_criteria(task)
         _initialize_without_plugin(task)
     types = register_data_types()
     # Not by logging: ESPnet sets that up later, and every log should show this line.
@@ -74,6 +76,23 @@ def _complete_options_before_lightning(mvq_task: MVQTask) -> None:
         if trains and mvq_task.uses_mvq(args):
             complete_mvq_conf(args)
         return original(cls, args)
+
+    mvq_task.task.build_model = classmethod(build_model)
+
+
+def _refuse_unweighable_criteria(mvq_task: MVQTask) -> None:
+    """Have a loss that cannot leave out unlabelled utterances refused at the start.
+
+    The model does not know the data; in the middle of a training it would be too late.
+    """
+    original = mvq_task.task.build_model.__func__
+
+    @functools.wraps(original)
+    def build_model(cls: Type, args: argparse.Namespace) -> torch.nn.Module:
+        model = original(cls, args)
+        if mvq_task.uses_mvq(args):
+            refuse_unweighable(model, args)
+        return model
 
     mvq_task.task.build_model = classmethod(build_model)
 

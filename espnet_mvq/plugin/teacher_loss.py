@@ -25,8 +25,8 @@ def complete_weighting(conf: Dict[str, Any], args: argparse.Namespace) -> None:
         args: Options of an ESPnet training.
 
     Raises:
-        ValueError: If losses are needed and none are given, or one with a text has
-            none.
+        ValueError: If losses are needed and none are given, or one that is not
+            unlabelled has none.
     """
     weighting = parse_weighting(conf)
     if weighting is None or not weighting.needs_teacher_loss:
@@ -53,15 +53,16 @@ def complete_weighting(conf: Dict[str, Any], args: argparse.Namespace) -> None:
     labelled = [
         utt_id
         for path in texts
-        for utt_id, text in _read_texts(path).items()
-        if text and utt_id not in unlabelled
+        for utt_id in _read_utterances(path)
+        if utt_id not in unlabelled
     ]
     missing = [u for u in labelled if u not in losses and u not in skipped]
     if missing:
         raise ValueError(
             f"{paths[0]}: utterance {missing[0]} and {len(missing) - 1} more of the "
-            "training set have a text and no teacher loss; run "
-            "espnet_mvq.bin.teacher_loss on this training set"
+            "training set have no teacher loss; run espnet_mvq.bin.teacher_loss on "
+            "this training set, and name those without text in a list of type "
+            f"{LIST_NAME}"
         )
     known = [losses[u] for u in labelled or losses if u in losses]
     resolved = weighting.resolved(torch.tensor(known, dtype=torch.float64))
@@ -77,8 +78,7 @@ def _pieces(paths: List[str]) -> List[Path]:
     ]
 
 
-def _read_texts(path: Path) -> Dict[str, str]:
-    """Read texts by utterance; one may be empty."""
+def _read_utterances(path: Path) -> List[str]:
+    """Return the utterances of a file of texts, each once."""
     with path.open(encoding="utf-8") as lines:
-        pairs = (line.split(maxsplit=1) for line in lines if line.strip())
-        return {utt_id: "".join(text).strip() for utt_id, *text in pairs}
+        return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))

@@ -129,13 +129,44 @@ def test_weight_that_is_0_leaves_the_task_alone(build_model, batch):
     torch.testing.assert_close(loss, plain)
 
 
-def unlabelled(batch, number):
-    """Return a batch in which an utterance has no text."""
+def empty(batch, number):
+    """Return a batch in which an utterance's text is empty."""
     lengths = batch["text_lengths"].clone()
     lengths[number] = 0
     width = int(lengths.max())
     text = batch["text"].masked_fill(torch.arange(3) >= lengths[:, None], -1)
     return {**batch, "text": text[:, :width], "text_lengths": lengths}
+
+
+def unlabelled(batch, number):
+    """Return a batch in which an utterance without text is in the list."""
+    flags = torch.arange(3).unsqueeze(1) == number
+    return {**empty(batch, number), "unlabelled": flags.float()}
+
+
+@pytest.mark.parametrize("ctc_type", ["builtin", "builtin2"])
+@pytest.mark.parametrize("training", [True, False])
+def test_empty_text_that_is_not_in_the_list_is_a_text(
+    build_model, batch, training, ctc_type
+):
+    options = {**STILL, "ctc_conf": {"ctc_type": ctc_type}}
+    batch = empty(batch, 1)
+    stock = {k: v for k, v in batch.items() if not k.startswith("codebook")}
+    plain = build_model(model="espnet", **options).train(training)(**stock)[0]
+    loss, stats, _ = build_model(**options).train(training)(**batch)
+    assert torch.equal(loss, plain + stats["loss_mvq"])
+
+
+def test_criteria_that_cannot_be_weighed_are_refused_before_training(build_model):
+    options = {"ctc_conf": {"ctc_type": "builtin2"}}
+    build_model(**options)
+    message = "its loss cannot be weighed .* got ctc_type builtin2, expected builtin"
+    with pytest.raises(ValueError, match=message):
+        build_model({"weighting": {"type": "fixed"}}, **options)
+    for part in ("train", "valid"):
+        data = [("dump/unlabelled", "unlabelled", "mvq_list")]
+        with pytest.raises(ValueError, match=f"dump/unlabelled .*mvq_list.* {message}"):
+            build_model(**options, **{f"{part}_data_path_and_name_and_type": data})
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -177,7 +208,8 @@ def test_batch_without_any_text(build_model, batch):
     none = batch["text_lengths"] * 0
     for text in (batch["text"][:, :0], batch["text"] * 0 - 1):
         model = build_model(**STILL).train()
-        loss, stats, _ = model(**{**batch, "text": text, "text_lengths": none})
+        texts = {"text": text, "text_lengths": none, "unlabelled": torch.ones(3, 1)}
+        loss, stats, _ = model(**{**batch, **texts})
         torch.testing.assert_close(loss.detach(), stats["loss_mvq"])
 
 
@@ -195,11 +227,17 @@ def test_adakd_and_utterances_without_text(build_model, batch):
 
 @pytest.fixture
 def training(tmp_path):
-    """Return a function that makes a training's options with a file of losses."""
-    (tmp_path / "text").write_text("a ONE\nb\tTWO\nc\n")
+    """Return a function that makes a training's options with a file of losses.
 
-    def make(losses, conf):
+    Of its utterances a, b and c the last has no text.
+    """
+    (tmp_path / "text").write_text("a ONE\nb\tTWO\nc\n")
+    (tmp_path / "unlabelled").write_text("c\n")
+
+    def make(losses, conf, with_list=True):
         data = [(str(tmp_path / "text"), "text", "text")]
+        if with_list:
+            data.append((str(tmp_path / "unlabelled"), "unlabelled", "mvq_list"))
         if losses is not None:
             (tmp_path / "teacher_loss").write_text(losses)
             data.append((str(tmp_path / "teacher_loss"), "teacher_loss", "mvq_loss"))
@@ -236,13 +274,19 @@ def test_utterances_that_the_teacher_could_not_align_learn_from_text(
     "losses, message",
     [
         (None, "got no data of type 'mvq_loss'.*espnet_mvq.bin.teacher_loss"),
-        ("a 1.0\n", "utterance b and 0 more of the training set have a text and no"),
+        ("a 1.0\n", "utterance b and 0 more of the training set have no teacher loss"),
         ("a 1.0\nb nan\n", "utterance b has 'nan', expected one finite number"),
     ],
 )
 def test_losses_that_are_not_there_are_refused(training, losses, message):
     args, conf = training(losses, {"type": "adakd"})
     with pytest.raises(ValueError, match=message):
+        complete_weighting(conf, args)
+
+
+def test_empty_text_that_is_not_in_the_list_needs_a_loss_too(training):
+    args, conf = training("a 1.0\nb 3.0\n", {"type": "adakd"}, with_list=False)
+    with pytest.raises(ValueError, match="utterance c and 0 more .* of type mvq_list"):
         complete_weighting(conf, args)
 
 

@@ -58,12 +58,17 @@ def test_state_dict_is_that_of_stock_and_one_prefix_at_its_end(build_model):
     assert added and all(name.startswith("mvq.") for name in added)
 
 
+@pytest.mark.parametrize("empty_text", [False, True])
 @pytest.mark.parametrize(
     "weight, how",
     [(0.0, "given"), (0.0, "absent"), (1.0, "absent"), (1.0, "empty")]
     + [(1.0, "all padding")],
 )
-def test_loss_stats_and_gradients_are_those_of_stock(build_model, batch, weight, how):
+def test_loss_stats_and_gradients_are_those_of_stock(
+    build_model, batch, weight, how, empty_text
+):
+    if empty_text:
+        batch["text"][2], batch["text_lengths"][2] = -1, 0
     dropout = {"dropout_rate": 0.1, "output_size": 8}
     stock = build_model(model="espnet", encoder_conf=dropout)
     model = build_model({"weight": weight, "layer": 1}, encoder_conf=dropout)

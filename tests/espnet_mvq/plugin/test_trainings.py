@@ -57,9 +57,13 @@ def test_adakd_with_utterances_without_text(train, tmp_path):
     losses = {n: 0.5 + 0.1 * n for n in range(7)}
     lines = "".join(f"u{n} {loss}\n" for n, loss in losses.items())
     (tmp_path / "teacher_loss").write_text(lines)
+    (tmp_path / "unlabelled").write_text("u7\n")
     written, stats, state = train(
         texts={7: ""},
-        more_data=[(str(tmp_path / "teacher_loss"), "teacher_loss", "mvq_loss")],
+        more_data=[
+            (str(tmp_path / "teacher_loss"), "teacher_loss", "mvq_loss"),
+            (str(tmp_path / "unlabelled"), "unlabelled", "mvq_list"),
+        ],
         mvq_conf={"layer": 1, "weighting": {"type": "adakd"}},
     )
     weighting = written["model_conf"]["mvq_conf"]["weighting"]
