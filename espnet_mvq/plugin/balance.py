@@ -12,6 +12,11 @@ from espnet_mvq.plugin.config import UNLABELLED_NAME
 from espnet_mvq.plugin.data_type import LIST_NAME
 from espnet_mvq.plugin.task_loss import TaskLossWeigher
 
+# Statistics that the task asr_transducer leaves out where the loss is 0
+_LEFT_OUT = {
+    "loss_aux_ctc": "use_auxiliary_ctc",
+    "loss_aux_lm": "use_auxiliary_lm_loss",
+}
 # What an unlabelled utterance with an empty text is given in its place: any token will
 # do, as its loss counts nothing; without any, some of ESPnet's losses fail.
 _ANY_TOKEN = 1
@@ -89,6 +94,21 @@ class Balance:
             # Weightings that look at the student's loss see one for each criterion.
             alpha = torch.stack(alphas).mean(0) * with_teacher
             self._utterance_weights = torch.where(labelled, alpha, 1.0)
+
+    def completed(
+        self, stats: Dict[str, Optional[torch.Tensor]], device: torch.device
+    ) -> Dict[str, Optional[torch.Tensor]]:
+        """Fill in what the model leaves out of the statistics of some batches.
+
+        ESPnet gathers them from all ranks one by one, and waits for ever for one that
+        a rank does not have; as that of a loss without any labelled utterance.
+        """
+        missing = {
+            name: torch.zeros(1, device=device)
+            for name, option in _LEFT_OUT.items()
+            if getattr(self._model, option, False) and stats.get(name) is None
+        }
+        return {**stats, **missing}
 
     def take(self) -> Optional[torch.Tensor]:
         """Hand over the weights of utterances in the teachers' losses, once.

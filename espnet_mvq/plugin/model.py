@@ -168,6 +168,7 @@ class MVQMixin:
                 self._mvq_balance.weighing(kwargs, with_teacher, update, teacher_losses)
             )
             loss, stats, weight = super().forward(speech, speech_lengths, **kwargs)
+        stats = self._mvq_balance.completed(stats, loss.device)
         utterance_weights = self._mvq_balance.take()
         warp = self._mvq_time.take()
         # DDP wants a gradient for every parameter in every step.

@@ -2,8 +2,11 @@
 
 import os
 
+import pytest
 import torch
 import torch.distributed as dist
+from test_task_loss import rnnt_loss  # noqa: F401
+from test_tasks import build
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -40,3 +43,20 @@ def test_two_ranks_one_without_indexes(build_model, batch, tmp_path):
     assert names == other_names and "loss_mvq" in names
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert not torch.equal(first["mvq.codebook_indexes.head.weight"], before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.usefixtures("rnnt_loss")
+def test_ranks_have_the_same_statistics(batch, training):
+    """ESPnet gathers them one by one: a rank that lacks one hangs all.
+
+    The task asr_transducer leaves out an auxiliary loss that is 0.
+    """
+    weights = {"auxiliary_ctc_weight": 0.3, "auxiliary_lm_loss_weight": 0.2}
+    model = build("asr_transducer", model_conf=weights).train(training)
+    names = []
+    for flag in (0.0, 1.0):
+        inputs = {key: value.clone() for key, value in batch.items()}
+        stats = model(**inputs, unlabelled=torch.full((3, 1), flag))[1]
+        names.append([name for name, value in stats.items() if value is not None])
+    assert "loss_aux_ctc" in names[0] and names[0] == names[1]
