@@ -42,20 +42,20 @@ class EmbeddingTarget(Target):
         self._quantizer: List[Quantizer] = []
         self._teacher: List[Teacher] = []
 
-    def is_there(
+    def completed(
         self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor], weight: float
-    ) -> torch.Tensor:
-        """See `Target.is_there`; a teacher in the loop rests while nobody needs it."""
-        if self.config.teacher is None:
-            return super().is_there(data, speech, weight)
-        return (speech[1] > 0) & (weight > 0)
+    ) -> Any:
+        """See `Target.completed`; a teacher in the loop rests while nobody needs it."""
+        if self.config.teacher is None or weight == 0:
+            return data
+        return self._run_teacher(*speech)
 
     def _teacher_values(
         self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor]
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        if self.config.teacher is not None:
-            return self._run_teacher(*speech)
         values, lengths = data
+        if self.config.teacher is not None:
+            return values, lengths
         if self.config.quantizer is not None:
             return self._decode(values), lengths
         if values.dim() != 3 or values.shape[2] != self.config.dim:
@@ -96,7 +96,6 @@ class EmbeddingTarget(Target):
             self._teacher.append(teacher)
         embeddings, lengths = self._teacher[0].embed(speech, speech_lengths)
         lengths = lengths.to(speech.device)
-        lengths = self._drop_mismatches(lengths, (speech, speech_lengths))
         if self.pooled:
             return mean_over_time(embeddings, lengths)
         # Made in inference mode, which autograd refuses to take up

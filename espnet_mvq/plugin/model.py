@@ -155,10 +155,12 @@ class MVQMixin:
             heard = speech.squeeze(2), speech_lengths
         update = self.mvq.begin_batch()
         weights = self.mvq.weights(update)
-        there = {
-            name: self.mvq[name].is_there(data[name], heard, weights[name])
-            for name in self.mvq
+        # Before the weighing, which asks who has a teacher's data
+        data = {
+            name: self.mvq[name].completed(values, heard, weights[name])
+            for name, values in data.items()
         }
+        there = {name: self.mvq[name].is_there(data[name], heard) for name in self.mvq}
         with_teacher = torch.stack([there[n] & (weights[n] > 0) for n in there]).any(0)
         with contextlib.ExitStack() as stack:
             for tap in self._mvq_taps.values():

@@ -46,15 +46,30 @@ class Target(torch.nn.Module):
     def start(self) -> None:
         """Get ready for the first update of a training; not called when it goes on."""
 
-    def is_there(
+    def completed(
         self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor], weight: float
+    ) -> Any:
+        """Return the data of a batch; computed, if they are not loaded.
+
+        Args:
+            data: Those of this name, (B, T_teacher, X), and their lengths, (B,), 0 =
+                none; (None, None) where nothing is loaded.
+            speech: As for `forward`.
+            weight: Of the loss in this update.
+
+        Returns:
+            Values and lengths likewise, for `is_there` and `forward`.
+        """
+        return data
+
+    def is_there(
+        self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         """Say which utterances of a batch have something to predict.
 
         Args:
             data: As for `forward`.
             speech: As for `forward`.
-            weight: Of the loss in this update.
 
         Returns:
             Bool, (B,).
@@ -78,8 +93,7 @@ class Target(torch.nn.Module):
         Args:
             frames: Student layer, float, (B, T, C).
             lengths: Student frames of each utterance, int64, (B,).
-            data: Those of this name, (B, T_teacher, X), and their lengths, (B,), 0 =
-                none; (None, None) where nothing needs to be loaded.
+            data: As `completed` returns them.
             speech: The batch's (B, S), or features (B, T, F), and its lengths, (B,).
             warp: What SpecAug's time warp did to the batch; None: nothing.
             utterance_weights: Of each utterance in the loss, (B,). None: 1.

@@ -15,6 +15,7 @@ from espnet_mvq.teachers import build_teacher
 DIM = 3
 FRAMES = dict(sample_rate=16_000, frame_shift_samples=320, frame_offset_samples=199.5)
 LOSSES = ("l1", "l2", "cosine")
+LENGTHS = "embeddings_lengths"
 
 
 @pytest.fixture
@@ -168,6 +169,43 @@ def test_teacher_in_the_loop_gives_what_stored_embeddings_give(
     assert live.mvq["teacher"].projection.weight.grad.abs().sum() > 0
     assert not [name for name in live.state_dict() if "hubert" in name.lower()]
     assert len(live.state_dict()) == len(with_stored.state_dict())
+
+
+class TeacherThatBreaksOff:
+    """Has 10 frames of utterance 1, too few, and counts how often it was asked."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def embed(self, speech, speech_lengths):
+        self.calls += 1
+        lengths = speech_lengths // 320
+        lengths[1] = 10
+        return torch.arange(90.0 * DIM).reshape(3, 30, DIM), lengths
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_utterance_that_its_teacher_does_not_fit_learns_from_its_text(
+    build_model, embeddings, weight
+):
+    """As with stored embeddings that do not fit their speech."""
+    speech = embeddings["speech"], embeddings["speech_lengths"]
+    stored = TeacherThatBreaksOff().embed(*speech)
+    with_stored = {**embeddings, **dict(zip(("embeddings", LENGTHS), stored))}
+    del embeddings["embeddings"], embeddings[LENGTHS]
+    both = {"weighting": {"type": "fixed", "alpha": 0.25}, "weight": weight}
+    teacher, losses, alphas = TeacherThatBreaksOff(), [], []
+    live = {"loss": "l2", "dim": DIM, "teacher": "a/b"}
+    for conf, batch in ((live, embeddings), (stored_target(), with_stored)):
+        model = build_model({**conf, **both}).train()
+        if conf is live:
+            model.mvq["teacher"]._teacher.append(teacher)
+        torch.manual_seed(0)  # of the decoder's dropout
+        loss, stats, _ = model(**batch)
+        losses.append(loss)
+        alphas.append(stats["mvq_alpha"])
+    assert torch.equal(*losses) and torch.equal(*alphas)
+    assert teacher.calls == (weight > 0)
 
 
 def test_teacher_of_utterances_is_the_mean_of_its_frames(
