@@ -84,8 +84,7 @@ class Balance:
             if weighting is None:
                 return labelled.to(losses.dtype)
             per_label = losses / num_labels.clamp(min=1)
-            alpha = weighting.alphas(update, teacher_losses, per_label)
-            alphas.append(alpha.to(losses.dtype))
+            alphas.append(weighting.alphas(update, teacher_losses, per_label))
             return torch.where(with_teacher, 1 - alphas[-1], 1.0) * labelled
 
         with self._weigher.weighing(weigh):

@@ -175,7 +175,10 @@ class MVQMixin:
         warp = self._mvq_time.take()
         # DDP wants a gradient for every parameter in every step.
         loss = loss + 0.0 * sum(p.sum() for p in self.mvq.parameters())
-        total = loss.new_zeros(())
+        # Under autocast the task's loss may be in half precision; ours is not, and
+        # statistics are to be of one type on every batch and rank.
+        precise = torch.promote_types(loss.dtype, torch.float32)
+        total = loss.new_zeros((), dtype=precise)
         for name, target_weight in weights.items():
             target_loss, target_stats = self._target_loss(
                 name,
@@ -187,13 +190,13 @@ class MVQMixin:
                 torch.is_grad_enabled() and target_weight > 0,
             )
             if target_loss is not None and target_weight > 0:
-                loss = loss + target_weight * target_loss
+                loss = loss.to(precise) + target_weight * target_loss
                 total = total + target_weight * target_loss.detach()
             stats = {**stats, **self._named(name, target_stats)}
         if len(self.mvq) > 1:
             stats["loss_mvq"] = total if bool(with_teacher.any()) else total * math.nan
         stats.update(self._mvq_balance.stats(utterance_weights, loss.device))
-        stats["loss"] = loss.detach()
+        stats["loss"] = loss.detach().to(precise)
         return force_gatherable((loss, stats, weight), loss.device)
 
     def _target_loss(

@@ -87,8 +87,8 @@ def build_recurrent_model(build_model):
     conf = dict.fromkeys(TINY_MODEL["encoder_conf"])
     conf.update(hidden_size=8, output_size=8, num_layers=2)
 
-    def build(mvq_conf=None):
-        return build_model(mvq_conf, encoder="rnn", encoder_conf=conf)
+    def build(mvq_conf=None, **options):
+        return build_model(mvq_conf, encoder="rnn", encoder_conf=conf, **options)
 
     return build
 

@@ -10,6 +10,10 @@ CONFORMER = {
     "encoder": "conformer",
     "encoder_conf": {"macaron_style": True, "use_cnn_module": True},
 }
+L2 = {"loss": "l2", "dim": 3}
+# Of a recurrent encoder the frames are not known.
+RECURRENT = {"student_frame_shift_samples": 640, "student_frame_offset_samples": 0}
+STOCK = ("loss_ctc", "cer_ctc", "loss_att", "acc", "cer", "wer")
 INTERCTC = {
     "encoder_conf": {"interctc_layer_idx": [1], "interctc_use_conditioning": True},
     "model_conf": {"ctc_weight": 0.5, "interctc_weight": 0.5},
@@ -101,11 +105,10 @@ def test_streaming_encoder_is_tapped_at_its_output(build_model, batch):
 
 
 def test_recurrent_encoder_is_tapped_at_its_output(build_recurrent_model, batch):
-    shift = {"student_frame_shift_samples": 640, "student_frame_offset_samples": 0}
-    model = build_recurrent_model({"layer": -1, **shift})
+    model = build_recurrent_model({"layer": -1, **RECURRENT})
     assert float(model(**batch)[1]["mvq_frames"]) == 16 + 13 + 11
     with pytest.raises(ValueError, match="RNNEncoder.* use layer: -1"):
-        build_recurrent_model({"layer": 1, **shift})
+        build_recurrent_model({"layer": 1, **RECURRENT})
 
 
 def test_index_that_does_not_fit_the_codebooks_is_refused(build_model, batch):
@@ -190,3 +193,27 @@ def test_bfloat16_autocast_trains(build_model, batch, layer):
     loss.backward()
     assert model.mvq.codebook_indexes.head.weight.grad.isfinite().all()
     torch.testing.assert_close(stats["loss_mvq"], expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("indexes", [True, False])
+@pytest.mark.parametrize("targets", [None, {"codebook_indexes": {}, "embeddings": L2}])
+def test_losses_are_added_in_float32(build_recurrent_model, batch, targets, indexes):
+    """Stock CTC's is in bfloat16 where the encoder's output is."""
+    conf = {**RECURRENT, "weight": 0.3, "targets": targets}
+    model = build_recurrent_model(conf, model_conf={"ctc_weight": 1.0})
+    batch["embeddings"] = torch.randn(3, 30, 3)
+    batch["embeddings_lengths"] = batch["codebook_indexes_lengths"]
+    if not indexes:
+        batch = {k: v for k, v in batch.items() if k[0] not in "ce"}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, stats, _ = model(**batch)
+    assert stats["loss_ctc"].dtype == torch.bfloat16
+    # The same on every rank, or they cannot be gathered
+    ours = [value for name, value in stats.items() if name not in STOCK]
+    assert all(value.dtype == torch.float32 for value in (stats["loss"], *ours))
+    expected = stats["loss_ctc"].float()
+    if indexes:
+        kd = stats["loss_mvq"] if targets else 0.3 * stats["loss_mvq"]
+        torch.testing.assert_close(loss, expected + kd, rtol=1e-6, atol=0)
+    assert torch.equal(loss.float(), stats["loss"])
+    loss.backward()
