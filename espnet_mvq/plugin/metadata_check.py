@@ -24,6 +24,7 @@ from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
 from espnet_mvq.plugin.start_point import (
     refuse_counted_updates,
+    refuse_lost_heads,
     refuse_other_indexes,
 )
 from espnet_mvq.plugin.teacher_loss import complete_weighting
@@ -49,10 +50,11 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
         ValueError: If there are no index files, they disagree with each other or with
             the yaml, or the speech is changed in a way that indexes cannot follow, or
             the model starts from one whose updates are counted, or the training from
-            a checkpoint of other indexes.
+            a checkpoint of other indexes, or its own would lack weights of ours.
     """
     refuse_moving_effects(args)
     refuse_counted_updates(args)
+    refuse_lost_heads(args)
     conf: Dict[str, Any] = dict(args.model_conf.get("mvq_conf") or {})
     targets = {n: dict(o or {}) for n, o in (conf.get("targets") or {}).items()}
     shared = {name: value for name, value in conf.items() if name != "targets"}

@@ -1,4 +1,4 @@
-"""What a training starts from: weights of another one, or its own checkpoint."""
+"""What a training starts from, or goes on from: weights of another one, or its own."""
 
 import argparse
 import pickle
@@ -66,6 +66,24 @@ def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None
                 f"those here are of {quantizer}; name another experiment (asr.sh: "
                 "--asr_tag, our recipes: --exp_tag), or delete this one"
             )
+
+
+def refuse_lost_heads(args: argparse.Namespace) -> None:
+    """Refuse checkpoints of adapters alone: a training would go on with new heads.
+
+    Args:
+        args: Options of an ESPnet training.
+
+    Raises:
+        ValueError: Naming the option and what to set.
+    """
+    strategy = getattr(args, "save_strategy", None)
+    if getattr(args, "use_adapter", False) and strategy == "adapter_only":
+        raise ValueError(
+            f"save_strategy: got {strategy}, whose checkpoints lack the weights of the "
+            "MVQ loss and its count of updates, so that a training cannot go on; "
+            "expected required_grad_only or all"
+        )
 
 
 def _quantizers(conf: Dict[str, Any]) -> Dict[str, Any]:

@@ -129,6 +129,19 @@ def test_preprocessor_that_pads_speech(options):
     assert complete(args) == SAYS
 
 
+def test_checkpoints_of_adapters_alone_are_refused(options):
+    args = options()
+    vars(args).update(use_adapter=True, save_strategy="adapter_only")
+    with pytest.raises(
+        ValueError, match="save_strategy: got adapter_only, .* expected"
+    ):
+        complete(args)
+    args.save_strategy = "required_grad_only"
+    assert complete(args) == SAYS
+    vars(args).update(use_adapter=False, save_strategy="adapter_only")
+    assert complete(args) == SAYS
+
+
 def test_missing_metadata_are_named(options, tmp_path):
     args = options()
     (tmp_path / "train" / METADATA_NAME).unlink()
