@@ -45,6 +45,13 @@ class FrameAligner:
         delay_samples: The student frame centred at t predicts what the teacher has at
             t - delay_samples, so that a streaming student has heard enough.
 
+    Attributes:
+        num_slots: Slots of a student frame.
+        targets_per_frame: Slots of a student frame that are filled, on average over
+            long speech: the ratio of student and teacher shift, or 1 for a teacher
+            that is not faster. A loss that is divided by it weighs a student frame
+            the same at any ratio; between whole ratios some slots stay empty.
+
     Example:
         >>> aligner = FrameAligner(FrameGrid(640, 480), FrameGrid(320, 200))
         >>> aligner.num_slots, aligner.teacher_frames(2)[0].tolist()
@@ -69,6 +76,7 @@ class FrameAligner:
         ]
         student_shift, student_offset, teacher_shift, teacher_offset, delay = exact
         self.num_slots = max(1, -(-student_shift // teacher_shift))
+        self.targets_per_frame = float(max(1, student_shift / teacher_shift))
         slot = student_shift / self.num_slots
         # Centre of slot 0 of frame 0, relative to the centre of teacher frame 0
         start = student_offset - delay - student_shift / 2 + slot / 2 - teacher_offset
@@ -186,13 +194,15 @@ class FrameAligner:
         self, shown_samples: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """As `teacher_frames`, for moments (B, T * num_slots): (B, T, num_slots)."""
-        places = (shown_samples - self.teacher.offset_samples) / (
-            self.teacher.shift_samples
-        )
-        nearest = places.round()
-        half_slot = self._slot / self._unit / 2 / self.teacher.shift_samples
-        inside = (nearest - places).abs() <= half_slot
-        if self.num_slots == 1:
+        offset, shift = self.teacher.offset_samples, self.teacher.shift_samples
+        # Half-open slots, as in `teacher_frames`: closed at both ends, two slots would
+        # predict a teacher frame on the border between them.
+        nearest = ((shown_samples - offset) / shift - 0.5).ceil()
+        distance = offset + nearest * shift - shown_samples
+        half_slot = self._slot / self._unit / 2
+        inside = (distance >= -half_slot) & (distance < half_slot)
+        if self.num_slots == 1 or self._slot == self._shift:
+            # Slots as long as a teacher frame leave no gaps, rounding or not.
             inside = torch.ones_like(inside)
         shape = (len(shown_samples), -1, self.num_slots)
         return nearest.long().reshape(shape), inside.reshape(shape)

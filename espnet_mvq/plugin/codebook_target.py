@@ -27,8 +27,10 @@ _ERROR = 0.3
 class CodebookTarget(Target):
     """A student layer predicts codebook indexes; of all options see `MVQConfig`.
 
-    The loss is the cross entropy in nats, averaged over codebooks. In evaluation the
-    statistics have the accuracy of each codebook too.
+    With N codebooks, B utterances and r teacher frames per student frame, on average
+    and at least 1, the loss is the cross entropy in nats, summed over all indexes that
+    are predicted, over r N B. In evaluation the statistics have the accuracy of each
+    codebook too.
     """
 
     STATS = ("loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames")
@@ -101,7 +103,8 @@ class CodebookTarget(Target):
             utterance_weights=utterance_weights,
             **self._load_tables(frames.device),
         )
-        loss = output.loss / (self.head.num_targets * frames.shape[0])
+        per_frame = self.aligner.targets_per_frame * self.config.num_codebooks
+        loss = output.loss / (per_frame * frames.shape[0])
         count = output.num_targets
         stats = self.nan_stats(frames.device)
         if count > 0:

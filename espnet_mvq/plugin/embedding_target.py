@@ -127,7 +127,7 @@ class EmbeddingTarget(Target):
         output = embedding_loss(
             self.config.loss, predicted, self.normaliser(embeddings), weights
         )
-        loss = output.loss / (self.aligner.num_slots * frames.shape[0])
+        loss = output.loss / (self.aligner.targets_per_frame * frames.shape[0])
         stats = self.nan_stats(frames.device)
         if output.num_embeddings > 0:
             values = (

@@ -99,9 +99,11 @@ class Target(torch.nn.Module):
             utterance_weights: Of each utterance in the loss, (B,). None: 1.
 
         Returns:
-            Loss: averaged over what a frame predicts, summed over frames, divided by
-            the batch size; and the statistics, of which only that of the loss knows
-            weights.
+            Loss: summed over all that is predicted, divided by what a student frame
+            predicts on average (`targets_per_frame` of the aligner, times the
+            codebooks of a teacher frame) and by the batch size. So it is the mean loss
+            of a prediction, summed over student frames, at any ratio of the rates. And
+            the statistics, of which only that of the loss knows weights.
 
         Raises:
             ValueError: If the data are not as configured.

@@ -71,6 +71,32 @@ def test_each_teacher_frame_is_predicted_once(shift, teacher_offset, delay):
     assert len(predicted) == pytest.approx(300 * shift / 320, abs=2)
 
 
+@pytest.mark.parametrize("stretch", [0.9, 1, 1.1])
+@pytest.mark.parametrize("shift", STUDENT_SHIFTS)
+def test_slots_are_filled_as_often_as_the_ratio_says(shift, stretch):
+    """Under a time warp too, whatever its speed."""
+    aligner = FrameAligner(FrameGrid(shift, 480), FrameGrid(320, 0), 100)
+    shown = stretch * aligner.slot_centres(2000).unsqueeze(0)
+    lengths = torch.tensor([2000])
+    values = torch.zeros(1, 9000, 1)
+    _, known = aligner.gather(values, lengths + 7000, lengths, 2000, shown)
+    expected = 2000 * aligner.targets_per_frame
+    assert int(known.sum()) == pytest.approx(expected, rel=0.01)
+    assert aligner.targets_per_frame == max(1, shift / 320)
+
+
+@pytest.mark.parametrize("shift", STUDENT_SHIFTS)
+@pytest.mark.parametrize("teacher_offset", [0, 199.5, 480])
+def test_warp_that_moves_nothing_changes_nothing(shift, teacher_offset):
+    """Nor where a teacher frame lies on the border of two slots."""
+    student, teacher = FrameGrid(shift, 480), FrameGrid(320, teacher_offset)
+    aligner = FrameAligner(student, teacher)
+    indexes, lengths = own_time(1, 90, 2), torch.tensor([90])
+    shown = aligner.slot_centres(30).unsqueeze(0)
+    plain = aligner.targets(indexes, lengths, lengths, 30)
+    assert torch.equal(aligner.targets(indexes, lengths, lengths, 30, shown), plain)
+
+
 @pytest.mark.parametrize("shift", [160, 320])
 @pytest.mark.parametrize("teacher_shift", [320, 640, 1000])
 @pytest.mark.parametrize("offset, delay", [(0, 0), (199.5, 0), (199.5, 800)])

@@ -77,7 +77,7 @@ def explicit_loss(model, frames, values, lengths, student_lengths, kind):
                     "cosine": 1 - p @ e / (p.norm() * e.norm()),
                 }[kind]
                 total = total + distance
-    return total / (target.aligner.num_slots * len(frames))
+    return total / (target.aligner.targets_per_frame * len(frames))
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_mvq.distillation import classifier_of_codebooks
-from espnet_mvq.plugin.config import check_name, parse_targets
+from espnet_mvq.distillation import FrameGrid, classifier_of_codebooks
+from espnet_mvq.plugin.codebook_target import CodebookTarget
+from espnet_mvq.plugin.config import MVQConfig, check_name, parse_targets
+from espnet_mvq.plugin.embedding_target import EmbeddingTarget
 from espnet_mvq.quantization import Quantizer
 
 CONF = {
@@ -108,6 +110,34 @@ def test_target_that_a_batch_lacks_is_left_out(build_model, two):
     assert all(g is not None and not g.any() for g in gradients)
     _, stats, _ = model(**without(two, "codebook_indexes"))
     assert math.isnan(stats["loss_mvq"])
+
+
+@pytest.mark.parametrize("subsampling, first", [(4, 3), (2, 3), (6, 5)])
+@pytest.mark.parametrize("hop", [128, 160, 256])
+@pytest.mark.parametrize("loss, per_frame", [("codebooks", math.log(4)), ("l2", 1.0)])
+def test_a_student_frame_weighs_the_same_at_any_ratio(
+    hop, subsampling, first, loss, per_frame
+):
+    """A minute of speech, and a head that has learned nothing."""
+    config = MVQConfig(**CONF, loss=loss, dim=3)
+    kind = CodebookTarget if loss == "codebooks" else EmbeddingTarget
+    grid = FrameGrid(hop * subsampling, hop * first)
+    target = kind("codebook_indexes", config, grid, 8).eval()
+    for parameter in target.parameters():
+        torch.nn.init.zeros_(parameter)
+    lengths = torch.tensor([60 * 16_000] * 2)
+    num_frames = int(lengths[0] / grid.shift_samples)
+    indexes = torch.randint(0, 4, (2, 3000, 2))
+    if loss != "codebooks":
+        target._teacher_values = lambda data, speech: (torch.ones(2, 3000, 3), data[1])
+    found, stats = target(
+        torch.randn(2, num_frames, 8),
+        torch.tensor([num_frames] * 2),
+        (indexes, torch.tensor([3000] * 2)),
+        (torch.zeros(2, 1), lengths),
+    )
+    assert float(found.detach()) / num_frames == pytest.approx(per_frame, rel=0.01)
+    assert float(stats["mvq_frames"]) == pytest.approx(2 * num_frames, abs=4)
 
 
 @pytest.mark.parametrize("conf", [{}, TWO])
