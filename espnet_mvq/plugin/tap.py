@@ -1,6 +1,7 @@
 """Reading a layer of an ESPnet encoder without changing the encoder."""
 
 import contextlib
+import inspect
 import math
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
@@ -111,7 +112,7 @@ class EncoderTap:
             return
         self._lengths = output[1]
         self._num_encoder_frames = first_tensor(output).shape[1]
-        prefix = kwargs.get("prefix_embeds")
+        prefix = kwargs.get("prefix_embeds") if _takes_prefix(module) else None
         self._num_prefix_frames = 0 if prefix is None else prefix.shape[1]
         if self.layer == -1:
             self._output = first_tensor(output)
@@ -119,6 +120,18 @@ class EncoderTap:
     def _on_layer(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if self._listening:
             self._output = first_tensor(output)
+
+
+def _takes_prefix(encoder: torch.nn.Module) -> bool:
+    """Say whether an encoder's input layer puts tokens before the speech.
+
+    That of S2T-CTC leaves this to its input layer, and drops the tokens where that is
+    linear.
+    """
+    embed = getattr(encoder, "embed", None)
+    if embed is None:
+        return False
+    return "prefix_embeds" in inspect.signature(embed.forward).parameters
 
 
 def _num_channels(module: torch.nn.Module) -> Optional[int]:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import espnet_mvq
+from espnet_mvq.distillation.encoder_frames import first_tensor
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
@@ -253,9 +254,17 @@ def test_task_without_choice_keeps_its_own_model(name):
     assert type(build(name, mvq=False)) is stock
 
 
-def test_frames_of_prefix_tokens_are_left_out(make_batch):
-    """OWSM-CTC's encoder puts language and task before the speech."""
-    model, heard = build("s2t_ctc").eval(), []
+OWSM_CTC = TASKS["s2t_ctc"][4]["encoder_conf"]
+LINEAR = {"encoder_conf": {**OWSM_CTC, "input_layer": "linear"}}
+
+
+@pytest.mark.parametrize("options, num_prefix", [({}, 2), (LINEAR, 0)])
+def test_frames_of_prefix_tokens_are_left_out(make_batch, options, num_prefix):
+    """OWSM-CTC's encoder puts language and task before the speech.
+
+    With a linear input layer it drops them without a word.
+    """
+    model, heard = build("s2t_ctc", **options).eval(), []
     batch = make_batch("s2t_ctc")
     names = ("speech", "text_prev", "prefix")
     arguments = [batch[key] for n in names for key in (n, f"{n}_lengths")]
@@ -264,16 +273,16 @@ def test_frames_of_prefix_tokens_are_left_out(make_batch):
     with EncoderTap(model.encoder, 1).listening() as tap:
         _, encoder_lengths = model.encode(*arguments)
         frames, lengths = tap.take()
-    assert torch.equal(frames, heard[0][0][0][:, 2:])
-    assert torch.equal(lengths, encoder_lengths - 2)
+    assert torch.equal(frames, first_tensor(heard[0])[:, num_prefix:])
+    assert torch.equal(lengths, encoder_lengths - num_prefix)
 
 
-def measure_centre(name, make_batch, layer, teacher_frame):
+def measure_centre(name, make_batch, layer, teacher_frame, **options):
     """Return the centre of the samples from which a teacher frame is predicted."""
     heard = torch.zeros(9600)
     for seed in range(4):  # random weights behind a ReLU may be deaf to a frame
         torch.manual_seed(seed)
-        model = build(name, layer=layer).eval()
+        model = build(name, layer=layer, **options).eval()
         # The task's own loss is not to reach the speech; the tap is on before.
         model.encoder.register_forward_hook(
             lambda module, args, output: (output[0].detach(), *output[1:])
@@ -287,11 +296,15 @@ def measure_centre(name, make_batch, layer, teacher_frame):
     return float(touched[0] + touched[-1]) / 2
 
 
-@pytest.mark.parametrize("name", ["asr_transducer", "s2t_ctc"])
+@pytest.mark.parametrize(
+    "name, options, shift",
+    [("asr_transducer", {}, 640), ("s2t_ctc", {}, 1280), ("s2t_ctc", LINEAR, 160)],
+)
 @pytest.mark.parametrize("teacher_frame", [12, 17])
-def test_indexes_are_predicted_where_they_were_heard(make_batch, name, teacher_frame):
-    centre = measure_centre(name, make_batch, "embed", teacher_frame)
-    shift = 1280 if name == "s2t_ctc" else 640
+def test_indexes_are_predicted_where_they_were_heard(
+    make_batch, name, options, shift, teacher_frame
+):
+    centre = measure_centre(name, make_batch, "embed", teacher_frame, **options)
     assert abs(centre - (199.5 + 320 * teacher_frame)) <= shift / 2
 
 
