@@ -65,7 +65,9 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     for name in names:
         options = {**shared, **targets.get(name, {})}
         said = _complete(options, name, paths.get(name, []), args)
-        if name in paths and said["level"] == "frame" and pads_speech(args):
+        if {**options, **said}.get("level") == "utterance":
+            refuse_means_of_padding(args, name, options)
+        elif name in paths and pads_speech(args):
             said["speech_is_padded"] = True
         filled[name] = {**targets.get(name, {}), **said}
     if not targets and names == [lone_name(conf)]:
@@ -99,8 +101,7 @@ def pads_speech(args: argparse.Namespace) -> bool:
     Raises:
         ValueError: If it does so in front too, at random.
     """
-    uses = getattr(args, "use_preprocessor", False)
-    if not uses or getattr(args, "preprocessor", None) not in _PADDING:
+    if not _has_padding_preprocessor(args):
         return False
     conf = getattr(args, "preprocessor_conf", None) or {}
     silence = conf.get("speech_init_silence", 1.0)  # ESPnet's default
@@ -111,6 +112,32 @@ def pads_speech(args: argparse.Namespace) -> bool:
             "indexes; set it to 0, or take a teacher in the loop"
         )
     return True
+
+
+def refuse_means_of_padding(
+    args: argparse.Namespace, name: str, options: Dict[str, Any]
+) -> None:
+    """Refuse one index for an utterance where most of it may be silence.
+
+    The mean of the student's frames would be that of the padding, whose length the
+    model is not told.
+
+    Raises:
+        ValueError: Naming the target.
+    """
+    if _has_padding_preprocessor(args) or options.get("speech_is_padded"):
+        raise ValueError(
+            f"mvq_conf level of {name}: got utterance where the preprocessor pads the "
+            "speech, so that the mean over the student's frames would be one of "
+            "silence; expected frame: extract with --level frame, or train in a task "
+            "that does not pad"
+        )
+
+
+def _has_padding_preprocessor(args: argparse.Namespace) -> bool:
+    """Say whether speech passes one of ESPnet's preprocessors that pad it."""
+    uses = getattr(args, "use_preprocessor", False)
+    return uses and getattr(args, "preprocessor", None) in _PADDING
 
 
 def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:

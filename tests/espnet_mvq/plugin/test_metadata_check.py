@@ -142,6 +142,20 @@ def test_checkpoints_of_adapters_alone_are_refused(options):
     assert complete(args) == SAYS
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_means_of_padded_speech_are_refused(options, by_hand):
+    """They would be means of silence; of padding by other means the yaml tells."""
+    metadata = dataclasses.replace(METADATA, level="utterance")
+    args = options({"speech_is_padded": True} if by_hand else {}, metadata, metadata)
+    if not by_hand:
+        vars(args).update(use_preprocessor=True, preprocessor="s2t_ctc")
+    message = "mvq_conf level of codebook_indexes: got utterance where the preproces"
+    with pytest.raises(ValueError, match=message):
+        complete(args)
+    args.preprocessor, args.model_conf["mvq_conf"] = "default", {}
+    assert complete(args)["level"] == "utterance"
+
+
 def test_missing_metadata_are_named(options, tmp_path):
     args = options()
     (tmp_path / "train" / METADATA_NAME).unlink()
