@@ -4,7 +4,7 @@ A pair (shift, centre) stands for a row of frames: the distance of two frames, a
 centre of what frame 0 depends on, both counted in samples or in the frames before.
 """
 
-from typing import Any, Callable, Dict, Iterable, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
 
 import torch
 
@@ -112,6 +112,49 @@ def subsampling(
     return _of_input_layer(encoder.embed, _blocks_before(encoder, layer))
 
 
+def num_frames(
+    encoder: torch.nn.Module,
+    num_features: torch.Tensor,
+    layer: Union[int, str] = -1,
+) -> Optional[torch.Tensor]:
+    """Work out how many frames an encoder makes of an utterance alone.
+
+    In a batch its convolutions make more of it: the last ones hear padding too.
+
+    Args:
+        encoder: ESPnet encoder.
+        num_features: Feature frames of each utterance, int64, (B,).
+        layer: As in `frame_grid`.
+
+    Returns:
+        Frames of each utterance, int64, (B,); None if not known.
+    """
+    if _reads_speech(encoder) or not hasattr(encoder, "embed"):
+        return None
+    convolutions = _convolutions(encoder.embed, _blocks_before(encoder, layer))
+    if convolutions is None:
+        return None
+    lengths = num_features
+    for module, num_before in convolutions:
+        kernel, stride, padding, dilation = _sizes(module)
+        rest = lengths + num_before + 2 * padding - (kernel - 1) * dilation - 1
+        lengths = torch.div(rest, stride, rounding_mode="floor") + 1
+        if getattr(module, "ceil_mode", False):
+            # One more window, cut off at the end, if it begins before that.
+            cut_off = (rest % stride > 0) & (lengths * stride <= rest + kernel - 1)
+            lengths = lengths + cut_off
+    return lengths.clamp(min=0)
+
+
+def counts_padding(encoder: torch.nn.Module) -> bool:
+    """Say whether an encoder's lengths are wrong: those of its features.
+
+    The input block of the task asr_transducer cuts its mask to the frames of the batch,
+    and does not subsample it. All frames of padding then count.
+    """
+    return type(getattr(encoder, "embed", None)).__name__ == "ConvInput"
+
+
 def _find(module: torch.nn.Module, path: str) -> Optional[torch.nn.Module]:
     """Return a submodule, None if it is not there."""
     try:
@@ -167,35 +210,52 @@ def _of_convolution(module: torch.nn.Module) -> Frames:
     """Return the frames of a convolution or pooling along its first dimension."""
     if not hasattr(module, "kernel_size"):  # fairseq: inside a Sequential
         module = next(m for m in module.modules() if hasattr(m, "kernel_size"))
+    kernel, stride, padding, dilation = _sizes(module)
+    return stride, (kernel - 1) * dilation / 2 - padding
+
+
+def _sizes(module: torch.nn.Module) -> List[int]:
+    """Return kernel size, stride, padding and dilation along the first dimension."""
     names = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
     values = [getattr(module, name, default) for name, default in names.items()]
-    kernel, stride, padding, dilation = (
-        value[0] if isinstance(value, (tuple, list)) else value for value in values
-    )
-    return stride, (kernel - 1) * dilation / 2 - padding
+    return [v[0] if isinstance(v, (tuple, list)) else v for v in values]
 
 
 def _of_input_layer(
     embed: Optional[torch.nn.Module], blocks: Iterable[torch.nn.Module]
 ) -> Optional[Frames]:
-    """Return the frames behind an input layer and the first blocks.
+    """Return the frames behind an input layer and the first blocks."""
+    convolutions = _convolutions(embed, blocks)
+    if convolutions is None:
+        return None
+    stages = [(*_of_convolution(module), before) for module, before in convolutions]
+    return _one_after_another(*((s, centre - before) for s, centre, before in stages))
+
+
+def _convolutions(
+    embed: Optional[torch.nn.Module], blocks: Iterable[torch.nn.Module]
+) -> Optional[List[Tuple[torch.nn.Module, int]]]:
+    """Return the convolutions and poolings of an input layer and the first blocks.
 
     ESPnet's convolutional input layers are a stack named `conv`; what it calls
     linear, embed or null keeps the frames as they are.
+
+    Returns:
+        Each with the number of frames that are put before its first; None if they are
+        not known.
     """
-    stages = []
+    found = []
     if not (embed is None or isinstance(embed, (torch.nn.Linear, torch.nn.Sequential))):
         layers = [m for m in getattr(embed, "conv", ()) if hasattr(m, "kernel_size")]
         if not layers or any(isinstance(m.padding, str) for m in layers):
             return None
-        stages = [_of_convolution(layer) for layer in layers]
+        found = [(layer, 0) for layer in layers]
     for block in blocks:
         # The one block of the task asr_transducer that may change frames. Causal, it
         # puts frames before the first.
         if type(block).__name__ == "Conv1d" and hasattr(block, "lorder"):
-            shift, centre = _of_convolution(block.conv)
-            stages.append((shift, centre - block.lorder))
-    return _one_after_another(*stages)
+            found.append((block.conv, block.lorder))
+    return found
 
 
 def _of_recurrent_layers(layers: Iterable[torch.nn.Module]) -> Optional[Frames]:

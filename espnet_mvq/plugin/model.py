@@ -113,7 +113,7 @@ class MVQMixin:
         configs = parse_targets(mvq_conf or {})
         # Not submodules: taps have no parameters and must leave no trace in them.
         self._mvq_taps = {
-            name: EncoderTap(self.encoder, config.layer)
+            name: EncoderTap(self.encoder, config.layer, config.level == "utterance")
             for name, config in configs.items()
         }
         refuse_warp_inside(self.encoder)

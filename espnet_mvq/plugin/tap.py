@@ -7,7 +7,12 @@ from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import torch
 
-from espnet_mvq.distillation.encoder_frames import find_blocks, first_tensor
+from espnet_mvq.distillation.encoder_frames import (
+    counts_padding,
+    find_blocks,
+    first_tensor,
+    num_frames,
+)
 
 # Layer drop silences a layer for some batches, but hardly for so many.
 MAX_RUNS_UNHEARD = 200
@@ -23,6 +28,9 @@ class EncoderTap:
         encoder: ESPnet encoder.
         layer: Block, counted from 1; -1 = encoder output; or the dotted path of a
             submodule of the encoder, for example "encoders.5".
+        own_frames: Leave out, in any encoder, the last frames of an utterance that
+            hear padding too. ESPnet counts one or two of them; in the task
+            asr_transducer it counts all, and they are left out in any case.
 
     Attributes:
         num_channels: Channels of the layer's output.
@@ -31,11 +39,18 @@ class EncoderTap:
         ValueError: If the encoder has no such layer, or one that works on chunks.
     """
 
-    def __init__(self, encoder: torch.nn.Module, layer: Union[int, str]):
+    def __init__(
+        self,
+        encoder: torch.nn.Module,
+        layer: Union[int, str],
+        own_frames: bool = False,
+    ):
         self.layer = layer
+        self._own_frames = own_frames or counts_padding(encoder)
         self._listening = False
         self._output: Optional[torch.Tensor] = None
         self._lengths: Optional[torch.Tensor] = None
+        self._own_lengths: Optional[torch.Tensor] = None
         self._num_prefix_frames = 0
         self._num_encoder_frames = 0
         self._num_runs_unheard = 0
@@ -87,9 +102,10 @@ class EncoderTap:
             )
         # Tokens that the encoder of S2T-CTC puts before the speech
         prefix = self._num_prefix_frames
-        # Lengths of RNNs lie on the CPU, those of the task asr_transducer may exceed
-        # the frames there are.
+        # Lengths of RNNs lie on the CPU, and may exceed the frames there are.
         lengths = lengths.to(output.device).clamp(max=output.shape[1]) - prefix
+        if self._own_lengths is not None:
+            lengths = lengths.minimum(self._own_lengths.to(output.device))
         return output[:, prefix:], lengths
 
     def _count_silence(self) -> None:
@@ -110,7 +126,9 @@ class EncoderTap:
     ) -> None:
         if not self._listening:
             return
-        self._lengths = output[1]
+        self._lengths, self._own_lengths = output[1], None
+        if self._own_frames and len(args) > 1:
+            self._own_lengths = num_frames(module, args[1], self.layer)
         self._num_encoder_frames = first_tensor(output).shape[1]
         prefix = kwargs.get("prefix_embeds") if _takes_prefix(module) else None
         self._num_prefix_frames = 0 if prefix is None else prefix.shape[1]

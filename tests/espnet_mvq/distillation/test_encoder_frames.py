@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from espnet_mvq.distillation.encoder_frames import (
+    counts_padding,
     find_blocks,
     frame_grid,
     frontend_frames,
+    num_frames,
     subsampling,
 )
 
@@ -83,6 +85,46 @@ def test_convolution_blocks_of_the_task_asr_transducer(streaming):
     shift, centre = places[2]
     expected = [centre + frame * shift for frame in (5, 6)]
     assert measure_frames(run, (5, 6), 160) == expected
+
+
+@pytest.mark.parametrize(
+    "blocks, input_conf",
+    [
+        ([], {"vgg_like": False, "subsampling_factor": 2}),
+        ([], {"vgg_like": False, "subsampling_factor": 6}),
+        ([], {"vgg_like": True, "subsampling_factor": 4}),
+        ([], {"vgg_like": True, "subsampling_factor": 6}),
+        ([{**CONV1D, "stride": 2}, {**CONV1D, "dilation": 2}], {}),
+    ],
+)
+def test_number_of_frames_in_the_task_asr_transducer(blocks, input_conf):
+    """ESPnet counts those of the features: all of padding are among them."""
+    encoder = build_transducer_encoder([*blocks, CONFORMER_BLOCK], **input_conf)
+    assert counts_padding(encoder)
+    for length in range(60, 72):
+        lengths = torch.tensor([length])
+        frames, _ = encoder(torch.randn(1, length, 32), lengths)
+        assert num_frames(encoder, lengths).tolist() == [frames.shape[1]]
+        embedded = encoder.embed(torch.randn(1, length, 32))[0]
+        assert num_frames(encoder, lengths, "embed").tolist() == [embedded.shape[1]]
+
+
+@pytest.mark.parametrize(
+    "input_layer", ["linear", "conv1d2", "conv2d", "conv2d1", "conv2d6", "conv2d8"]
+)
+def test_number_of_frames(build_model, input_layer):
+    model = build_model(
+        model="espnet",
+        frontend_conf={"n_mels": 32},
+        encoder_conf={"input_layer": input_layer},
+    )
+    encoder = model.encoder.eval()
+    assert not counts_padding(encoder)
+    for length in range(30, 38):
+        lengths = torch.tensor([length])
+        _, counted, _ = encoder(torch.randn(1, length, 32), lengths)
+        assert num_frames(encoder, lengths).tolist() == counted.tolist()
+    assert num_frames(encoder, torch.tensor([0])).tolist() == [0]
 
 
 def build_frontend(kind, **options):

@@ -110,7 +110,7 @@ def find_task(name):
     return getattr(importlib.import_module(f"espnet2.tasks.{module}"), task)
 
 
-def make_args(name, mvq=True, layer=1, **others):
+def make_args(name, mvq=True, layer=1, mvq_conf={}, **others):
     """Return the task's own options, for a tiny model."""
     _, _, ours, stock, options = TASKS[name]
     args = find_task(name).get_parser().parse_args(["--output_dir", "unused"])
@@ -119,7 +119,7 @@ def make_args(name, mvq=True, layer=1, **others):
     if ours:
         args.model = ours if mvq else stock
     if mvq:
-        args.model_conf["mvq_conf"] = {**MVQ_CONF, "layer": layer}
+        args.model_conf["mvq_conf"] = {**MVQ_CONF, "layer": layer, **mvq_conf}
     return args
 
 
@@ -306,6 +306,36 @@ def test_indexes_are_predicted_where_they_were_heard(
 ):
     centre = measure_centre(name, make_batch, "embed", teacher_frame, **options)
     assert abs(centre - (199.5 + 320 * teacher_frame)) <= shift / 2
+
+
+@pytest.mark.parametrize(
+    "name, level",
+    # At level frame, asr takes the one or two last frames that ESPnet counts.
+    [
+        ("asr", "utterance"),
+        ("asr_transducer", "utterance"),
+        ("asr_transducer", "frame"),
+    ],
+)
+@pytest.mark.parametrize("num_features", [40, 41, 42, 43])
+def test_padding_teaches_nothing(name, level, num_features):
+    """An utterance beside a longer one has the loss that it has alone."""
+    conf = {"level": level, "delay_s": 0.1, "student_frame_shift_samples": 640}
+    options = {"frontend": None, "input_size": 16, "mvq_conf": conf}
+    model = build(name, layer="embed", **options).eval()
+    num_indexes = torch.tensor([1 if level == "utterance" else num_features // 2, 0])
+    batch = {
+        "speech": torch.randn(2, 90, 16),
+        "speech_lengths": torch.tensor([num_features, 90]),
+        "text": torch.tensor([[2, 3], [3, 2]]),
+        "text_lengths": torch.tensor([2, 2]),
+        "codebook_indexes": torch.randint(0, 4, (2, 20, 2)),
+        "codebook_indexes_lengths": num_indexes,
+    }
+    alone = {key: value[:1] for key, value in batch.items()}
+    alone["speech"] = alone["speech"][:, :num_features]
+    losses = [model(**b)[1]["loss_mvq"] * len(b["text"]) for b in (alone, batch)]
+    torch.testing.assert_close(*losses)
 
 
 def test_export_knows_the_same_tasks():
