@@ -9,6 +9,7 @@ runs in this process; everything else is handed to the interpreter as it is.
 """
 
 import importlib
+import logging
 import os
 import sys
 from typing import List, Optional
@@ -55,7 +56,26 @@ def main(argv: Optional[List[str]] = None) -> None:
     # spawned processes import to find the plugin.
     module = importlib.import_module(argv[1])
     sys.argv = [module.__file__, *argv[2:]]
-    module.main()
+    try:
+        module.main()
+    except (ValueError, OSError) as error:
+        if not _is_refusal(error):
+            raise
+        logging.debug("traceback:", exc_info=True)
+        logging.error(str(error))
+        sys.exit(1)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether the plugin itself raised an error: its text says all there is to say.
+
+    Errors of ESPnet and torch keep their tracebacks.
+    """
+    traceback = error.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "")
+    return module.startswith("espnet_mvq.")
 
 
 def _takes_plugin(argv: List[str]) -> bool:

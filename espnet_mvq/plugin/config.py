@@ -1,9 +1,19 @@
 """Options of `model_conf: mvq_conf:`."""
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import (
+    Any,
+    Dict,
+    Optional,
+    Tuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from espnet_mvq.distillation import (
     EMBEDDING_LOSSES,
@@ -26,6 +36,14 @@ UNLABELLED_NAME = "unlabelled"
 CODEBOOKS = "codebooks"
 LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
 HEAD_INITS = ("random", "quantizer")
+# What messages call a type
+_TYPES = {
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    bool: "true or false",
+    dict: "a mapping",
+}
 
 
 @dataclass
@@ -127,6 +145,7 @@ class MVQConfig:
                 f"{', '.join(known)}"
             )
         config = cls(**conf)
+        config._check_types()
         config._check_choices()
         config._check_source(name)
         missing = [
@@ -144,6 +163,16 @@ class MVQConfig:
         config._check_ranges()
         config.weight_schedule()
         return config
+
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = get_args(kind) if get_origin(kind) is Union else (kind,)
+            if not any(_is_a(value, one) for one in kinds):
+                words = [_TYPES[k] for one in kinds if (k := _plain(one)) in _TYPES]
+                raise ValueError(
+                    f"mvq_conf {name}: got {value!r}, expected {' or '.join(words)}"
+                )
 
     def _check_choices(self) -> None:
         for name, choices in (
@@ -200,6 +229,8 @@ class MVQConfig:
             "soft_target_temperature": 0,
             "embedding_weight": 0,
             "head_hidden_size": 1,
+            "tolerance_frames": 0,
+            "chance_warning_updates": 0,
             "num_codebooks": 1,
             "codebook_size": 2,
             "dim": 1,
@@ -239,15 +270,17 @@ def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
     Raises:
         ValueError: Naming all that is wrong with one of them.
     """
+    conf = as_mapping("", conf)
     shared = {name: value for name, value in conf.items() if name not in _NOT_TARGETS}
     if not conf.get("targets"):
         name = lone_name(conf)
         return {name: MVQConfig.from_dict(shared, name)}
     configs = {}
-    for name, options in conf["targets"].items():
+    for name, options in as_mapping("targets", conf["targets"]).items():
         check_name(name)
+        options = as_mapping(f"targets {name}", options)
         try:
-            configs[name] = MVQConfig.from_dict({**shared, **(options or {})}, name)
+            configs[name] = MVQConfig.from_dict({**shared, **options}, name)
         except ValueError as error:
             raise ValueError(f"mvq_conf targets {name}: {error}") from error
     return configs
@@ -267,6 +300,23 @@ def parse_weighting(conf: Dict[str, Any]) -> Optional[Weighting]:
     """
     options = conf.get("weighting")
     return build_weighting(options) if options else None
+
+
+def as_mapping(name: str, value: Any) -> Dict[str, Any]:
+    """Return a copy of a part of `mvq_conf`, which may be left out.
+
+    Args:
+        name: Of the part; empty: all of it.
+        value: Of the yaml.
+
+    Raises:
+        ValueError: If it is no mapping.
+    """
+    if not isinstance(value, (dict, type(None))):
+        raise ValueError(
+            f"{f'mvq_conf {name}'.strip()}: got {value!r}, expected {_TYPES[dict]}"
+        )
+    return dict(value or {})
 
 
 def lone_name(conf: Dict[str, Any]) -> str:
@@ -311,3 +361,18 @@ def from_metadata(name: str, loss: str) -> Tuple[str, ...]:
 
 # Options of all of `mvq_conf`, not of a target
 _NOT_TARGETS = ("targets", "weighting")
+
+
+def _plain(kind: Any) -> Any:
+    """Return the type itself: dict of Dict[str, Any]."""
+    return get_origin(kind) or kind
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Say whether a value of the yaml is of a type; numbers are finite."""
+    kind = _plain(kind)
+    if kind in (float, int) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)

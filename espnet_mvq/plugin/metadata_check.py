@@ -15,6 +15,7 @@ from espnet_mvq.plugin.config import (
     TEACHER_LOSS_NAME,
     TEACHER_NAME,
     UNLABELLED_NAME,
+    as_mapping,
     check_name,
     from_metadata,
     is_of,
@@ -55,8 +56,13 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     refuse_moving_effects(args)
     refuse_counted_updates(args)
     refuse_lost_heads(args)
-    conf: Dict[str, Any] = dict(args.model_conf.get("mvq_conf") or {})
-    targets = {n: dict(o or {}) for n, o in (conf.get("targets") or {}).items()}
+    conf = as_mapping("", args.model_conf.get("mvq_conf"))
+    targets = {
+        name: as_mapping(f"targets {name}", options)
+        for name, options in as_mapping("targets", conf.get("targets")).items()
+    }
+    for name in targets:
+        check_name(name)
     shared = {name: value for name, value in conf.items() if name != "targets"}
     paths = stored_paths(args)
     names = list(targets) or [lone_name(conf)] * (not paths or "teacher" in conf)
