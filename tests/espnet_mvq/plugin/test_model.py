@@ -150,7 +150,7 @@ def test_loss_is_per_utterance_and_averaged_over_codebooks(build_model, batch):
     assert per_frame == pytest.approx(nats, rel=0.1)
 
 
-def test_padding_does_not_change_the_loss(build_model, batch):
+def test_padding_of_the_indexes_does_not_change_the_loss(build_model, batch):
     model = build_model({"layer": -1}).eval()
     one = {key: value[2:] for key, value in batch.items()}
     alone = {**one, "speech": one["speech"][:, :6400]}
