@@ -1,7 +1,10 @@
 """Choosing frames for training, and checks of frames and indexes."""
 
-from typing import List
+import numbers
+import warnings
+from typing import Any, List
 
+import numpy as np
 import torch
 
 MAX_CODEBOOK_SIZE = 256  # an index is one byte
@@ -16,9 +19,14 @@ class Reservoir:
     Args:
         max_frames: Frames kept.
         seed: Seed of the keys.
+
+    Raises:
+        ValueError: If max_frames is below 1 or the seed is none that torch takes.
     """
 
     def __init__(self, max_frames: int, seed: int = 0):
+        check_number("max_frames", max_frames, 1)
+        check_seed(seed)
         self.max_frames = max_frames
         self._generator = torch.Generator().manual_seed(seed)
         self._frames: List[torch.Tensor] = []
@@ -59,12 +67,37 @@ class Reservoir:
         self._frames, self._keys, self._held = [frames], [keys], len(keys)
 
 
+def check_number(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Raises:
+        ValueError: If it is; names the setting.
+    """
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(
+            f"{name}: got {value!r}, expected at least {least}, a whole number"
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that torch does not take.
+
+    Raises:
+        ValueError: If it is no whole number from -2^63 to 2^64 - 1.
+    """
+    if not isinstance(seed, numbers.Integral) or not -(2**63) <= seed < 2**64:
+        raise ValueError(
+            f"seed: got {seed!r}, expected a whole number from -2^63 to 2^64 - 1"
+        )
+
+
 def check_codebook_size(codebook_size: int) -> None:
     """Refuse a codebook size whose indexes do not fit into one byte.
 
     Raises:
         ValueError: If the size is not between 2 and 256.
     """
+    check_number("codebook_size", codebook_size, 0)
     if not 2 <= codebook_size <= MAX_CODEBOOK_SIZE:
         raise ValueError(
             f"codebook_size: got {codebook_size}, expected 2 to {MAX_CODEBOOK_SIZE}: "
@@ -72,34 +105,64 @@ def check_codebook_size(codebook_size: int) -> None:
         )
 
 
-def check_frames(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return embeddings (*, D) as (F, D), or refuse them.
+def as_tensor(name: str, value: Any) -> torch.Tensor:
+    """Return a tensor, or a numpy array as one that shares its memory.
+
+    Raises:
+        ValueError: If it is neither, or an array of a kind that torch has not.
+    """
+    if isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, np.ndarray):
+        raise ValueError(
+            f"{name}: got {type(value).__name__}, expected a torch tensor or a numpy "
+            "array"
+        )
+    try:
+        with warnings.catch_warnings():
+            # Of arrays that are read only, as memory maps are: nothing writes to them.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.as_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: got a numpy array of {value.dtype} that torch does not take "
+            f"({str(error).rstrip('.')}); expected a copy of it in another type or "
+            "layout: numpy.array(x, dtype='float32')"
+        ) from error
+
+
+def check_frames(x: Any, dim: int) -> torch.Tensor:
+    """Return embeddings (*, D), tensor or array, as a tensor, or refuse them.
 
     Raises:
         ValueError: If they are not float, or of another dimension.
     """
+    x = as_tensor("encode", x)
     if x.dim() < 1 or x.shape[-1] != dim or not x.is_floating_point():
         raise ValueError(
             f"encode: got {x.dtype} of shape {tuple(x.shape)}, expected float "
             f"(*, {dim}): this quantizer's dimension is {dim}"
         )
-    return x.reshape(-1, dim)
+    return x
 
 
-def check_indexes(
-    indexes: torch.Tensor, num_codebooks: int, codebook_size: int
-) -> torch.Tensor:
-    """Return codebook indexes (*, N) as int64 (F, N), or refuse them.
+def check_indexes(indexes: Any, num_codebooks: int, codebook_size: int) -> torch.Tensor:
+    """Return codebook indexes (*, N), tensor or array, as int64 (F, N), or refuse them.
 
     Raises:
         ValueError: If they are not integers from 0 to K - 1, or not N of them.
     """
+    indexes = as_tensor("indexes", indexes)
     if indexes.dim() < 1 or indexes.shape[-1] != num_codebooks:
         raise ValueError(
             f"indexes: got shape {tuple(indexes.shape)}, expected "
             f"(*, {num_codebooks}): one index for each codebook"
         )
-    if indexes.is_floating_point() or indexes.dtype == torch.bool:
+    if (
+        indexes.dtype.is_complex
+        or indexes.is_floating_point()
+        or (indexes.dtype == torch.bool)
+    ):
         raise ValueError(f"indexes: got {indexes.dtype}, expected an integer type")
     flat = indexes.reshape(-1, num_codebooks).long()
     if flat.numel() and not (0 <= flat.min() and flat.max() < codebook_size):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 # A change must lower the cost by more than this fraction of the largest entry's norm:
 # below it are rounding errors, and a search that follows them may run in circles.
 _TOLERANCE = 1e-6
+_LARGEST_COST = 1e38  # a third of float32's largest number
 
 
 class GramTables:
@@ -27,12 +28,21 @@ class GramTables:
         norms: ||entry||^2, float, (N * K,).
         offsets: Row number of entry 0 of each codebook, int64, (N,).
         tolerance: Smallest change of a cost that counts.
+        largest_value: Largest value of a frame whose costs float32 surely holds.
 
     Args:
-        codebooks: Codebook entries, float, (N, K, D).
+        codebooks: Codebook entries, float32, (N, K, D).
+
+    Raises:
+        ValueError: If they are of another type.
     """
 
     def __init__(self, codebooks: torch.Tensor):
+        if codebooks.dtype != torch.float32:
+            raise ValueError(
+                f"codebooks: got {codebooks.dtype}, expected torch.float32: leave the "
+                "quantizer out when a model is converted, and load it again"
+            )
         num_codebooks, codebook_size, dim = codebooks.shape
         self.num_codebooks = num_codebooks
         self.codebook_size = codebook_size
@@ -42,6 +52,8 @@ class GramTables:
         self.offsets = torch.arange(num_codebooks, device=codebooks.device)
         self.offsets = self.offsets * codebook_size
         self.tolerance = _TOLERANCE * float(self.norms.max())
+        largest_sum = float(self.entries.abs().sum(1).max())
+        self.largest_value = _LARGEST_COST / max(1.0, 4 * num_codebooks * largest_sum)
 
     def unary_costs(self, x: torch.Tensor) -> torch.Tensor:
         """Cost of each entry on its own.

@@ -17,12 +17,13 @@ def nearest(x: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
         Indexes of the nearest centres, int64, (F,).
     """
     half_norms = centres.square().sum(1) / 2
-    return torch.cat(
-        [
-            torch.addmm(half_norms, part, centres.T, alpha=-1).argmin(1)
-            for part in x.split(_CHUNK_FRAMES)
-        ]
-    )
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.cat(
+            [
+                torch.addmm(half_norms, part, centres.T, alpha=-1).argmin(1)
+                for part in x.split(_CHUNK_FRAMES)
+            ]
+        )
 
 
 def kmeans(

@@ -8,6 +8,8 @@ from typing import Any, Dict, Mapping, Optional, Union
 
 import torch
 
+from espnet_mvq.quantization.quantizer_tensors import check_tensors
+
 _NAMES = (
     "centers",
     "centers_scale",
@@ -34,7 +36,8 @@ def convert_multi_quantization(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a checkpoint.
+        ValueError: If it is not such a checkpoint, or holds NaN, infinity or values
+            that float32 does not hold; names file and tensor.
     """
     name = "state dict"
     if isinstance(source, (str, Path)):
@@ -46,26 +49,56 @@ def convert_multi_quantization(
         try:
             source = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # unpickling raises by kind of damage
+            # The first line alone: the others advise to run what the file says
+            reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
-                f"multi_quantization checkpoint {name}: not loadable ({error})"
+                f"multi_quantization checkpoint {name}: not loadable "
+                f"({type(error).__name__}: {reason[:200]})"
             ) from error
+    try:
+        return _convert(source)
+    except ValueError as error:
+        raise ValueError(f"multi_quantization checkpoint {name}: {error}") from error
+
+
+def _convert(source: Any) -> Dict[str, torch.Tensor]:
+    """Convert a state dict, alone or in SPEAR's form."""
     state = source.get("quantizer", source) if isinstance(source, Mapping) else {}
+    state = state if isinstance(state, Mapping) else {}
     missing = [key for key in _NAMES if key not in state]
     if missing:
         raise ValueError(
-            f"multi_quantization checkpoint {name}: got no {', '.join(missing)}; "
-            "expected the state dict of a multi_quantization.Quantizer"
+            f"got no {', '.join(missing)}; expected the state dict of a "
+            "multi_quantization.Quantizer"
         )
+    parts = {key: state[key] for key in _NAMES}
+    normalisation = {key: source.get(key) for key in ("mean", "std")}
+    given = {key: value for key, value in normalisation.items() if value is not None}
+    if len(given) == 1:
+        raise ValueError(
+            f"got {', '.join(given)} alone, expected mean and std, or none"
+        )
+    parts.update(given)
+    for key, value in parts.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            got = getattr(value, "dtype", type(value).__name__)
+            raise ValueError(f"{key}: got {got}, expected a float tensor")
+        if not value.float().isfinite().all():
+            raise ValueError(
+                f"{key}: got NaN or infinity in float32, expected finite values"
+            )
+        if key.endswith("_scale") and value.numel() != 1:
+            raise ValueError(f"{key}: got {value.numel()} values, expected one")
     converted = {
-        "codebooks": state["centers"] * (_SCALE_SPEED * state["centers_scale"]).exp(),
-        "classifier_weight": state["to_logits.weight"]
-        * (_SCALE_SPEED * state["logits_scale"]).exp(),
-        "classifier_bias": state["to_logits.bias"],
+        "codebooks": parts["centers"] * (_SCALE_SPEED * parts["centers_scale"]).exp(),
+        "classifier_weight": parts["to_logits.weight"]
+        * (_SCALE_SPEED * parts["logits_scale"]).exp(),
+        "classifier_bias": parts["to_logits.bias"],
     }
-    if source.get("mean") is not None and source.get("std") is not None:
-        converted["mean"] = source["mean"].flatten()
-        converted["scale"] = source["std"].flatten() + _STD_FLOOR
-    return {key: value.detach().float() for key, value in converted.items()}
+    if given:
+        converted["mean"] = parts["mean"].flatten()
+        converted["scale"] = parts["std"].flatten() + _STD_FLOOR
+    return check_tensors(**converted)
 
 
 def make_multi_quantization(

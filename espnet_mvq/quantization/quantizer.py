@@ -1,18 +1,16 @@
 """The multi-codebook quantizer: N codebooks whose chosen entries are added up."""
 
 import hashlib
+import io
 import json
+import math
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Union
 
 import torch
 
 from espnet_mvq.quantization.fastest_search import find_indexes, search_bytes
-from espnet_mvq.quantization.frames import (
-    check_codebook_size,
-    check_frames,
-    check_indexes,
-)
+from espnet_mvq.quantization.frames import as_tensor, check_frames, check_indexes
 from espnet_mvq.quantization.gram import GramTables
 from espnet_mvq.quantization.multi_quantization import (
     convert_multi_quantization,
@@ -21,9 +19,12 @@ from espnet_mvq.quantization.multi_quantization import (
 from espnet_mvq.quantization.quantizer_file import (
     FILE_FORMAT,
     FILE_VERSION,
+    DamagedQuantizerError,
     read_quantizer_file,
+    write_bytes,
     write_quantizer_file,
 )
+from espnet_mvq.quantization.quantizer_tensors import check_tensors
 from espnet_mvq.quantization.search import SearchEffort, default_pair_candidates
 from espnet_mvq.quantization.tournament_search import (
     refine_by_tournament,
@@ -51,7 +52,7 @@ class Quantizer(torch.nn.Module):
         classifier_bias: Its bias, float, (N * K,).
 
     Raises:
-        ValueError: If a shape or value is out of range.
+        ValueError: If a shape or value is out of range, or float32 does not hold it.
 
     Source: Guo et al. 2022 (arXiv:2211.00508), direct-sum codebooks. Differs: indexes
         are searched in the Gram domain, without a trained classifier.
@@ -67,37 +68,10 @@ class Quantizer(torch.nn.Module):
         classifier_bias: Optional[torch.Tensor] = None,
     ):
         super().__init__()
-        if codebooks.dim() != 3 or 0 in codebooks.shape:
-            raise ValueError(
-                f"codebooks: got shape {tuple(codebooks.shape)}, expected (number of "
-                "codebooks, codebook size, dimension), none of them 0"
-            )
-        check_codebook_size(codebooks.shape[1])
-        dim = codebooks.shape[2]
-        mean = torch.zeros(dim) if mean is None else mean
-        scale = torch.ones(dim) if scale is None else scale
-        for name, value in (("mean", mean), ("scale", scale)):
-            if value.shape != (dim,):
-                raise ValueError(
-                    f"{name}: got shape {tuple(value.shape)}, expected ({dim},) as "
-                    "the codebooks have"
-                )
-        for name, value in (("codebooks", codebooks), ("mean", mean)):
-            if not value.isfinite().all():
-                raise ValueError(f"{name}: got NaN or infinity, expected finite values")
-        if not (scale.isfinite() & (scale > 0)).all():
-            raise ValueError("scale: got zero, negative or non-finite values")
-        self.register_buffer("codebooks", codebooks.detach().float().contiguous())
-        self.register_buffer("mean", mean.detach().float().contiguous())
-        self.register_buffer("scale", scale.detach().float().contiguous())
-        for name, value, shape in (
-            ("classifier_weight", classifier_weight, (codebooks[:, :, 0].numel(), dim)),
-            ("classifier_bias", classifier_bias, (codebooks[:, :, 0].numel(),)),
-        ):
-            if value is not None and value.shape != shape:
-                raise ValueError(
-                    f"{name}: got shape {tuple(value.shape)}, expected {shape}"
-                )
+        tensors = check_tensors(
+            codebooks, mean, scale, classifier_weight, classifier_bias
+        )
+        for name, value in tensors.items():
             self.register_buffer(name, value)
         self.provenance = dict(provenance or {})
         self._tables: Optional[GramTables] = None
@@ -159,10 +133,11 @@ class Quantizer(torch.nn.Module):
     ) -> torch.Tensor:
         """Pick codebook indexes that approximate each teacher embedding.
 
-        Memory beyond input and output is bounded, however many frames there are.
+        Memory beyond input and output is bounded, however many frames there are. All
+        is computed in float32, under autocast too.
 
         Args:
-            x: Teacher embeddings, float, (*, D), unnormalised.
+            x: Teacher embeddings, float, (*, D), unnormalised; a tensor or numpy array.
             beam_size: Width of the beam search; 1 = greedy.
             refine_passes: Most passes of refinement after the search; a frame stops
                 early when a pass changes nothing.
@@ -183,8 +158,9 @@ class Quantizer(torch.nn.Module):
             Codebook indexes, uint8, (*, N), on x's device.
 
         Raises:
-            ValueError: If the last dimension of x is not D, if x holds NaN or
-                infinity, if initial_indexes do not fit x, or an option is out of range.
+            ValueError: If the last dimension of x is not D, if x holds NaN, infinity or
+                values too large for float32, if initial_indexes do not fit x, or an
+                option is out of range.
 
         Example:
             >>> quantizer = Quantizer(torch.tensor([[[0.0, 0.0], [4.0, 4.0]]]))
@@ -192,7 +168,8 @@ class Quantizer(torch.nn.Module):
             tensor([[1],
                     [0]], dtype=torch.uint8)
         """
-        frames = check_frames(x, self.dim)
+        x = check_frames(x, self.dim)
+        frames = x.reshape(-1, self.dim)
         if pair_candidates is None:
             pair_candidates = default_pair_candidates(self.num_codebooks)
         effort = SearchEffort(
@@ -208,7 +185,6 @@ class Quantizer(torch.nn.Module):
                     f"initial_indexes: got {len(initial)} frames, x has {len(frames)}"
                 )
         by_tournament = self._is_tournament(method) and initial is None
-        tables = self._gram_tables()
         frame_bytes = search_bytes(self.num_codebooks, self.codebook_size, effort)
         if by_tournament:
             frame_bytes += tournament_bytes(self.num_codebooks)
@@ -216,17 +192,21 @@ class Quantizer(torch.nn.Module):
         out = torch.empty(
             len(frames), self.num_codebooks, dtype=torch.uint8, device=x.device
         )
-        for start in range(0, len(frames), chunk):
-            part = slice(start, start + chunk)
-            normalised = self._normalise(frames[part], start)
-            unary = tables.unary_costs(normalised)
-            if by_tournament:
-                indexes = self._classify(normalised)
-                indexes = refine_by_tournament(tables, unary, indexes, refine_passes)
-            else:
-                first = None if initial is None else initial[part].to(unary.device)
-                indexes = find_indexes(tables, unary, effort, first)
-            out[part] = indexes.to(x.device, torch.uint8)
+        with torch.autocast(self.codebooks.device.type, enabled=False):
+            tables = self._gram_tables()
+            for start in range(0, len(frames), chunk):
+                part = slice(start, start + chunk)
+                normalised = self._normalise(frames[part], start)
+                unary = tables.unary_costs(normalised)
+                if by_tournament:
+                    indexes = self._classify(normalised)
+                    indexes = refine_by_tournament(
+                        tables, unary, indexes, refine_passes
+                    )
+                else:
+                    first = None if initial is None else initial[part].to(unary.device)
+                    indexes = find_indexes(tables, unary, effort, first)
+                out[part] = indexes.to(x.device, torch.uint8)
         return out.reshape(*x.shape[:-1], self.num_codebooks)
 
     def _is_tournament(self, method: str) -> bool:
@@ -248,7 +228,8 @@ class Quantizer(torch.nn.Module):
         """Reconstruct embeddings from codebook indexes.
 
         Args:
-            indexes: Codebook indexes, any integer type, (*, N).
+            indexes: Codebook indexes, any integer type, (*, N); a tensor or numpy
+                array.
 
         Returns:
             Embeddings, float32, (*, D).
@@ -279,11 +260,17 @@ class Quantizer(torch.nn.Module):
         Returns:
             sum ||x - x_hat||^2 / sum ||x - mean of x||^2; 0 is perfect, 1 is no
             better than always answering the mean.
+
+        Raises:
+            ValueError: If frames and indexes do not fit, or the frames are all equal or
+                hold NaN or infinity.
         """
         if indexes is None:
             indexes = self.encode(x)
-        frames = x.reshape(-1, self.dim)
-        indexes = indexes.reshape(-1, self.num_codebooks)
+        frames = check_frames(x, self.dim).detach().reshape(-1, self.dim)
+        indexes = as_tensor("indexes", indexes).reshape(-1, self.num_codebooks)
+        if len(indexes) != len(frames):
+            raise ValueError(f"indexes: got {len(indexes)} of {len(frames)} frames")
         mean = frames.mean(0, dtype=torch.float64)
         error = variance = 0.0
         chunk = max(1, _CHUNK_BYTES // (32 * self.dim))
@@ -296,6 +283,8 @@ class Quantizer(torch.nn.Module):
                 f"relative error: all {len(frames)} frames are equal, expected frames "
                 "that vary"
             )
+        if not math.isfinite(error / variance):
+            raise ValueError("relative error: got NaN or infinity in the frames")
         return error / variance
 
     def save(self, path: Union[str, Path]) -> None:
@@ -303,6 +292,9 @@ class Quantizer(torch.nn.Module):
 
         Args:
             path: Where to write, normally `quantizer.safetensors`.
+
+        Raises:
+            OSError: If it cannot be written; an existing file stays as it is.
         """
         description = {
             "id": self.id,
@@ -325,13 +317,13 @@ class Quantizer(torch.nn.Module):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is no quantizer, of a newer version or damaged.
+            ValueError: If the file is no quantizer or of a newer version; a
+                `DamagedQuantizerError` if it is not whole or was changed.
         """
-        tensors, description = read_quantizer_file(path)
-        provenance = json.loads(description.get("provenance", "{}"))
+        tensors, description, provenance = read_quantizer_file(path)
         quantizer = cls(**tensors, provenance=provenance)
         if description.get("id") != quantizer.id:
-            raise ValueError(
+            raise DamagedQuantizerError(
                 f"quantizer {path}: content hash {quantizer.id} differs from the id "
                 f"{description.get('id')} it was saved with; the file was changed"
             )
@@ -374,9 +366,12 @@ class Quantizer(torch.nn.Module):
 
         Raises:
             ValueError: If N or K is no power of two.
+            OSError: If it cannot be written; an existing file stays as it is.
         """
         checkpoint = make_multi_quantization(**self.state_dict(), identity=self.id)
-        torch.save(checkpoint, path)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_bytes(path, content.getvalue())
 
     def _classify(self, normalised: torch.Tensor) -> torch.Tensor:
         """Return the classifier's indexes, int64, (B, N), of frames (B, D)."""
@@ -385,14 +380,18 @@ class Quantizer(torch.nn.Module):
         return logits.reshape(shape).argmax(dim=2)
 
     def _normalise(self, frames: torch.Tensor, first_row: int) -> torch.Tensor:
-        """Bring frames (B, D) into the codebooks' space, refusing NaN and infinity."""
-        frames = frames.to(self.codebooks.device, torch.float32)
+        """Bring frames (B, D) into the codebooks' space, refusing what has no costs."""
+        given, frames = frames, frames.to(self.codebooks.device, torch.float32)
         normalised = (frames - self.mean) / self.scale
-        finite = normalised.isfinite().all(dim=1)
-        if not finite.all():
-            row = first_row + int((~finite).nonzero()[0])
+        # Not true of NaN
+        usable = normalised.abs().amax(dim=1) <= self._gram_tables().largest_value
+        if not usable.all():
+            row = int((~usable).nonzero()[0])
+            got = "NaN or infinity"
+            if given[row].isfinite().all():
+                got = f"values up to {float(given[row].abs().max()):g}"
             raise ValueError(
-                f"encode: got NaN or infinity in frame {row} (counted from 0), "
+                f"encode: got {got} in frame {first_row + row} (counted from 0), "
                 "expected finite embeddings; check the teacher's precision and audio"
             )
         return normalised

@@ -1,11 +1,15 @@
 """The file of a quantizer: safetensors that say what they are."""
 
+import contextlib
+import json
 from pathlib import Path
-from typing import Dict, Tuple, Union
+from typing import Any, Dict, Tuple, Union
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
+
+from espnet_mvq.quantization.quantizer_tensors import check_tensors
 
 FILE_FORMAT = "espnet_mvq.quantizer"
 FILE_VERSION = "1"
@@ -13,29 +17,56 @@ REQUIRED = {"codebooks", "mean", "scale"}
 OPTIONAL = {"classifier_weight", "classifier_bias"}
 
 
+class DamagedQuantizerError(ValueError):
+    """A quantizer's file is not whole, or not as it was saved."""
+
+
 def write_quantizer_file(
     path: Union[str, Path],
     tensors: Dict[str, torch.Tensor],
     description: Dict[str, str],
 ) -> None:
-    """Write tensors and description; an existing file is replaced as a whole."""
-    path = Path(path)
+    """Write tensors and description; an existing file is replaced as a whole.
+
+    Raises:
+        OSError: See `write_bytes`.
+    """
     metadata = {"format": FILE_FORMAT, "version": FILE_VERSION, **description}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, safetensors.torch.save(tensors, metadata))
+
+
+def write_bytes(path: Union[str, Path], content: bytes) -> None:
+    """Write a file that is there whole or not at all; an existing one is replaced.
+
+    Raises:
+        OSError: If it cannot be written; an existing file stays as it is.
+    """
+    path = Path(path)
     # Renamed when whole: a reader never sees half a file.
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(
+            f"{path}: could not be written ({error.strerror}); make room there, or "
+            "choose another place"
+        ) from error
 
 
 def read_quantizer_file(
     path: Union[str, Path],
-) -> Tuple[Dict[str, torch.Tensor], Dict[str, str]]:
-    """Read tensors and description.
+) -> Tuple[Dict[str, torch.Tensor], Dict[str, str], Dict[str, Any]]:
+    """Read tensors, description and, of the latter, the provenance.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no quantizer, of another version or not whole.
+        DamagedQuantizerError: If it is not whole.
+        ValueError: If the file is no quantizer, of another version, or its tensors or
+            provenance make none.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,7 +79,7 @@ def read_quantizer_file(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise ValueError(
+        raise DamagedQuantizerError(
             f"quantizer {path}: not a whole safetensors file ({error}); train it "
             "again or copy it again"
         ) from error
@@ -66,4 +97,14 @@ def read_quantizer_file(
             f"quantizer {path}: got version {metadata.get('version')!r}, expected "
             f"{FILE_VERSION!r}; install a newer espnet_mvq"
         )
-    return tensors, metadata
+    try:
+        checked = check_tensors(**tensors)
+        provenance = json.loads(metadata.get("provenance", "{}"))
+        if not isinstance(provenance, dict):
+            raise ValueError(f"got provenance {provenance!r}, expected a json object")
+    except ValueError as error:
+        raise ValueError(
+            f"quantizer {path}: {error}; train it again or copy it again"
+        ) from error
+    tensors = {name: value for name, value in checked.items() if value is not None}
+    return tensors, metadata, provenance

@@ -13,6 +13,7 @@ from typing import Optional
 
 import torch
 
+from espnet_mvq.quantization.frames import check_number
 from espnet_mvq.quantization.gram import GramTables
 
 
@@ -41,10 +42,7 @@ class SearchEffort:
             ("pair_candidates", 0),
             ("perturbation_rounds", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)}, expected at least {least}"
-                )
+            check_number(name, getattr(self, name), least)
 
 
 def default_pair_candidates(num_codebooks: int) -> int:

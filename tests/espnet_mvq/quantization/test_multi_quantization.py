@@ -1,5 +1,7 @@
 """Quantizers taken over from k2-fsa's multi_quantization give its indexes."""
 
+from pathlib import Path
+
 import multi_quantization
 import pytest
 import torch
@@ -196,3 +198,42 @@ def test_other_files_are_refused_by_name(tmp_path):
     (tmp_path / "text.pt").write_text("no checkpoint")
     with pytest.raises(ValueError, match="text.pt: not loadable"):
         Quantizer.from_multi_quantization(tmp_path / "text.pt")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"centers": float("nan")}, "centers: got NaN or infinity"),
+        ({"centers": 1e300}, "centers: got NaN or infinity in float32"),
+        ({"centers_scale": 100.0}, "codebooks: got NaN or infinity in float32"),
+        ({"logits_scale": float("nan")}, "logits_scale: got NaN"),
+        ({"to_logits.weight": float("nan")}, r"to_logits.weight: got NaN"),
+        ({"to_logits.bias": float("inf")}, r"to_logits.bias: got NaN"),
+        ({"std": float("nan")}, "std: got NaN"),
+        ({"std": -1.0}, "scale: got zero, negative"),
+        ({"mean": 1e300}, "mean: got NaN"),
+        ({"mean": None}, "got std alone, expected mean and std, or none"),
+        ({"centers": "text"}, "centers: got str, expected a float tensor"),
+    ],
+)
+def test_checkpoint_with_unusable_values_is_refused(tmp_path, changes, message):
+    """File and tensor are named, in one line."""
+    parts = {"mean": torch.zeros(16), "std": torch.ones(16)}
+    parts.update(build_theirs(2, 16).state_dict())
+    for name, value in changes.items():
+        if isinstance(value, float):
+            value = torch.full_like(parts[name], value, dtype=torch.float64)
+        parts[name] = value
+    mean, std = parts.pop("mean"), parts.pop("std")
+    path = tmp_path / "theirs.pt"
+    torch.save({"quantizer": parts, "mean": mean, "std": std}, path)
+    with pytest.raises(ValueError, match=f"theirs.pt: {message}") as raised:
+        Quantizer.from_multi_quantization(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_checkpoint_that_wants_to_run_code_is_refused_in_one_line(tmp_path):
+    torch.save({"centers": Path("x")}, tmp_path / "code.pt")
+    with pytest.raises(ValueError, match="code.pt: not loadable") as raised:
+        Quantizer.from_multi_quantization(tmp_path / "code.pt")
+    assert "\n" not in str(raised.value)

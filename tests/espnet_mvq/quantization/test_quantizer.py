@@ -1,10 +1,18 @@
 """Encoding, decoding and the error of a quantizer."""
 
+import numpy as np
 import pytest
 import torch
 
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization import quantizer as module
+
+ONES = torch.ones(2, 4, 8), None, None, None
+
+
+def huge(*shape):
+    """Return values that float32 does not hold."""
+    return torch.full(shape, 1e300, dtype=torch.float64)
 
 
 @pytest.fixture
@@ -71,6 +79,75 @@ def test_half_precision_frames(quantizer):
         assert torch.equal(quantizer.encode(rounded), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_classifier", [False, True])
+def test_autocast_changes_nothing(dtype, with_classifier):
+    classifier = (torch.randn(16, 8), torch.randn(16)) if with_classifier else ()
+    parts = (torch.randn(2, 8, 8), torch.randn(8), None, None, *classifier)
+    x = torch.randn(300, 8)
+    expected, quantizer = Quantizer(*parts).encode(x), Quantizer(*parts)
+    error = quantizer.relative_reconstruction_error(x, expected)
+    quantizer = Quantizer(*parts)  # its tables are made under autocast
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(quantizer.encode(x), expected)
+        decoded = quantizer.decode(expected)
+        assert quantizer.relative_reconstruction_error(x) == error
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, quantizer.decode(expected))
+    assert torch.equal(quantizer.encode(x), expected)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.T.contiguous().T,
+        lambda x: x.clone().requires_grad_(),
+        lambda x: x.double(),
+        lambda x: x.numpy(),
+        lambda x: x.numpy().astype(np.float64),
+        lambda x: np.asfortranarray(x.numpy()),
+        lambda x: np.frombuffer(x.numpy().tobytes(), np.float32).reshape(7, 8),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_frames_of_other_layouts_and_arrays(quantizer, convert):
+    x = torch.randn(7, 8)
+    expected = quantizer.encode(x)
+    found = quantizer.encode(convert(x))
+    assert torch.equal(found, expected) and not found.requires_grad
+    decoded = quantizer.decode(expected.numpy())
+    assert torch.equal(decoded, quantizer.decode(expected))
+    error = quantizer.relative_reconstruction_error(convert(x), expected.numpy())
+    assert error == pytest.approx(quantizer.relative_reconstruction_error(x))
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        ([[0.0] * 8], "got list, expected a torch tensor or a numpy array"),
+        (None, "got NoneType"),
+        (
+            np.zeros((3, 8)).astype(">f4"),
+            "got a numpy array of >f4 that torch does not",
+        ),
+        (np.zeros((3, 8))[::-1], "got a numpy array of float64 .*negative"),
+        (np.zeros((3, 8), object), "got a numpy array of object"),
+        (np.zeros((3, 8), int), r"expected float \(\*, 8\)"),
+        (torch.full((3, 8), 1e300, dtype=torch.float64), r"up to 1e\+300 in frame 0"),
+        (torch.full((3, 8), 3e38), r"values up to 3e\+38 in frame 0"),
+    ],
+)
+def test_what_are_no_frames_is_refused_in_one_line(quantizer, x, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        quantizer.encode(x)
+    assert "\n" not in str(raised.value)
+
+
+def test_quantizer_in_half_precision_is_refused(quantizer):
+    with pytest.raises(ValueError, match="got torch.float16, expected torch.float32"):
+        quantizer.half().encode(torch.randn(3, 8).half())
+
+
 def test_loading_other_codebooks_renews_the_cached_tables(quantizer):
     x = torch.randn(7, 8)
     first = quantizer.encode(x)
@@ -94,6 +171,16 @@ def test_error_of_always_answering_the_mean_is_one():
     x = torch.randn(7, 8)
     quantizer = Quantizer(torch.zeros(1, 2, 8), mean=x.mean(0))
     assert quantizer.relative_reconstruction_error(x) == pytest.approx(1, rel=1e-5)
+
+
+def test_error_of_frames_and_indexes_that_do_not_fit_is_refused(quantizer, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 32 * 8 * 5)  # five frames
+    with pytest.raises(ValueError, match="indexes: got 5 of 10 frames"):
+        quantizer.relative_reconstruction_error(torch.randn(10, 8), torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="NaN or infinity in the frames"):
+        quantizer.relative_reconstruction_error(
+            torch.full((5, 8), float("nan")), torch.zeros(5, 2, dtype=torch.uint8)
+        )
 
 
 def test_error_of_equal_frames_is_refused(quantizer):
@@ -143,7 +230,10 @@ def test_initial_indexes_of_other_frames_are_refused(quantizer):
         quantizer.encode(torch.zeros(7, 8), initial_indexes=torch.zeros(6, 2).long())
 
 
-@pytest.mark.parametrize("options", [{"beam_size": 0}, {"refine_passes": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"beam_size": 0}, {"refine_passes": -1}, {"beam_size": 2.5}, {"beam_size": "8"}],
+)
 def test_search_settings_out_of_range_are_refused(quantizer, options):
     with pytest.raises(ValueError, match="expected at least"):
         quantizer.encode(torch.zeros(7, 8), **options)
@@ -160,6 +250,20 @@ def test_search_settings_out_of_range_are_refused(quantizer, options):
         ((torch.zeros(2, 4, 8), torch.zeros(7)), r"mean: .* expected \(8,\)"),
         ((torch.zeros(2, 4, 8), None, torch.zeros(8)), "scale: got zero"),
         ((torch.zeros(2, 4, 8), None, -torch.ones(8)), "scale: got zero, negative"),
+        ((huge(2, 4, 8),), "codebooks: got NaN or infinity in float32"),
+        ((torch.full((2, 4, 8), 1e20),), r"codebooks: got values up to 1e\+20"),
+        ((torch.zeros(2, 4, 8), huge(8)), "mean: got NaN or infinity in float32"),
+        ((torch.zeros(2, 4, 8), None, huge(8)), "scale: got zero, .* in float32"),
+        ((torch.zeros(2, 4, 8), None, 1 / huge(8)), "scale: got zero, .* in float32"),
+        ((*ONES, torch.full((8, 8), float("nan")), torch.ones(8)), "_weight: got NaN"),
+        ((*ONES, torch.ones(8, 8), huge(8)), "classifier_bias: got NaN"),
+        ((*ONES, torch.ones(8, 8)), "got one of weight and bias, expected both"),
+        (
+            (torch.ones(3, 4, 8), None, None, None, torch.ones(12, 8), torch.ones(12)),
+            "classifier: got 3 codebooks, expected a power of two",
+        ),
+        (([[1.0]],), "codebooks: got list"),
+        ((torch.zeros(2, 4, 8, dtype=torch.complex64),), "codebooks: got .*complex64"),
     ],
 )
 def test_what_makes_no_quantizer_is_refused(arguments, message):

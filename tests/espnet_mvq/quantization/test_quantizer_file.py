@@ -1,5 +1,6 @@
 """The quantizer's file and its id."""
 
+import errno
 import re
 
 import pytest
@@ -122,6 +123,49 @@ def test_changed_tensors_are_noticed(path):
     rewrite(path, lambda tensors: tensors["mean"].add_(1))
     with pytest.raises(ValueError, match="differs from the id .* it was saved with"):
         Quantizer.load(path)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("codebooks", float("nan"), "codebooks: got NaN or infinity"),
+        ("codebooks", 1e300, "codebooks: got NaN or infinity in float32"),
+        ("mean", float("inf"), "mean: got NaN or infinity"),
+        ("scale", 0.0, "scale: got zero"),
+    ],
+)
+def test_values_nothing_can_be_searched_with_are_refused(path, name, value, message):
+    def change(tensors):
+        tensors[name] = torch.full_like(tensors[name], value, dtype=torch.float64)
+
+    rewrite(path, change)
+    with pytest.raises(
+        ValueError, match=f"quantizer {re.escape(str(path))}: {message}"
+    ):
+        Quantizer.load(path)
+
+
+@pytest.mark.parametrize("provenance", ["{", "[1]"])
+def test_provenance_that_is_no_json_object_is_refused(path, provenance):
+    rewrite(path, provenance=provenance)
+    with pytest.raises(ValueError, match=f"quantizer {re.escape(str(path))}: "):
+        Quantizer.load(path)
+
+
+@pytest.mark.parametrize("method", ["save", "to_multi_quantization"])
+def test_failed_writing_keeps_the_old_file(quantizer, path, monkeypatch, method):
+    before = path.read_bytes()
+
+    def write(self, content):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_bytes", write)
+    message = f"{re.escape(str(path))}: could not be written .No space left on device"
+    with pytest.raises(OSError, match=message):
+        getattr(quantizer, method)(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_changed_byte_is_noticed(path):
