@@ -46,6 +46,12 @@ def _error_finding(quality, provenance) -> Tuple[str, str]:
                 " These frames are unlike those it was trained on, or were made in "
                 "another way: compare corpus, teacher and layer."
             )
+    elif "training_relative_reconstruction_error" in provenance:
+        before = provenance["training_relative_reconstruction_error"]
+        text += (
+            f" On the frames it was trained on it was {percent(before)}: there were "
+            "too few to hold any out."
+        )
     return verdict, text
 
 

@@ -1,6 +1,8 @@
 """Choosing frames for training, and checks of frames and indexes."""
 
+import math
 import numbers
+import os
 import warnings
 from typing import Any, List
 
@@ -8,6 +10,8 @@ import numpy as np
 import torch
 
 MAX_CODEBOOK_SIZE = 256  # an index is one byte
+# Of two entries in a refit: how often they meet, in float32 and twice in float64
+_PAIR_BYTES = 20
 
 
 class Reservoir:
@@ -102,6 +106,22 @@ def check_codebook_size(codebook_size: int) -> None:
         raise ValueError(
             f"codebook_size: got {codebook_size}, expected 2 to {MAX_CODEBOOK_SIZE}: "
             "an index is stored in one byte"
+        )
+
+
+def check_memory(num_codebooks: int, codebook_size: int) -> None:
+    """Refuse codebooks whose tables do not fit into this machine's memory.
+
+    Raises:
+        ValueError: If there are too many of them.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = _PAIR_BYTES * (num_codebooks * codebook_size) ** 2
+    if needed > memory:
+        most = math.isqrt(memory // _PAIR_BYTES) // codebook_size
+        raise ValueError(
+            f"num_codebooks: got {num_codebooks} of {codebook_size} entries, expected "
+            f"at most {most} here: the tables of a training take {needed / 1e9:.0f} GB"
         )
 
 

@@ -1,6 +1,10 @@
 """Quantizer training: alternate between searching indexes and refitting codebooks."""
 
+import contextlib
+import hashlib
+import io
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Tuple, Union
@@ -11,12 +15,17 @@ from tqdm import tqdm
 
 from espnet_mvq.quantization.frames import (
     Reservoir,
+    as_tensor,
     check_codebook_size,
+    check_memory,
+    check_number,
+    check_seed,
     check_training_frames,
 )
 from espnet_mvq.quantization.kmeans import residual_kmeans
 from espnet_mvq.quantization.least_squares import refit_codebooks
 from espnet_mvq.quantization.quantizer import Quantizer
+from espnet_mvq.quantization.quantizer_file import write_bytes
 
 Frames = Union[torch.Tensor, np.ndarray, Iterable[torch.Tensor]]
 
@@ -67,12 +76,16 @@ class QuantizerTrainer:
             fewer than 200 frames per entry it is as much smaller.
         device: Where to train.
         checkpoint: File that keeps the state after each round; a training that finds
-            one with the same settings goes on from there. None: no checkpoints.
+            one with the same settings and frames goes on from there; a damaged one is
+            set aside. None: no checkpoints.
         progress: Show a progress bar; None: where the log is a terminal.
 
     Source: alternation after LSQ and LSQ++ (Martinez et al. 2016, 2018); purpose and
         additive form after Guo et al. 2022 (arXiv:2211.00508), whose training by
         gradient descent is compared in benchmarks/RESULTS.md.
+
+    Raises:
+        ValueError: If a setting is out of range; names it.
     """
 
     def __init__(
@@ -94,20 +107,20 @@ class QuantizerTrainer:
         progress: Optional[bool] = None,
     ):
         check_codebook_size(codebook_size)
-        for name, value in (
-            ("dim", dim),
-            ("num_codebooks", num_codebooks),
-            ("kmeans_iterations", kmeans_iterations),
-            ("max_frames", max_frames),
-            ("num_iterations", num_iterations),
+        for name, value, least in (
+            ("dim", dim, 1),
+            ("num_codebooks", num_codebooks, 1),
+            ("kmeans_iterations", kmeans_iterations, 1),
+            ("max_frames", max_frames, codebook_size),
+            ("num_iterations", num_iterations, 1),
+            ("patience", patience, 1),
+            ("perturbation_rounds", perturbation_rounds, 0),
         ):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
-        if perturbation_rounds < 0 or min(ridge) <= 0:
-            raise ValueError(
-                f"got perturbation_rounds {perturbation_rounds} and ridge {ridge}, "
-                "expected at least 0 and two positive numbers"
-            )
+            check_number(name, value, least)
+        check_seed(seed)
+        check_memory(num_codebooks, codebook_size)
+        if len(ridge) != 2 or not all(0 < value < math.inf for value in ridge):
+            raise ValueError(f"ridge: got {ridge}, expected two positive numbers")
         if normalize not in ("mean", "mean_std"):
             raise ValueError(
                 f"normalize: got {normalize!r}, expected 'mean' or 'mean_std'"
@@ -139,11 +152,14 @@ class QuantizerTrainer:
             frames: Teacher embeddings, float, (F, D): a tensor, an array (a memory map
                 will do) or an iterator of such chunks.
             held_out: Frames of other utterances, to choose the best round. Default: a
-                random twentieth of `frames` (at most 10 000) that is not trained on.
+                random twentieth of `frames` (at most 10 000) that is not trained on. If
+                these are fewer than two, or all equal, the training frames choose.
             provenance: Stored in the quantizer, with the training's own figures.
 
         Returns:
-            The quantizer, on the CPU.
+            The quantizer, on the CPU. Its provenance has the error as
+            `relative_reconstruction_error`; that of training frames, where they had to
+            choose, as `training_relative_reconstruction_error`.
 
         Raises:
             ValueError: If frames hold NaN or infinity, have another dimension, are
@@ -159,16 +175,21 @@ class QuantizerTrainer:
             y = self._gather(held_out, "held_out")
         check_training_frames(x, self.codebook_size)
         mean, scale = self._normalisation(x)
+        settings = self._settings(x, y)
         x = ((x - mean) / scale).to(self.device)
-        if len(y) < 2:
-            # Too little data to hold any out: choose by the training error.
+        measured_on, figure = "held-out", "relative_reconstruction_error"
+        if len(y) < 2 or bool((y == y[0]).all()):
+            logging.warning(
+                f"quantizer: got {len(y)} held-out frames, expected two or more that "
+                "differ: the error is that of the training frames"
+            )
+            measured_on, figure = "on the training frames", f"training_{figure}"
             y = x.cpu() * scale + mean
 
-        settings = self._settings(x, y)
         state = self._resume(settings)
         if state is None:
             state = self._initialise(x, generator)
-            self._evaluate(state, y, mean, scale)
+            self._evaluate(state, y, mean, scale, measured_on)
         hidden = None if self.progress is None else not self.progress
         with tqdm(
             total=self.num_iterations,
@@ -181,15 +202,15 @@ class QuantizerTrainer:
                 if state.iteration - state.last_progress >= self.patience:
                     break
                 self._round(x, state)
-                self._evaluate(state, y, mean, scale)
+                self._evaluate(state, y, mean, scale, measured_on)
                 self._save_checkpoint(state, settings)
                 bar.update()
         logging.info(
-            f"quantizer: relative reconstruction error {state.best_error:.4f} held-out "
-            f"after round {state.best_iteration} of {state.iteration}"
+            f"quantizer: relative reconstruction error {state.best_error:.4f} "
+            f"{measured_on} after round {state.best_iteration} of {state.iteration}"
         )
         figures = {
-            "relative_reconstruction_error": round(state.best_error, 6),
+            figure: round(state.best_error, 6),
             "training_frames": len(x),
             "rounds": state.iteration,
             "seed": self.seed,
@@ -215,13 +236,10 @@ class QuantizerTrainer:
         else:
             reservoir = Reservoir(self.max_frames, self.seed)
             for chunk in frames:
-                reservoir.add(torch.as_tensor(chunk))
+                reservoir.add(self._check_shape(as_tensor(name, chunk), name))
             frames = reservoir.frames()
-        if frames.dim() != 2 or frames.shape[1] != self.dim:
-            raise ValueError(
-                f"{name}: got shape {tuple(frames.shape)}, expected (number of frames, "
-                f"{self.dim})"
-            )
+        # As float32, which does not hold all that float64 does
+        frames = self._check_shape(frames, name).detach().float().cpu()
         finite = frames.isfinite().all(dim=1)
         if not finite.all():
             rows = (~finite).nonzero().flatten()
@@ -230,7 +248,16 @@ class QuantizerTrainer:
                 f"first in frame {int(rows[0])} (counted from 0); expected finite "
                 "embeddings: check the teacher's precision and the audio"
             )
-        return frames.detach().float().cpu()
+        return frames
+
+    def _check_shape(self, frames: torch.Tensor, name: str) -> torch.Tensor:
+        """Return frames, or refuse those that are not (F, D)."""
+        if frames.dim() != 2 or frames.shape[1] != self.dim:
+            raise ValueError(
+                f"{name}: got shape {tuple(frames.shape)}, expected (number of frames, "
+                f"{self.dim})"
+            )
+        return frames
 
     def _normalisation(self, x: torch.Tensor):
         """Return mean and scale (D,) of training frames (F, D)."""
@@ -285,8 +312,9 @@ class QuantizerTrainer:
         y: torch.Tensor,
         mean: torch.Tensor,
         scale: torch.Tensor,
+        measured_on: str,
     ) -> None:
-        """Log the held-out error of frames (F, D) and remember the best round."""
+        """Log the error of frames (F, D) and remember the best round."""
         # A beam search does best when the codebooks that move most come first.
         order = state.codebooks.var(1).sum(1).argsort(descending=True)
         codebooks = state.codebooks[order]
@@ -294,7 +322,7 @@ class QuantizerTrainer:
         error = quantizer.relative_reconstruction_error(y)
         logging.info(
             f"quantizer: round {state.iteration}/{self.num_iterations}, relative "
-            f"reconstruction error {error:.4f} held-out"
+            f"reconstruction error {error:.4f} {measured_on}"
         )
         if error < (1 - _CLEARLY) * state.best_error:
             state.last_progress = state.iteration
@@ -305,34 +333,56 @@ class QuantizerTrainer:
 
     def _settings(self, *frames: torch.Tensor) -> str:
         """Identify settings and frames, so that only its own checkpoint is resumed."""
+        if self.checkpoint is None:
+            return ""
         settings = {
             name: str(value)
             for name, value in vars(self).items()
             if name not in ("checkpoint", "device", "progress")
         }
-        sums = [
-            f"{tuple(x.shape)} {x.sum(dtype=torch.float64).item():.6e}" for x in frames
+        hashes = [
+            f"{tuple(x.shape)} {hashlib.sha256(x.contiguous().numpy()).hexdigest()}"
+            for x in frames
         ]
-        return f"{settings} {sums}"
+        return f"{settings} {hashes}"
 
     def _save_checkpoint(self, state: _State, settings: str) -> None:
-        """Keep the state of a training, if it is to be kept."""
+        """Keep the state of a training, if it is to be kept and can be."""
         if self.checkpoint is None:
             return
-        temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
-        torch.save({"settings": settings, **vars(state)}, temporary)
-        temporary.replace(self.checkpoint)
+        content = io.BytesIO()
+        torch.save({"settings": settings, **vars(state)}, content)
+        try:
+            write_bytes(self.checkpoint, content.getvalue())
+        except OSError as error:
+            logging.warning(
+                f"quantizer: training goes on without a checkpoint: {error}"
+            )
 
     def _resume(self, settings: str) -> Optional[_State]:
         """Return the state of a training that broke off, None if there is none."""
         if self.checkpoint is None or not self.checkpoint.is_file():
             return None
-        saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if saved.pop("settings") != settings:
+        try:
+            saved = torch.load(
+                self.checkpoint, map_location=self.device, weights_only=True
+            )
+            is_other = saved.pop("settings") != settings
+            state = _State(**saved)
+        except Exception as error:  # unpickling raises by kind of damage
+            aside = self.checkpoint.with_name(self.checkpoint.name + ".damaged")
+            with contextlib.suppress(OSError):
+                self.checkpoint.replace(aside)
             logging.warning(
-                f"quantizer: {self.checkpoint} is of other settings or frames; "
-                "training starts anew"
+                f"quantizer: {self.checkpoint} is damaged ({type(error).__name__}), "
+                f"set aside as {aside.name}; training starts anew"
             )
             return None
-        logging.info(f"quantizer: resumed after round {saved['iteration']}")
-        return _State(**saved)
+        if is_other:
+            logging.warning(
+                f"quantizer: {self.checkpoint} is of other settings or frames, or of "
+                "an older espnet_mvq; training starts anew"
+            )
+            return None
+        logging.info(f"quantizer: resumed after round {state.iteration}")
+        return state

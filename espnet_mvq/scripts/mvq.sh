@@ -244,7 +244,7 @@ if "${with_quantizer}" && runs 2; then
         --level "${level}" --num_codebooks "${num_codebooks}" \
         --codebook_size "${codebook_size}" --max_frames "${max_frames}" \
         --seed "${seed}" --on_error "${on_error}" ${quantizer_args} || failed "${mvq_dir}/log/quantizer.log"
-    grep -h "held-out after round" "${mvq_dir}/log/quantizer.log" || true
+    grep -h "reconstruction error .* after round" "${mvq_dir}/log/quantizer.log" || true
 fi
 
 for dset in ${train_set} ${dev_set}; do

@@ -238,6 +238,11 @@ def test_findings_say_what_is_bad(content):
     assert verdict_of(content, "variance of the frames") == "good"
     provenance["relative_reconstruction_error"] = 0.1
     assert verdict_of(content, "unlike those") == "bad"
+    assert verdict_of(content, "On the held-out frames of its training") == "bad"
+    del provenance["relative_reconstruction_error"]
+    provenance["training_relative_reconstruction_error"] = 0.1
+    assert verdict_of(content, "On the frames it was trained on it was 10") == "good"
+    assert not any("held-out" in sentence for _, sentence in findings(content))
     quality["usage"]["dead_entries"] = [0, 0]
     assert verdict_of(content, "never used") == "good"
     quality["usage"]["dead_entries"] = [2, 0]

@@ -68,9 +68,39 @@ def test_a_twentieth_is_held_out_by_default(frames):
     assert trainer().fit(frames).provenance["training_frames"] == 285
 
 
-def test_few_frames_train_without_any_held_out():
-    quantizer = trainer(codebook_size=4).fit(torch.randn(12, 8))
-    assert quantizer.provenance["relative_reconstruction_error"] < 1
+@pytest.mark.parametrize(
+    "num_frames, held_out, is_held_out",
+    [
+        (12, None, False),
+        (39, None, False),
+        (40, None, True),
+        (12, torch.randn(1, 8), False),
+        (12, torch.ones(9, 8), False),
+        (12, torch.randn(2, 8), True),
+    ],
+)
+def test_error_of_training_frames_is_named_so(
+    caplog, num_frames, held_out, is_held_out
+):
+    caplog.set_level("INFO")
+    frames = torch.randn(num_frames, 8)
+    quantizer = trainer(codebook_size=4).fit(frames, held_out)
+    key = "relative_reconstruction_error"
+    names = [name for name in quantizer.provenance if key in name]
+    assert names == [key if is_held_out else f"training_{key}"]
+    assert ("error is that of the training frames" in caplog.text) == (not is_held_out)
+    rounds = [line for line in caplog.messages if "reconstruction error" in line]
+    place = "held-out" if is_held_out else "on the training frames"
+    assert len(rounds) > 2 and all(place in line for line in rounds)
+    if not is_held_out and num_frames == 12:  # of 39 one is held out all the same
+        error = quantizer.relative_reconstruction_error(frames)
+        assert quantizer.provenance[names[0]] == pytest.approx(error, abs=1e-5)
+
+
+def test_training_under_autocast_is_as_without(frames):
+    expected = trainer().fit(frames).id
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert trainer().fit(frames).id == expected
 
 
 def test_patience_ends_training_early(frames):
@@ -123,6 +153,9 @@ def test_mean_std_scales_channels_but_constant_ones(frames, caplog):
         (torch.randn(50, 7), r"frames: got shape \(50, 7\), expected .*8\)"),
         (torch.randn(50), r"frames: got shape \(50,\)"),
         (iter([]), "got no frames at all"),
+        (iter([torch.randn(50, 8), torch.randn(50, 7)]), r"frames: got .*\(50, 7\)"),
+        (iter([[1.0]]), "frames: got list, expected a torch tensor or a numpy array"),
+        (1e300 * torch.ones(50, 8).double(), "frames: got NaN or infinity in 50"),
     ],
 )
 def test_frames_nothing_can_be_learned_from_are_refused(frames, message):
@@ -144,7 +177,17 @@ def test_bad_frames_are_counted_and_the_first_is_named(frames):
     [
         ({"codebook_size": 1}, "codebook_size: got 1, expected 2 to 256"),
         ({"codebook_size": 257}, "codebook_size: got 257, expected 2 to 256"),
-        ({"max_frames": 0}, "max_frames: got 0"),
+        ({"max_frames": 0}, "max_frames: got 0, expected at least 8"),
+        ({"max_frames": 7}, "max_frames: got 7, expected at least 8"),
+        ({"max_frames": float("nan")}, "max_frames: got nan"),
+        ({"patience": 0}, "patience: got 0, expected at least 1"),
+        ({"patience": float("nan")}, "patience: got nan"),
+        ({"perturbation_rounds": -1}, "perturbation_rounds: got -1, expected"),
+        ({"ridge": (float("nan"), 5.0)}, r"ridge: got \(nan, 5.0\), expected two pos"),
+        ({"ridge": (5.0, float("inf"))}, "ridge: got .*, expected two positive"),
+        ({"ridge": (5.0,)}, "ridge: got .*, expected two positive"),
+        ({"seed": "abc"}, "seed: got 'abc', expected a whole number"),
+        ({"seed": 2**64}, "seed: got 18446744073709551616, expected a whole number"),
         ({"kmeans_iterations": 0}, "kmeans_iterations: got 0"),
         ({"num_iterations": 0}, "num_iterations: got 0"),
         ({"normalize": "std"}, "normalize: got 'std', expected 'mean' or 'mean_std'"),
@@ -153,3 +196,9 @@ def test_bad_frames_are_counted_and_the_first_is_named(frames):
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         trainer(**options)
+
+
+@pytest.mark.parametrize("number", [0, -1, 10**6, 2.5])
+def test_number_of_codebooks_out_of_range_is_refused(number):
+    with pytest.raises(ValueError, match=f"num_codebooks: got {number}.*, expected at"):
+        QuantizerTrainer(8, number)

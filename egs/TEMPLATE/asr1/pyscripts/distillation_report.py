@@ -252,7 +252,8 @@ def make_report(args: argparse.Namespace) -> str:
     """
     metadata = IndexMetadata.load(args.index_metadata)
     quantizer = Quantizer.load(args.quantizer)
-    error = quantizer.provenance["relative_reconstruction_error"]
+    error = quantizer.provenance.get("relative_reconstruction_error")
+    error = "not measured" if error is None else f"{error:.3f}"
     title = "MVQ student" if len(args.student) == 1 else "MVQ students"
     experiments = [f"student `{student}`" for student in args.student]
     if args.baseline:
@@ -265,7 +266,7 @@ def make_report(args: argparse.Namespace) -> str:
         "## How",
         f"- teacher `{metadata.teacher}`, layer {metadata.layer}\n"
         f"- quantizer `{metadata.quantizer_id}`: {metadata.num_codebooks} codebooks "
-        f"of {metadata.codebook_size}, relative reconstruction error {error:.3f} "
+        f"of {metadata.codebook_size}, relative reconstruction error {error} "
         "held-out\n"
         f"- indexes of {metadata.num_utterances} utterances, "
         f"{metadata.num_frames} frames\n"
