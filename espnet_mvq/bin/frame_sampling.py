@@ -76,6 +76,10 @@ def sample_frames(
 
     Returns:
         Embeddings, float, (at most max_frames, D).
+
+    Raises:
+        AudioError: See `embed_utterances`.
+        ValueError: If no utterance gives any.
     """
     reservoir = Reservoir(max_frames, seed)
     wanted = oversampling * max_frames
@@ -90,6 +94,11 @@ def sample_frames(
             progress.update(len(embeddings))
             if reservoir.num_seen >= wanted:
                 break
+    if not reservoir.num_seen:
+        raise ValueError(
+            f"got no frames of {len(utt_ids)} utterances, first {utt_ids[:3]}: "
+            "expected at least one whose audio can be used"
+        )
     frames = reservoir.frames()
     logging.info(
         f"frames: {len(frames)} of the {reservoir.num_seen} in {num_utterances} random "

@@ -87,6 +87,9 @@ def main(cmd=None) -> None:
     if args.max_frames < 2:
         parser.error(f"--max_frames: got {args.max_frames}, expected at least 2")
     setup_logging(args)
+    folder = Path(args.output_dir or Path(args.quantizer).parent)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir: got the file {folder}, expected a folder")
     quantizer = load_quantizer(args.quantizer)
     if args.feats:
         utterances = features_of(args.feats, quantizer)
@@ -102,7 +105,7 @@ def main(cmd=None) -> None:
     content = describe(args, quantizer, quality)
     content["frames"].update(seen=num_seen, utterances=len(set(utt_ids)))
     print(text_report(content), flush=True)
-    write_report(content, Path(args.output_dir or Path(args.quantizer).parent))
+    write_report(content, folder)
 
 
 def load_quantizer(path: str) -> Quantizer:

@@ -2,10 +2,13 @@
 """Train a quantizer on a teacher's embeddings of random utterances."""
 
 import argparse
+import contextlib
 import hashlib
 import logging
+import math
+import tempfile
 from pathlib import Path
-from typing import Dict, Iterable, Optional, Tuple
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
 
@@ -25,6 +28,7 @@ from espnet_mvq.bin.options import (
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes.metadata import LEVELS
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
+from espnet_mvq.quantization.quantizer_file import DamagedQuantizerError
 from espnet_mvq.teachers import Teacher
 
 # Codebooks, by level
@@ -70,8 +74,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--oversampling",
         type=float,
         default=2.0,
-        help="the teacher runs on this many times as many frames as are kept: with "
-        "more, fewer frames come from each utterance",
+        help="the teacher runs on this many times as many frames as are kept, at least "
+        "1: with more, fewer frames come from each utterance",
     )
     parser.add_argument(
         "--num_iterations", type=int, default=16, help="rounds of search and refit"
@@ -97,10 +101,14 @@ def main(cmd=None) -> None:
     setup_logging(args)
     if args.num_codebooks is None:
         args.num_codebooks = _NUM_CODEBOOKS[args.level]
-    places = read_scp(args.wav_scp)
-    speakers = read_speakers(args.utt2spk, args.wav_scp)
-    teacher, device = teacher_from_options(args)
+    settings = trainer_settings(args)
     path = Path(args.quantizer)
+    check_place(path)
+    places = read_scp(args.wav_scp)
+    check_enough(places, args)
+    speakers = read_speakers(args.utt2spk, args.wav_scp)
+    warn_of_unknown_speakers(places, speakers)
+    teacher, device = teacher_from_options(args)
     provenance = {
         "teacher": teacher.id,
         "layer": teacher.layer,
@@ -118,21 +126,11 @@ def main(cmd=None) -> None:
     if path.is_file() and is_made_from(path, provenance):
         logging.info(f"{path} is there already, trained with these options")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_room(path, 4 * args.num_codebooks * args.codebook_size * teacher.dim)
     checkpoint = path.with_suffix(".checkpoint.pt")
     trainer = QuantizerTrainer(
-        teacher.dim,
-        args.num_codebooks,
-        codebook_size=args.codebook_size,
-        seed=args.seed,
-        num_iterations=args.num_iterations,
-        max_frames=args.max_frames,
-        normalize=args.normalize,
-        device=device,
-        checkpoint=checkpoint,
+        teacher.dim, **settings, device=device, checkpoint=checkpoint
     )
-    if args.level == "utterance":
-        check_enough(len(places), args.codebook_size, args.max_frames)
     frames, held_out = collect_frames(
         teacher,
         places,
@@ -144,9 +142,95 @@ def main(cmd=None) -> None:
         args.on_error,
     )
     quantizer = trainer.fit(frames, held_out, provenance)
-    quantizer.save(path)
+    save(quantizer, path)
     checkpoint.unlink(missing_ok=True)
     logging.info(f"wrote {path}: {quantizer}")
+
+
+def trainer_settings(args: argparse.Namespace) -> Dict[str, Any]:
+    """Return the settings of the trainer, before a teacher says its dimension.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+    if not 1 <= args.oversampling < math.inf:
+        raise ValueError(
+            f"--oversampling: got {args.oversampling}, expected a number of at least 1"
+        )
+    names = "num_codebooks codebook_size seed num_iterations max_frames normalize"
+    settings = {name: getattr(args, name) for name in names.split()}
+    try:
+        QuantizerTrainer(1, **settings)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error  # it begins with the setting's name
+    return settings
+
+
+def check_place(path: Path) -> None:
+    """Refuse what cannot be a quantizer's file.
+
+    Raises:
+        ValueError: If it is a folder, or a file stands where its folder has to be.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"--quantizer: got the folder {path}, expected a file, as "
+            f"{path / 'quantizer.safetensors'}"
+        )
+    for folder in path.parents:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(
+                f"--quantizer: got {path}, but {folder} is a file; expected a folder"
+            )
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Make the folder of a quantizer, and refuse one without room, by filling it once.
+
+    Raises:
+        OSError: If as many bytes cannot be written there.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(bytes(num_bytes))
+    except OSError as error:
+        raise OSError(
+            f"--quantizer: {path} cannot be written ({error.strerror}), expected room "
+            f"for {num_bytes} bytes; make room there, or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def save(quantizer: Quantizer, path: Path) -> None:
+    """Write a quantizer; where this fails, rescue it into the folder of temporaries.
+
+    Raises:
+        OSError: If it could not be written; says where it is instead.
+    """
+    try:
+        quantizer.save(path)
+    except OSError as error:
+        reason = str(error)
+        with contextlib.suppress(OSError):
+            rescued = Path(tempfile.mkdtemp(prefix="espnet_mvq_"), path.name)
+            quantizer.save(rescued)
+            reason += f". The trained quantizer is in {rescued}: move it to {path}"
+        raise OSError(reason) from error
+
+
+def warn_of_unknown_speakers(
+    places: Dict[str, str], speakers: Optional[Dict[str, str]]
+) -> None:
+    """Log how many utterances have no speaker, where others have."""
+    unknown = [] if speakers is None else [u for u in places if u not in speakers]
+    if unknown:
+        logging.warning(
+            f"utt2spk: {len(unknown)} of {len(places)} utterances are not in it, first "
+            f"{unknown[0]}; each counts as a speaker of its own"
+        )
 
 
 def hash_ids(utt_ids: Iterable[str]) -> str:
@@ -155,10 +239,20 @@ def hash_ids(utt_ids: Iterable[str]) -> str:
 
 
 def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
-    """Say whether a quantizer file is whole and was trained with these options."""
+    """Say whether a quantizer file is whole and was trained with these options.
+
+    Raises:
+        ValueError: If it is something else than a quantizer, which may not be replaced.
+    """
     try:
         stored = Quantizer.load(path).provenance
     except ValueError as error:
+        damaged = isinstance(error, DamagedQuantizerError)
+        if not damaged or path.suffix != ".safetensors":
+            raise ValueError(
+                f"--quantizer: {error}; the file is not replaced: name another one, or "
+                "take it away"
+            ) from error
         logging.warning(f"{error}: trained anew")
         return False
     stored = {**_OLDER, "corpus": provenance["corpus"], **stored}
@@ -171,18 +265,24 @@ def is_made_from(path: Path, provenance: Dict[str, object]) -> bool:
     return not other
 
 
-def check_enough(num_utterances: int, codebook_size: int, max_frames: int) -> None:
+def check_enough(places: Dict[str, str], args: argparse.Namespace) -> None:
     """Refuse, before the teacher runs, what gives too few vectors of utterances.
 
     Raises:
-        ValueError: If codebooks have more entries than there are vectors to train on.
+        ValueError: If there is only one utterance, or codebooks have more entries than
+            there are vectors of utterances to train on.
     """
-    num_vectors = min(max_frames, num_utterances - num_held_out(num_utterances))
-    if num_vectors < codebook_size:
+    if len(places) < 2:
         raise ValueError(
-            f"--codebook_size: got {codebook_size}, expected at most {num_vectors}: at "
-            f"utterance level the {num_utterances} utterances give that many training "
-            "vectors; use smaller codebooks or more utterances"
+            f"--wav_scp: got {len(places)} utterances in {args.wav_scp}, expected at "
+            "least 2: one is held out"
+        )
+    num_vectors = min(args.max_frames, len(places) - num_held_out(len(places)))
+    if args.level == "utterance" and num_vectors < args.codebook_size:
+        raise ValueError(
+            f"--codebook_size: got {args.codebook_size}, expected at most "
+            f"{num_vectors}: at utterance level the {len(places)} utterances give that "
+            "many training vectors; use smaller codebooks or more utterances"
         )
 
 
@@ -217,12 +317,8 @@ def collect_frames(
         Training and held-out frames, float, (F, D).
 
     Raises:
-        ValueError: If there is only one utterance.
+        ValueError: If no utterance of one of the two can be used.
     """
-    if len(places) < 2:
-        raise ValueError(
-            f"got {len(places)} utterances, expected at least 2: one is held out"
-        )
     utt_ids = shuffle_over_speakers(list(places), speakers, seed)
     border = num_held_out(len(utt_ids))
     held_out, training = (

@@ -199,6 +199,21 @@ def test_files_that_are_missing_or_no_quantizer(path, feats, tmp_path, ends_with
     assert "not a whole safetensors file" in error
 
 
+def test_folder_or_checkpoint_that_cannot_be(path, feats, tmp_path, ends_with_error):
+    words = ["--feats", str(feats)]
+    error = ends_with_error(main, [str(path), *words, "--output_dir", str(feats)])
+    assert f"--output_dir: got the file {feats}, expected a folder" in error
+    error = ends_with_error(main, [str(path), *words, "--seed", str(2**64)])
+    assert f"seed: got {2**64}, expected a whole number" in error
+    checkpoint = tmp_path / "theirs.pt"
+    Quantizer.load(path).to_multi_quantization(checkpoint)
+    state = torch.load(checkpoint, weights_only=True)
+    state["to_logits.weight"][3, 2] = float("nan")
+    torch.save(state, checkpoint)
+    error = ends_with_error(main, [str(checkpoint), *words])
+    assert "theirs.pt: to_logits.weight: got NaN or infinity" in error
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -1,10 +1,15 @@
 """The command that trains a quantizer."""
 
 import argparse
+import errno
+import re
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
+from espnet_mvq.bin import train_quantizer as module
 from espnet_mvq.bin.options import device_from_options
 from espnet_mvq.bin.train_quantizer import collect_frames, main
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
@@ -121,7 +126,164 @@ def test_utterances_are_either_trained_on_or_held_out(data_dir, teacher_dir):
 def test_one_utterance_is_too_few(data_dir, options, ends_with_error):
     line = (data_dir / "wav.scp").read_text().splitlines()[0]
     (data_dir / "wav.scp").write_text(line)
-    assert "got 1 utterances, expected at least 2" in ends_with_error(main, options)
+    error = ends_with_error(main, options)
+    assert f"got 1 utterances in {data_dir}/wav.scp, expected at least 2" in error
+
+
+@pytest.fixture
+def no_teacher(monkeypatch):
+    """Let the teacher fail as soon as it is asked for."""
+    monkeypatch.setattr(module, "teacher_from_options", None)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--num_codebooks 0", "--num_codebooks: got 0, expected at least 1"),
+        ("--num_codebooks -1", "--num_codebooks: got -1, expected at least 1"),
+        ("--num_codebooks 999999", "--num_codebooks: got 999999 .* expected at most"),
+        ("--codebook_size 0", "--codebook_size: got 0, expected"),
+        ("--codebook_size 1", "--codebook_size: got 1, expected 2 to 256"),
+        ("--codebook_size 257", "--codebook_size: got 257, expected 2 to 256"),
+        ("--max_frames 0", "--max_frames: got 0, expected at least 4"),
+        ("--max_frames -5", "--max_frames: got -5, expected at least 4"),
+        ("--max_frames 3", "--max_frames: got 3, expected at least 4"),
+        ("--num_iterations 0", "--num_iterations: got 0, expected at least 1"),
+        (
+            "--oversampling 0",
+            "--oversampling: got 0.0, expected a number of at least 1",
+        ),
+        ("--oversampling nan", "--oversampling: got nan, expected"),
+        ("--oversampling inf", "--oversampling: got inf, expected"),
+        ("--seed 99999999999999999999", "--seed: got 9*, expected a whole number"),
+        ("--quantizer {data}", "--quantizer: got the folder .*/data, expected a file"),
+        ("--quantizer {data}/wav.scp/q", "wav.scp is a file; expected a folder"),
+        ("--wav_scp {data}/none", "data/none: no such file"),
+        ("--wav_scp {data}", "data: no such file"),
+        ("--utt2spk {data}/none", "data/none: no such file"),
+    ],
+)
+def test_options_out_of_range_end_before_the_teacher_is_loaded(
+    words, message, options, data_dir, no_teacher, ends_with_error
+):
+    before = (data_dir / "wav.scp").read_bytes()
+    words = words.format(data=data_dir).split()
+    assert re.search(message, ends_with_error(main, [*options, *words]))
+    assert (data_dir / "wav.scp").read_bytes() == before
+
+
+@pytest.mark.parametrize("words", ["--seed abc", "--max_frames 2.5", "--level word"])
+def test_options_of_another_kind(words, options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*options, *words.split()])
+    assert ended.value.code == 2
+    name, value = words.split()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {name}: invalid" in error and f"'{value}'" in error
+
+
+@pytest.fixture
+def no_frames(monkeypatch):
+    """Let the teacher fail as soon as it runs."""
+    monkeypatch.setattr(module, "collect_frames", None)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "quantizer.pt", "text"])
+def test_other_files_are_not_replaced(
+    options, name, tmp_path, no_frames, ends_with_error
+):
+    path = tmp_path / name
+    if name == "model.safetensors":
+        safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
+    else:
+        path.write_text("something else")
+    before = path.read_bytes()
+    error = ends_with_error(main, [*options, "--quantizer", str(path)])
+    assert str(path) in error and "is not replaced: name another one" in error
+    assert path.read_bytes() == before
+
+
+def out_of_room(folder):
+    """Return a `Path.write_bytes` that a full disk fails in a folder."""
+    original = Path.write_bytes
+
+    def write(path, content):
+        if path.parent == folder:
+            original(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, content)
+
+    return write
+
+
+def test_full_disk_is_found_before_the_teacher_runs(
+    quantizer, options, no_frames, ends_with_error, monkeypatch
+):
+    before = quantizer.read_bytes()
+    monkeypatch.setattr(Path, "write_bytes", out_of_room(quantizer.parent))
+    error = ends_with_error(main, [*options, "--seed", "1"])
+    assert f"--quantizer: {quantizer} cannot be written (No space left" in error
+    assert "expected room for 512 bytes" in error
+    assert quantizer.read_bytes() == before
+    assert [path.name for path in quantizer.parent.iterdir()] == [quantizer.name]
+
+
+def test_disk_that_fills_up_meanwhile_loses_nothing(
+    quantizer, options, ends_with_error, monkeypatch, tmp_path
+):
+    """Not the older file, and not what was trained."""
+    before = quantizer.read_bytes()
+    rescue = tmp_path / "rescue"
+    rescue.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "check_room", lambda path, num_bytes: None)
+        patch.setattr(module.tempfile, "mkdtemp", lambda prefix: str(rescue))
+        patch.setattr(Path, "write_bytes", out_of_room(quantizer.parent))
+        error = ends_with_error(main, [*options, "--seed", "1"])
+    rescued = rescue / quantizer.name
+    assert f"{quantizer}: could not be written (No space left on device)" in error
+    assert f"The trained quantizer is in {rescued}: move it to {quantizer}" in error
+    assert quantizer.read_bytes() == before
+    assert [path.name for path in quantizer.parent.iterdir()] == [quantizer.name]
+    rescued.replace(quantizer)
+    monkeypatch.setattr(module, "collect_frames", None)
+    main([*options, "--seed", "1"])
+    assert Quantizer.load(quantizer).provenance["seed"] == 1
+
+
+def test_damaged_checkpoint_does_not_block(quantizer, options, caplog):
+    before = Quantizer.load(quantizer).id
+    quantizer.unlink()
+    checkpoint = quantizer.with_suffix(".checkpoint.pt")
+    checkpoint.write_bytes(b"PK no checkpoint")
+    main(options)
+    assert Quantizer.load(quantizer).id == before
+    assert f"{checkpoint} is damaged" in caplog.text
+    names = sorted(path.name for path in quantizer.parent.iterdir())
+    assert names == [f"{checkpoint.name}.damaged", quantizer.name]
+
+
+def test_error_of_few_vectors_is_that_of_training(options, caplog):
+    caplog.set_level("INFO")
+    main([*options, "--level", "utterance"])
+    made = Quantizer.load(options[options.index("--quantizer") + 1])
+    assert "relative_reconstruction_error" not in made.provenance
+    assert made.provenance["training_relative_reconstruction_error"] < 1
+    assert "held-out after" not in caplog.text
+    assert "on the training frames after round" in caplog.text
+
+
+def test_speakers_of_other_utterances(options, data_dir, caplog):
+    (data_dir / "utt2spk").write_text("utt0 a\nother b\n")
+    main(options)
+    assert "5 of 6 utterances are not in it, first utt1" in caplog.text
+
+
+def test_no_usable_held_out_utterance(options, data_dir, ends_with_error):
+    for number in range(6):
+        (data_dir / f"{number}.wav").write_bytes(b"RIFF")
+    error = ends_with_error(main, [*options, "--on_error", "skip"])
+    assert "got no frames of 1 utterances, first ['utt" in error
 
 
 def test_too_few_frames_for_the_codebooks(options, ends_with_error):
