@@ -91,6 +91,7 @@ def main(cmd=None) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir: got the file {folder}, expected a folder")
     quantizer = load_quantizer(args.quantizer)
+    source = args.feats or args.wav_scp
     if args.feats:
         utterances = features_of(args.feats, quantizer)
         stop_after = float("inf")
@@ -100,8 +101,13 @@ def main(cmd=None) -> None:
     frames, utt_ids, num_seen = sample(
         utterances, args.max_frames, args.seed, stop_after
     )
+    if not num_seen:
+        raise ValueError(f"{source}: got no frames, expected at least 2")
     logging.info(f"frames: {len(frames)} measured of {num_seen} seen")
-    quality = measure_quality(quantizer, frames, utt_ids=utt_ids, seed=args.seed)
+    try:
+        quality = measure_quality(quantizer, frames, utt_ids=utt_ids, seed=args.seed)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     content = describe(args, quantizer, quality)
     content["frames"].update(seen=num_seen, utterances=len(set(utt_ids)))
     print(text_report(content), flush=True)
@@ -176,6 +182,8 @@ def sample(
         numbers.add(torch.full((len(embeddings), 1), number))
         if frames.num_seen >= stop_after:
             break
+    if not names:
+        return torch.empty(0), [], 0
     utt_ids = list(names)
     chosen = [utt_ids[number] for number in numbers.frames().flatten().tolist()]
     return frames.frames(), chosen, frames.num_seen

@@ -53,7 +53,8 @@ def convert_multi_quantization(
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
                 f"multi_quantization checkpoint {name}: not loadable "
-                f"({type(error).__name__}: {reason[:200]})"
+                f"({type(error).__name__}: {reason[:200]}); expected a file of tensors "
+                "that torch.save wrote, copy it again"
             ) from error
     try:
         return _convert(source)
