@@ -44,10 +44,19 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
-    if args.hours <= 0:
+    if not args.hours > 0:  # as NaN is not
         raise ValueError(f"--hours: got {args.hours}, expected more than 0")
+    if args.sample_rate < 1:
+        raise ValueError(f"--sample_rate: got {args.sample_rate}, expected 1 or more")
     data_dir, outdir = Path(args.data_dir), Path(args.outdir)
+    if (data_dir / "segments").exists():
+        raise ValueError(
+            f"{data_dir}/segments: got recordings that are to be cut, expected a "
+            "wav.scp of utterances; ESPnet's stage 3 cuts them into dump/raw"
+        )
     places = read_scp(data_dir / "wav.scp")
+    if not places:
+        raise ValueError(f"{data_dir}/wav.scp: got no utterances, expected at least 1")
     speakers = read_speakers(None, str(data_dir / "wav.scp"))
     durations = read_durations(data_dir / "utt2num_samples", args.sample_rate)
     order = shuffle_over_speakers(list(places), speakers, args.seed)
@@ -66,12 +75,23 @@ def main(cmd=None) -> None:
 
 
 def read_durations(utt2num_samples: Path, sample_rate: int) -> Dict[str, float]:
-    """Read the duration of each utterance in s, as far as a file tells it."""
+    """Read the duration of each utterance in s, as far as a file tells it.
+
+    Raises:
+        ValueError: If a number of samples is none.
+    """
     if not utt2num_samples.is_file():
         logging.warning(f"{utt2num_samples} is not there: durations are guessed")
         return {}
-    numbers = read_scp(utt2num_samples)
-    return {utt_id: int(number) / sample_rate for utt_id, number in numbers.items()}
+    durations = {}
+    for utt_id, number in read_scp(utt2num_samples).items():
+        if not number.isdecimal():
+            raise ValueError(
+                f"{utt2num_samples}: got {number!r} for {utt_id}, expected a number of "
+                "samples"
+            )
+        durations[utt_id] = int(number) / sample_rate
+    return durations
 
 
 def choose(

@@ -77,45 +77,104 @@ help_message="Usage: mvq.sh --train_set NAME --teacher NAME [options]   (default
 
 log "mvq.sh $*"
 run_args=("$@")
+scripts=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 # shellcheck source=espnet_mvq/scripts/parse_options.sh
-. "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/parse_options.sh"
+. "${scripts}/parse_options.sh"
+# shellcheck source=espnet_mvq/scripts/check_options.sh
+. "${scripts}/check_options.sh"
 
 if [ $# -ne 0 ]; then
     log "Error: no positional arguments are taken, got '$*'" >&2
     exit 2
 fi
-for name in train_set teacher; do
-    if [ -z "${!name}" ]; then
-        log "Error: --${name} is required; see mvq.sh --help" >&2
-        exit 2
-    fi
+stages 1 2 3 4 5
+whole_number 1 nj num_threads ${num_codebooks:+num_codebooks} max_frames
+whole_number 2 codebook_size
+whole_number 0 seed
+[ "${codebook_size}" -le 256 ] || refuse_option codebook_size "2 to 256"
+number ${batch_s:+batch_s}
+[ "${quantizer_hours}" = inf ] || positive_number ${quantizer_hours:+quantizer_hours}
+one_of use_gpu true false
+one_of dtype float32 bfloat16 float16
+one_of target indexes embeddings
+one_of level frame utterance
+one_of on_error stop skip
+given "a command, such as python3" python
+given "a folder" datadir featdir
+given "the name of a set, a folder below ${datadir} (required)" train_set
+given "BACKEND/NAME, such as s3prl/wavlm_large (required)" teacher
+given "numbers of layers" layer
+without_spaces featdir mvq_dir
+[[ "${train_set}" != *[[:space:]]* ]] || refuse_option train_set "one set"
+[[ "${index_name}" != *[/[:space:]]* ]] ||
+    refuse_option index_name "a name without slashes and spaces"
+read -ra teachers <<<"${teacher}"
+for one in "${teachers[@]}"; do
+    [[ "${one}" =~ ^[[:alnum:]_]+/. ]] || refuse_option teacher \
+        "BACKEND/NAME, such as s3prl/wavlm_large; several: separated by spaces"
 done
+read -ra layers <<<"${layer}"
+for one in "${layers[@]}"; do
+    [[ "${one}" =~ ^(-1|0|[1-9][0-9]*)$ ]] ||
+        refuse_option layer "numbers from 1 up, 0 (input of the first block) or -1 (last)"
+done
+read -ra confs <<<"${teacher_conf}"
+for one in ${confs[@]+"${confs[@]}"}; do
+    [[ "${one}" =~ ^[[:alnum:]_]+=. ]] ||
+        refuse_option teacher_conf "KEY=VALUE, several separated by spaces"
+done
+if [ -n "${quantizer}" ]; then
+    [ "${target}" = indexes ] || refuse_option quantizer "none with --target ${target}"
+    [ -f "${quantizer}" ] || refuse_option quantizer "a file that is there"
+fi
+
 if [ -f path.sh ]; then
     set +u  # ESPnet's path.sh reads variables that need not be there
     # shellcheck source=/dev/null
     . ./path.sh
     set -u
 fi
-if ! ${python} -c "import espnet_mvq" 2>/dev/null; then
+# A command of several words, or the path of a program, which may have spaces
+read -ra py <<<"${python}"
+if [ -x "${python}" ]; then
+    py=("${python}")
+fi
+if ! "${py[@]}" -c "import espnet_mvq" 2>/dev/null; then
     log "Error: espnet_mvq is not installed for '${python}': pip install it there, or" \
         "name another one by --python" >&2
     exit 2
 fi
-train_cmd="${python} -m espnet_mvq.bin.run_jobs"
-cuda_cmd=${train_cmd}
+train_cmd=
+cuda_cmd=
 if [ -f cmd.sh ]; then
     # shellcheck source=/dev/null
     . ./cmd.sh
 fi
 if "${use_gpu}"; then
-    teacher_cmd=${cuda_cmd} ngpu=1
+    read -ra teacher_cmd <<<"${cuda_cmd}"
+    ngpu=1
 else
-    teacher_cmd=${train_cmd} ngpu=0
+    read -ra teacher_cmd <<<"${train_cmd}"
+    ngpu=0
+fi
+if [ ${#teacher_cmd[@]} -eq 0 ]; then
+    teacher_cmd=("${py[@]}" -m espnet_mvq.bin.run_jobs)
 fi
 for dset in ${train_set} ${dev_set}; do
     if [ ! -f "${datadir}/${dset}/wav.scp" ]; then
         log "Error: ${datadir}/${dset}/wav.scp: no such file; run the recipe's data stages" \
             "first (in ESPnet: --stop_stage 5), or correct --datadir and the set's name" >&2
+        exit 2
+    fi
+    if ! grep -q "[^[:space:]]" "${datadir}/${dset}/wav.scp"; then
+        log "Error: ${datadir}/${dset}/wav.scp: got no utterances, expected at least one;" \
+            "run the recipe's data stages again" >&2
+        exit 2
+    fi
+    if [ -e "${datadir}/${dset}/segments" ]; then
+        log "Error: ${datadir}/${dset}/segments: got recordings that are to be cut," \
+            "expected a wav.scp of utterances; ESPnet's stage 3 (format_wav_scp) cuts them" \
+            "into dump/raw: name its folder by --datadir" >&2
         exit 2
     fi
 done
@@ -124,7 +183,7 @@ done
 tag_of() {
     local tag option
     tag=$(basename "${1##*:}")_layer$2
-    for option in ${teacher_conf}; do
+    for option in ${confs[@]+"${confs[@]}"}; do
         # Other options of the teacher give other embeddings.
         tag+=_${option//[^A-Za-z0-9.=_-]/-}
     done
@@ -132,30 +191,19 @@ tag_of() {
     echo "${tag}"
 }
 
-if [ "${target}" = embeddings ]; then
-    stem=embeddings
-elif [ "${target}" = indexes ]; then
-    stem=codebook_indexes
-else
-    log "Error: --target: got '${target}', expected indexes or embeddings" >&2
-    exit 2
-fi
+stem=codebook_indexes
+[ "${target}" = indexes ] || stem=${target}
 if [ "${level}" = utterance ]; then
     level_tag=_utterance
     num_codebooks=${num_codebooks:-1}
     quantizer_hours=${quantizer_hours:-inf}
-elif [ "${level}" = frame ]; then
+else
     level_tag=
     num_codebooks=${num_codebooks:-16}
     quantizer_hours=${quantizer_hours:-2}
-else
-    log "Error: --level: got '${level}', expected frame or utterance" >&2
-    exit 2
 fi
 stem+=${level_tag}
 
-read -ra teachers <<<"${teacher}"
-read -ra layers <<<"${layer}"
 if [ $((${#teachers[@]} * ${#layers[@]})) -gt 1 ]; then
     for name in quantizer mvq_dir index_name; do
         if [ -n "${!name}" ]; then
@@ -181,6 +229,7 @@ if [ $((${#teachers[@]} * ${#layers[@]})) -gt 1 ]; then
     done
     exit 0
 fi
+teacher=${teachers[0]} layer=${layers[0]} teacher_conf=${confs[*]-}
 index_name=${index_name:-${stem}}
 
 tag=$(tag_of "${teacher}" "${layer}")${level_tag}
@@ -188,24 +237,28 @@ with_quantizer=true
 if [ "${target}" = embeddings ]; then
     with_quantizer=false
     mvq_dir=${mvq_dir:-${featdir}/${tag}_embeddings}
-    target_opts="--target embeddings"
-elif [ -n "${quantizer}" ]; then
-    with_quantizer=false
-    mvq_dir=${mvq_dir:-${featdir}/${tag}_$(basename "${quantizer%.*}")}
-    target_opts="--quantizer ${quantizer}"
+    target_opts=(--target embeddings)
 else
-    mvq_dir=${mvq_dir:-${featdir}/${tag}_cb${num_codebooks}}
-    quantizer=${mvq_dir}/quantizer.safetensors
-    target_opts="--quantizer ${quantizer}"
+    if [ -n "${quantizer}" ]; then
+        with_quantizer=false
+        mvq_dir=${mvq_dir:-${featdir}/${tag}_$(basename "${quantizer%.*}")}
+    else
+        mvq_dir=${mvq_dir:-${featdir}/${tag}_cb${num_codebooks}}
+        quantizer=${mvq_dir}/quantizer.safetensors
+    fi
+    target_opts=(--quantizer "${quantizer}")
 fi
-teacher_opts="--teacher ${teacher} --layer ${layer} --ngpu ${ngpu} --dtype ${dtype}"
-[ -z "${batch_s}" ] || teacher_opts+=" --batch_s ${batch_s}"
-for option in ${teacher_conf}; do
-    teacher_opts+=" --teacher_conf ${option}"
+without_spaces mvq_dir
+teacher_opts=(--teacher "${teacher}" --layer "${layer}" --ngpu "${ngpu}" --dtype "${dtype}")
+[ -z "${batch_s}" ] || teacher_opts+=(--batch_s "${batch_s}")
+for one in ${confs[@]+"${confs[@]}"}; do
+    teacher_opts+=(--teacher_conf "${one}")
 done
 
-# ESPnet's path.sh, which clusters read again in the job, says one thread.
-threaded="env OMP_NUM_THREADS=${num_threads}"
+# ESPnet's path.sh, which clusters read again in the job, says one thread. Without it
+# each of the parallel jobs would take all cores.
+threaded=(env "OMP_NUM_THREADS=${num_threads}")
+one_thread=(env OMP_NUM_THREADS=1)
 
 # runs STAGE: whether a stage is asked for
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
@@ -230,16 +283,17 @@ split_scp() {
 
 if "${with_quantizer}" && runs 1; then
     log "stage 1: Speech of ${train_set} for the quantizer, in h: ${quantizer_hours/inf/all}"
-    ${python} -m espnet_mvq.bin.select_utterances --data_dir "${datadir}/${train_set}" \
-        --outdir "${mvq_dir}/selected" --hours "${quantizer_hours}" --seed "${seed}"
+    "${py[@]}" -m espnet_mvq.bin.select_utterances --seed "${seed}" \
+        --data_dir "${datadir}/${train_set}" --outdir "${mvq_dir}/selected" \
+        --hours "${quantizer_hours}"
 fi
 
 if "${with_quantizer}" && runs 2; then
     log "stage 2: Quantizer ${quantizer} for layer ${layer} of ${teacher}"
     # shellcheck disable=SC2086
-    ${teacher_cmd} --gpu "${ngpu}" --num-threads "${num_threads}" \
-        "${mvq_dir}/log/quantizer.log" ${threaded} \
-        ${python} -m espnet_mvq.bin.train_quantizer ${teacher_opts} \
+    "${teacher_cmd[@]}" --gpu "${ngpu}" --num-threads "${num_threads}" \
+        "${mvq_dir}/log/quantizer.log" "${threaded[@]}" \
+        "${py[@]}" -m espnet_mvq.bin.train_quantizer "${teacher_opts[@]}" \
         --wav_scp "${mvq_dir}/selected/wav.scp" --quantizer "${quantizer}" \
         --level "${level}" --num_codebooks "${num_codebooks}" \
         --codebook_size "${codebook_size}" --max_frames "${max_frames}" \
@@ -254,22 +308,27 @@ for dset in ${train_set} ${dev_set}; do
     if runs 3; then
         log "stage 3: ${stem} of ${dset} in ${_nj} jobs"
         split_scp "${datadir}/${dset}/wav.scp" "${shard_dir}/split${_nj}" "${_nj}"
-        lengths=
+        lengths=()
         if [ -f "${datadir}/${dset}/utt2num_samples" ]; then
-            lengths="--utt2num_samples ${datadir}/${dset}/utt2num_samples"
+            lengths=(--utt2num_samples "${datadir}/${dset}/utt2num_samples")
         fi
+        # Those of earlier runs, with more jobs perhaps, say nothing of this one.
+        logs=()
+        for job in $(seq "${_nj}"); do
+            logs+=("${shard_dir}/log/extract.${job}.log")
+        done
         # shellcheck disable=SC2086
-        ${teacher_cmd} --gpu "${ngpu}" JOB=1:"${_nj}" "${shard_dir}/log/extract.JOB.log" \
-            ${python} -m espnet_mvq.bin.extract ${teacher_opts} \
-            --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" ${target_opts} ${lengths} \
-            --level "${level}" --outdir "${shard_dir}" --job JOB --on_error "${on_error}" \
-            ${extract_args} ||
-            failed "${shard_dir}"/log/extract.*.log
+        "${teacher_cmd[@]}" --gpu "${ngpu}" JOB=1:"${_nj}" \
+            "${shard_dir}/log/extract.JOB.log" "${one_thread[@]}" \
+            "${py[@]}" -m espnet_mvq.bin.extract "${teacher_opts[@]}" \
+            --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" "${target_opts[@]}" \
+            ${lengths[@]+"${lengths[@]}"} --level "${level}" --outdir "${shard_dir}" \
+            --job JOB --on_error "${on_error}" ${extract_args} || failed "${logs[@]}"
     fi
 
     if runs 4; then
         log "stage 4: Check, then ${datadir}/${dset}/${index_name}.scp"
-        ${python} -m espnet_mvq.bin.combine_indexes --data_dir "${datadir}/${dset}" \
+        "${py[@]}" -m espnet_mvq.bin.combine_indexes --data_dir "${datadir}/${dset}" \
             --shards "${shard_dir}" --nj "${_nj}" --on_error "${on_error}" \
             --target "${target}" --name "${index_name}"
     fi
@@ -282,9 +341,9 @@ if [ "${target}${level_tag}" = indexes ] && runs 5; then
     report_set=${report_set:-${train_set}}
     log "stage 5: Report on the quantizer, with speech of ${report_set}"
     # shellcheck disable=SC2086
-    ${teacher_cmd} --gpu "${ngpu}" --num-threads "${num_threads}" \
-        "${mvq_dir}/log/inspect.log" ${threaded} \
-        ${python} -m espnet_mvq.bin.inspect "${quantizer}" ${teacher_opts} \
+    "${teacher_cmd[@]}" --gpu "${ngpu}" --num-threads "${num_threads}" \
+        "${mvq_dir}/log/inspect.log" "${threaded[@]}" \
+        "${py[@]}" -m espnet_mvq.bin.inspect "${quantizer}" "${teacher_opts[@]}" \
         --wav_scp "${datadir}/${report_set}/wav.scp" --output_dir "${mvq_dir}" \
         --on_error "${on_error}" ||
         failed "${mvq_dir}/log/inspect.log"

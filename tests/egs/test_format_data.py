@@ -62,6 +62,11 @@ def test_limits_are_inclusive_and_hold_for_all_files(format_data, data_dir):
             ["--min_duration", 9],
             "none of 3 utterances is between 9.0 s",
         ),
+        (
+            lambda d: (d / "segments").write_text("a-1 r 0 1\n"),
+            [],
+            "segments: got recordings that are to be cut",
+        ),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(

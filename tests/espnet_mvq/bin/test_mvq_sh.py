@@ -1,6 +1,7 @@
 """mvq.sh, from a data folder to checked indexes and a report."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,11 +40,12 @@ def recipe(data_dir, tmp_path):
 def mvq(recipe, teacher_options):
     """Return a function that runs mvq.sh in the recipe's folder."""
 
-    def run(*options):
+    def run(*options, **variables):
+        env = {"PYTHONPATH": str(ROOT), "MVQ_PYTHON": sys.executable, **variables}
         return subprocess.run(
             ["bash", str(MVQ_SH), *teacher_options, *options],
             cwd=recipe,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "MVQ_PYTHON": sys.executable},
+            env={**os.environ, **env},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -90,9 +92,9 @@ def test_two_layers_get_two_sets_of_indexes(mvq, recipe):
         reader = FrameReader(scp)
         assert len(reader) == 6 and reader.metadata.layer == layer
     assert not (folder / "codebook_indexes.scp").exists()
-    wrong = mvq("--train_set", "train", "--layer", "1 2", "--quantizer", "q")
+    wrong = mvq("--train_set", "train", "--layer", "1 2", "--mvq_dir", "q")
     assert wrong.returncode == 2
-    assert "--quantizer is of one teacher and layer" in wrong.stderr
+    assert "--mvq_dir is of one teacher and layer" in wrong.stderr
 
 
 def test_embeddings(mvq, recipe):
@@ -102,8 +104,6 @@ def test_embeddings(mvq, recipe):
     metadata = EmbeddingMetadata.beside(folder / "embeddings.scp")
     assert (metadata.num_utterances, metadata.dim) == (6, 16)
     assert not list(recipe.rglob("*.safetensors"))
-    wrong = mvq("--train_set", "train", "--target", "floats")
-    assert wrong.returncode == 2 and "expected indexes or embeddings" in wrong.stderr
 
 
 def test_one_index_of_each_utterance(mvq, recipe):
@@ -120,8 +120,6 @@ def test_one_index_of_each_utterance(mvq, recipe):
         assert reader.metadata.level == "utterance"
         assert reader.metadata.codebook_size == 3
         assert not (folder / "codebook_indexes.scp").exists()
-    wrong = mvq("--train_set", "train", "--level", "word")
-    assert wrong.returncode == 2 and "expected frame or utterance" in wrong.stderr
 
 
 def test_failing_job_shows_its_error(mvq, recipe):
@@ -150,23 +148,100 @@ def test_teachers_that_would_be_named_alike_are_refused(mvq, recipe):
     assert not (recipe / "dump" / "mvq").exists()
 
 
+TRAIN = ("--train_set", "train")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
-        ([], "--train_set is required"),
-        (["--train_set", "none"], "none/wav.scp: no such file; run the recipe's data"),
-        (["--train_set", "train", "--usegpu", "true"], "invalid option --usegpu"),
-        (["--train_set", "train", "--use_gpu", "1"], "takes true or false"),
-        (
-            ["--train_set", "train", "--python", "python0"],
-            "not installed for 'python0'",
-        ),
-        (["--train_set", "train", "more"], "no positional arguments"),
+        ("", "--train_set: got '', expected the name of a set"),
+        ("--train_set none", "none/wav.scp: no such file; run the recipe's data"),
+        ("--train_set|train dev", "--train_set: got 'train dev', expected one set"),
+        ("--usegpu true", "invalid option --usegpu"),
+        ("--nj", "option --nj needs a value"),
+        ("--nj --stage 2", "option --nj needs a value, got the option '--stage'"),
+        ("more", "no positional arguments are taken, got 'more'"),
+        ("--python python0", "not installed for 'python0'"),
+        ("--nj abc", "--nj: got 'abc', expected a whole number from 1 up"),
+        ("--nj 0", "--nj: got '0'"),
+        ("--nj|2\n3", "--nj: got '2 3'"),
+        ("--num_threads 1.5", "--num_threads: got '1.5'"),
+        ("--num_codebooks -1", "--num_codebooks: got '-1'"),
+        ("--max_frames 99999999999999999999", "--max_frames: got '999"),
+        ("--codebook_size 257", "--codebook_size: got '257', expected 2 to 256"),
+        ("--codebook_size 1", "--codebook_size: got '1'"),
+        ("--seed -1", "--seed: got '-1', expected a whole number from 0 up"),
+        ("--batch_s many", "--batch_s: got 'many', expected a number from 0 up"),
+        ("--quantizer_hours 0", "--quantizer_hours: got '0', expected a number above"),
+        ("--quantizer_hours nan", "--quantizer_hours: got 'nan'"),
+        ("--stage x", "--stage: got 'x', expected a whole number from 1 up"),
+        ("--stage 0", "--stage: got '0'"),
+        ("--stage -1", "--stage: got '-1'"),
+        ("--stage 99 --stop_stage 99", "--stage: got '99', expected one of the stages"),
+        ("--stage 3 --stop_stage 2", "--stop_stage: got '2', expected no stage before"),
+        ("--use_gpu 1", "option --use_gpu takes true or false, not '1'"),
+        ("--dtype half", "--dtype: got 'half', expected one of: float32 bfloat16"),
+        ("--target floats", "--target: got 'floats', expected one of: indexes embe"),
+        ("--level word", "--level: got 'word', expected one of: frame utterance"),
+        ("--on_error ignore", "--on_error: got 'ignore', expected one of: stop skip"),
+        ("--teacher|", "--teacher: got '', expected BACKEND/NAME"),
+        ("--teacher wavlm_large", "--teacher: got 'wavlm_large', expected BACKEND/"),
+        ("--teacher|s3prl/hubert a b/", "--teacher: got 's3prl/hubert a b/', expected"),
+        ("--layer last", "--layer: got 'last', expected numbers from 1 up"),
+        ("--layer -2", "--layer: got '-2'"),
+        ("--teacher_conf window_s", "--teacher_conf: got 'window_s', expected KEY=VA"),
+        ("--quantizer none", "--quantizer: got 'none', expected a file that is there"),
+        ("--target embeddings --quantizer q", "got 'q', expected none with --target"),
+        ("--index_name a/b", "--index_name: got 'a/b', expected a name without slas"),
+        ("--mvq_dir|a b", "--mvq_dir: got 'a b', expected a path without spaces"),
+        ("--featdir|a b", "--featdir: got 'a b', expected a path without spaces"),
     ],
 )
-def test_wrong_options_end_with_a_line_that_says_what(mvq, options, message):
-    done = mvq(*options)
+def test_wrong_options_end_in_one_line_and_write_nothing(mvq, recipe, options, message):
+    """Options are separated by spaces, one with spaces in its value from it by |."""
+    words = options.split("|") if "|" in options else options.split()
+    there = sorted(recipe.rglob("*"))
+    done = mvq(*(TRAIN if options else ()), *words)
     assert done.returncode != 0 and message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(recipe.rglob("*")) == there
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("wav.scp", " \n", "train/wav.scp: got no utterances"),
+        ("segments", "utt0 rec0 0.0 1.0\n", "train/segments: got recordings that are"),
+    ],
+)
+def test_data_without_utterances_are_refused(mvq, recipe, name, text, message):
+    (recipe / "dump" / "raw" / "train" / name).write_text(text)
+    done = mvq(*TRAIN)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.count("\n") == 1 and not (recipe / "dump" / "mvq").exists()
+
+
+def test_paths_with_spaces(mvq, recipe):
+    """Data, quantizer and Python may lie where a path has them."""
+    (recipe / "dump" / "raw").rename(recipe / "dump" / "my raw")
+    paths = (recipe / "dump" / "my raw").glob("*/wav.scp")
+    for path in paths:
+        path.write_text(path.read_text().replace("dump/raw", "dump/my raw"))
+    (recipe / "my python").symlink_to(sys.executable)
+    # A link to a virtual environment's Python is none of that environment.
+    packages = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    options = [*TRAIN, "--datadir", "dump/my raw", "--python", f"{recipe}/my python"]
+    done = mvq(*options, *SIZES, "--stop_stage", "2", PYTHONPATH=packages)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (mvq_dir,) = (recipe / "dump" / "mvq").iterdir()
+    shutil.move(mvq_dir / "quantizer.safetensors", recipe / "my quantizer.safetensors")
+    options += ["--quantizer", "my quantizer.safetensors", "--nj", "1"]
+    refused = mvq(*options, PYTHONPATH=packages)
+    assert "--mvq_dir: got 'dump/mvq/tiny_hubert_layer1_my quan" in refused.stderr
+    options += ["--mvq_dir", "dump/mvq/given", "--stop_stage", "4"]
+    done = mvq(*options, PYTHONPATH=packages)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(FrameReader(recipe / "dump/my raw/train/codebook_indexes.scp")) == 6
 
 
 def test_help_shows_defaults_and_stages(mvq):
@@ -199,3 +274,6 @@ def test_recipe_commands_are_used(mvq, recipe):
     calls = (recipe / "calls").read_text().splitlines()
     assert len(calls) == 2 and all(line.startswith("yes --gpu 0 ") for line in calls)
     assert "JOB=1:2" in calls[1]
+    # As ESPnet's path.sh has it: without it each job would take all cores.
+    assert " env OMP_NUM_THREADS=4 " in calls[0]
+    assert " env OMP_NUM_THREADS=1 " in calls[1]

@@ -47,5 +47,29 @@ def test_at_least_two_are_chosen():
     assert choose(["a", "b", "c"], {"a": 9.0, "b": 9.0}, 1.0) == ["a", "b"]
 
 
-def test_no_hours_are_refused(options, ends_with_error):
-    assert "--hours: got 0.0" in ends_with_error(main, [*options, "--hours", "0"])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--hours", "0"], "--hours: got 0.0, expected more than 0"),
+        (["--hours", "nan"], "--hours: got nan"),
+        (["--sample_rate", "0"], "--sample_rate: got 0, expected 1 or more"),
+    ],
+)
+def test_wrong_options_are_refused(options, ends_with_error, more, message):
+    assert message in ends_with_error(main, [*options, *more])
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("segments", "utt0 rec0 0 1\n", "segments: got recordings that are to be cut"),
+        ("wav.scp", "", "wav.scp: got no utterances, expected at least 1"),
+        ("utt2num_samples", "utt0 1.5\n", "utt2num_samples: got '1.5' for utt0"),
+    ],
+)
+def test_wrong_data_are_refused(
+    options, data_dir, ends_with_error, tmp_path, name, text, message
+):
+    (data_dir / name).write_text(text)
+    assert message in ends_with_error(main, options)
+    assert not (tmp_path / "selected").exists()

@@ -49,10 +49,15 @@ def format_data(args: argparse.Namespace) -> None:
     """Write the copy.
 
     Raises:
-        DataError: If a file is missing, utterances differ between files, or none
-            would be left.
+        DataError: If a file is missing, wav.scp has recordings to be cut, utterances
+            differ between files, or none would be left.
     """
     data_dir, outdir = Path(args.data_dir), Path(args.outdir)
+    if (data_dir / "segments").exists():
+        raise DataError(
+            f"{data_dir}/segments: got recordings that are to be cut, expected a "
+            "wav.scp of utterances; have data preparation cut them"
+        )
     tables = {name: read_table(data_dir / name) for name in FILES}
     utt_ids = list(tables["wav.scp"])
     for name, table in tables.items():
