@@ -281,6 +281,43 @@ split_scp() {
         '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
 }
 
+# alike A B: the same words, or two paths of the same file or folder
+alike() {
+    [ "$1" = "$2" ] || [ "$1" -ef "$2" ] || {
+        [[ "$1" =~ ^(transformers|espnet|feats)/ ]] && [ "${1%%/*}" = "${2%%/*}" ] &&
+            [ "${1#*/}" -ef "${2#*/}" ]
+    }
+}
+
+# remember OPTION VALUE...: keep in the folder which teacher it is of; refuse another one,
+# whose quantizer and indexes would take the place of those that are there
+remember() {
+    local note=${mvq_dir}/made_of.txt made before
+    made=$(find "${mvq_dir}" ! -name "*.log" \( -name "quantizer.*" -o -name "*.ark*" \) \
+        -print -quit 2>/dev/null) || true
+    mkdir -p "${mvq_dir}"
+    touch "${note}"
+    while [ $# -gt 0 ]; do
+        if grep -q "^$1=" "${note}" && [ -n "${made}" ]; then
+            before=$(sed -n "s/^$1=//p" "${note}")
+            alike "$2" "${before}" || refuse_option "$1" "'${before}', which ${mvq_dir} is\
+ of: give this one a folder of its own by --mvq_dir"
+        fi
+        { grep -v "^$1=" "${note}" || true; echo "$1=$2"; } >"${note}.tmp"
+        mv "${note}.tmp" "${note}"
+        shift 2
+    done
+}
+
+facts=(teacher "${teacher}" layer "${layer}" teacher_conf "${teacher_conf}" dtype "${dtype}"
+    level "${level}")
+if [ "${quantizer}" -ef "${mvq_dir}/quantizer.safetensors" ] || "${with_quantizer}"; then
+    facts+=(quantizer "its own")
+elif [ "${target}" = indexes ]; then
+    facts+=(quantizer "${quantizer}")
+fi
+remember "${facts[@]}"
+
 if "${with_quantizer}" && runs 1; then
     log "stage 1: Speech of ${train_set} for the quantizer, in h: ${quantizer_hours/inf/all}"
     "${py[@]}" -m espnet_mvq.bin.select_utterances --seed "${seed}" \
