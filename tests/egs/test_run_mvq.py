@@ -7,60 +7,90 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from espnet_mvq.where import MVQ_SH
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = ROOT / "egs" / "librispeech_100" / "asr1"
+OVERLAYS = [OVERLAY, ROOT / "egs" / "mini_an4" / "asr1"]
 # Stand in for ESPnet's run.sh, mvq.sh and `python3 -m espnet_mvq.where`
 NOTING = '#!/bin/sh\nfor word in {name} "$@"; do printf "%s\\t" "$word"; done >>{log}\n'
 NOTING += "echo >>{log}\n"
 
 
 @pytest.fixture
-def run_mvq(tmp_path):
-    """Return a function that runs it with an environment, and gives its commands."""
+def run(tmp_path):
+    """Return a function that runs an overlay with an environment.
+
+    It gives the finished process and the commands. Only path.sh leads to the Python.
+    """
     log = tmp_path / "log"
     for name in ("run.sh", "mvq.sh"):
         (tmp_path / name).write_text(NOTING.format(name=name, log=log))
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "python3").write_text(f"#!/bin/sh\necho {tmp_path}/mvq.sh\n")
-    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / "path.sh").write_text("PATH=$PWD/bin:$PATH; [ -n $UNSET_VARIABLE ]\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(f"#!/bin/sh\necho {tmp_path}/mvq.sh\n")
+    (tmp_path / "bin" / "python3").chmod(0o755)
 
-    def run(*options, **variables):
+    def run(*options, overlay=OVERLAY, **variables):
         log.unlink(missing_ok=True)
-        subprocess.run(
-            [OVERLAY / "run_mvq.sh", *options],
+        done = subprocess.run(
+            [overlay / "run_mvq.sh", *options],
             cwd=tmp_path,
-            env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", **variables},
-            check=True,
+            env={"PATH": os.environ["PATH"], **variables},
+            capture_output=True,
+            text=True,
         )
-        lines = [line.split("\t")[:-1] for line in log.read_text().splitlines()]
+        lines = log.read_text().splitlines() if log.exists() else []
+        words = [line.split("\t")[:-1] for line in lines]
         # As programs see options: the last of a name
-        return [(name, dict(zip(w[::2], w[1::2]))) for name, *w in lines]
+        return done, [(name, dict(zip(w[::2], w[1::2]))) for name, *w in words]
 
     return run
+
+
+@pytest.fixture
+def run_mvq(run):
+    """Return a function that runs an overlay well, and gives its commands."""
+
+    def run_well(*options, **variables):
+        done, commands = run(*options, **variables)
+        assert done.returncode == 0, done.stderr
+        return commands
+
+    return run_well
 
 
 def test_first_run(run_mvq):
     (data, first), (mvq, options), (training, second) = run_mvq("--ngpu", "4")
     assert (data, mvq, training) == ("run.sh", "mvq.sh", "run.sh")
-    assert first == {"--stage": "1", "--stop_stage": "5"}
+    assert first == {"--stage": "1", "--stop_stage": "5", "--ngpu": "4"}
     assert options["--teacher"] == "s3prl/wavlm_large" and options["--layer"] == "18"
-    assert second["--stage"] == "10" and second["--ngpu"] == "4"
+    # From the language model on, which asr.sh leaves out if there is none.
+    assert second["--stage"] == "6" and second["--ngpu"] == "4"
     assert second["--python"] == "python3 -m espnet_mvq.run"
 
 
 @pytest.mark.parametrize("teacher", ["wavlm_large", "hubert_large_ll60k"])
 @pytest.mark.parametrize(
-    "config", ["conformer", "e_branchformer", "streaming_conformer"]
+    "config",
+    ["conformer", "e_branchformer", "streaming_conformer", "transducer_conformer"],
 )
 def test_teachers_share_yamls_but_not_experiments(run_mvq, teacher, config):
     variables = {"teacher": f"s3prl/{teacher}", "layer": "21", "config": config}
     (_, options), (_, training) = run_mvq(stage="6", **variables)
     assert options["--teacher"] == f"s3prl/{teacher}" and options["--layer"] == "21"
-    assert (OVERLAY / training["--asr_config"]).is_file()
+    check_checkpoint(OVERLAY, training)
     assert training["--asr_tag"] == f"train_asr_{config}_mvq_{teacher}_layer21"
+
+
+def check_checkpoint(overlay, training):
+    """Decoding takes a checkpoint that the configuration keeps."""
+    config = yaml.safe_load((overlay / training["--asr_config"]).read_text())
+    ((phase, criterion, _),) = config["best_model_criterion"]
+    assert training["--inference_asr_model"] == f"{phase}.{criterion}.ave.pth"
 
 
 def test_checkpoint_in_a_folder_gives_a_name_without_slashes(run_mvq):
@@ -68,13 +98,48 @@ def test_checkpoint_in_a_folder_gives_a_name_without_slashes(run_mvq):
     assert training["--asr_tag"].endswith("_large.pt_layer18")
 
 
-@pytest.mark.parametrize("stage, num_commands", [("6", 2), ("10", 1), ("12", 1)])
-def test_later_stages(run_mvq, stage, num_commands):
-    commands = run_mvq("--stop_stage", "13", stage=stage)
-    assert len(commands) == num_commands
-    training = commands[-1][1]
-    assert training["--stage"] == str(max(10, int(stage)))
-    assert training["--stop_stage"] == "13"
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "options, stages",
+    [
+        ("--stop_stage 3", [("1", "3")]),
+        ("--stage 5 --stop-stage 6", [("5", "5"), None, ("6", "6")]),
+        ("--stage 6 --stop_stage 12", [None, ("6", "12")]),
+        ("--stop_stage 12 --stage 11", [("11", "12")]),
+    ],
+)
+def test_stages_that_are_asked_for_and_no_others(run_mvq, overlay, options, stages):
+    words = ["--asr_args", "--max_epoch 1", *options.split(), "--nj", "3"]
+    commands = run_mvq(*words, overlay=overlay)
+    assert [name for name, _ in commands] == [
+        "run.sh" if pair else "mvq.sh" for pair in stages
+    ]
+    for (name, given), pair in zip(commands, stages):
+        if name == "run.sh":
+            assert (given["--stage"], given["--stop_stage"]) == pair
+            assert (given["--asr_args"], given["--nj"]) == ("--max_epoch 1", "3")
+            if int(pair[0]) > 5:
+                check_checkpoint(overlay, given)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "options",
+    [["--stage", "x"], ["--stage", "0"], ["--stage"], ["--stop_stage", "5x"]]
+    + [["--stage", "12", "--stop_stage", "11"]],
+)
+def test_wrong_stages_end_in_one_line(run, overlay, options):
+    done, commands = run(*options, overlay=overlay)
+    assert done.returncode == 2 and not commands
+    assert "--stage and --stop_stage: got '" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.parent.name)
+def test_help_runs_nothing(run, overlay):
+    done, commands = run("--ngpu", "1", "--help", overlay=overlay)
+    assert done.returncode == 0 and "Options are those of run.sh" in done.stdout
+    assert commands == [("run.sh", {})]  # its own help
 
 
 def test_options_are_those_of_mvq_sh_and_the_documented_teachers_of_s3prl(run_mvq):
