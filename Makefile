@@ -25,9 +25,9 @@ test: venv
 		OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: venv
-	.venv/bin/black --check .
-	.venv/bin/isort --check .
-	.venv/bin/flake8
+	.venv/bin/python -m black --check .
+	.venv/bin/python -m isort --check .
+	.venv/bin/python -m flake8
 
 clean:
 	rm -rf egs/*/asr1/data egs/*/asr1/dump egs/*/asr1/exp

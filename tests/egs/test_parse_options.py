@@ -62,7 +62,7 @@ def test_help(run):
         (["--a.b", "1"], "invalid option --a.b"),
         (["--", "1"], "invalid option --"),
         (["--nj"], "option --nj needs a value"),
-        (["--nj", "--use-gpu"], "option --nj needs a value, got the option '--use-gpu'"),
+        (["--nj", "--nj"], "option --nj needs a value, got the option '--nj'"),
         (["--nj=3"], "write '--name value' instead of '--nj=3'"),
         (["--use-gpu", "yes"], "option --use-gpu takes true or false, not 'yes'"),
         (["--config", "nowhere"], "cannot read the file given to --config: 'nowhere'"),

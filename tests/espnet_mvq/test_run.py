@@ -147,9 +147,11 @@ def test_only_the_main_module_of_a_spawned_process_registers(monkeypatch, name):
 
 
 def test_commands_that_build_no_model_do_not_wait_for_the_plugin(tmp_path):
-    done = run("-m", "espnet2.bin.tokenize_text", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "--token_type" in done.stdout
-    assert "espnet_mvq" not in done.stderr
+    site = "import espnet_mvq\nespnet_mvq.register = lambda: exit('registered')\n"
+    (tmp_path / "sitecustomize.py").write_text(site)
+    arguments = "-m", "espnet2.bin.tokenize_text", "--help"
+    done = run(*arguments, cwd=tmp_path, module_paths=[tmp_path])
+    assert done.returncode == 0 and "--token_type" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
