@@ -130,11 +130,13 @@ def test_more_options_of_mvq_sh_come_last(run):
     done, calls = run(
         *("--stage", "6", "--stop_stage", "8", "--teacher", "t"),
         *("--mvq_asr_config", "conf/one.yaml", "--num_codebooks", "4"),
+        *("--mvq_dir", "dump/mvq/mine"),
         *("--mvq_args", "--level utterance --num_codebooks 1"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ours = of_kind(calls, "mvq.sh")
     assert len(ours) == 3 and all("--num_codebooks 4 " in call for call in ours)
+    assert all("--mvq_dir dump/mvq/mine " in call for call in ours)
     assert all(call.endswith(" --level utterance --num_codebooks 1") for call in ours)
 
 
@@ -142,12 +144,29 @@ def test_more_options_of_mvq_sh_come_last(run):
     "options, message",
     [
         (["--asr_config", ""], "got none, expected one of them"),
-        (["--mvq_asr_config", "conf/one.yaml"], "--teacher is required"),
+        (["--mvq_asr_config", "conf/one.yaml"], "--teacher: got '', expected BACKEND"),
         (["--mvq_asr_config", "conf/one.yaml conf/0.yaml", "--teacher", "t"], "0.yaml"),
         (["--asr_config", "conf/0.yaml"], "no such configuration: conf/0.yaml"),
+        (["--train_set", ""], "--train_set: got '', expected the name of a set"),
+        (["more"], "no positional arguments are taken, got 'more'"),
+        (["--stage", "x"], "--stage: got 'x', expected a whole number from 1 up"),
+        (["--stage", "15"], "--stop_stage: got '14', expected no stage before"),
+        (["--stage", "2", "--stop_stage", "3"], "--stage: got '2', expected one of"),
+        (["--skip_stages", "ten"], "--skip_stages: got 'ten', expected numbers"),
+        (["--ngpu", "-1"], "--ngpu: got '-1', expected a whole number from 0 up"),
+        (["--nj", "abc"], "--nj: got 'abc', expected a whole number from 1 up"),
+        (["--inference_nj", "0"], "--inference_nj: got '0'"),
+        (["--num_threads", "all"], "--num_threads: got 'all'"),
+        (["--layer", "6 12"], "--layer: got '6 12', expected a whole number from -1"),
+        (["--max_wav_duration", "long"], "--max_wav_duration: got 'long', expected"),
+        (["--bpemode", "word"], "--bpemode: got 'word', expected one of: unigram bpe"),
+        (["--on_error", "ignore"], "--on_error: got 'ignore', expected one of: stop"),
+        (["--expdir", "a b"], "--expdir: got 'a b', expected a path without spaces"),
     ],
 )
-def test_what_is_missing_is_named(run, options, message):
+def test_what_is_missing_or_wrong_is_named(recipe, run, options, message):
+    there = sorted(recipe.rglob("*"))
     done, calls = run(*options)
     assert done.returncode == 2 and message in done.stderr
-    assert not of_kind(calls, "espnet2.bin.asr_train")
+    assert done.stderr.count("\n") == 1
+    assert not calls and sorted(recipe.rglob("*")) == there

@@ -118,9 +118,12 @@ def test_wrong_method_ends_in_a_line_that_names_it(recipe, run):
     [
         (["--domains", "clean fast"], "expected a share for each domain"),
         (["--domains", "clean fast clean"], "expected each once"),
+        (["--stage", "7"], "--stop_stage: got '6', expected no stage before"),
+        (["--nj", "x"], "--nj: got 'x', expected a whole number from 1 up"),
+        (["--layer", "last"], "--layer: got 'last', expected a whole number from -1"),
     ],
 )
-def test_domains_that_would_lose_speech_are_refused(recipe, run, options, message):
+def test_wrong_options_are_refused(recipe, run, options, message):
     done = run(*options)
     assert done.returncode == 2 and message in done.stderr
     assert not (recipe / "calls").exists()

@@ -72,3 +72,17 @@ def test_loss_that_is_not_there_stops_it(run):
     _, done, calls = run("--stage", "4", "--stop_stage", "4", "--losses", "mvq l3")
     assert done.returncode != 0 and not calls
     assert "conf/losses/l3.yaml" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--stage", "x"], "--stage: got 'x', expected a whole number from 1 up"),
+        (["--nj", "0"], "--nj: got '0', expected a whole number from 1 up"),
+        (["--k_updates", "1e3"], "--k_updates: got '1e3'"),
+    ],
+)
+def test_wrong_options_end_in_one_line(run, options, message):
+    _, done, calls = run(*options)
+    assert done.returncode == 2 and message in done.stderr and not calls
+    assert done.stderr.count("\n") == 1

@@ -45,6 +45,8 @@ def recipe(tmp_path_factory):
     ignored = shutil.ignore_patterns("corpus", "exp", "dump", "data")
     for name in ("TEMPLATE", "demo"):
         shutil.copytree(ROOT / "egs" / name, egs / name, symlinks=True, ignore=ignored)
+    scripts = Path("espnet_mvq") / "scripts"  # what the links of utils/ lead to
+    shutil.copytree(ROOT / scripts, egs.parent / scripts)
     target = egs / "demo" / "asr1"
     for subset, num_speakers in (("train", 8), ("dev", 2), ("test", 2)):
         source = ROOT / "egs" / "demo" / "asr1" / "corpus" / subset

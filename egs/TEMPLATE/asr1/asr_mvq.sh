@@ -45,6 +45,7 @@ teacher=            # s3prl/UPSTREAM[:CHECKPOINT], transformers/NAME_OR_DIR ... 
                     # for MVQ students).
 layer=-1            # Teacher layer, counted from 1; -1: the last.
 teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
+mvq_dir=            # Quantizer, arks, logs; empty: in dumpdir, named after teacher and layer.
 num_codebooks=8     # Bytes per teacher frame.
 max_frames=160000   # Frames the quantizer is trained on.
 quantizer_hours=2   # Speech they are drawn from, in hours.
@@ -70,6 +71,7 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --train_set NAME --valid_set NAME --test_sets \"NAME NAME\"
   --nbpe N [${nbpe}] --bpemode MODE [${bpemode}]
   --teacher NAME --layer N [${layer}] --teacher_conf \"KEY=VALUE ...\"
+  --mvq_dir DIR [named after teacher and layer]
   --num_codebooks N [${num_codebooks}] --max_frames N [${max_frames}] --on_error stop|skip
   --mvq_args \"...\"
   --asr_config YAML [${asr_config}] --mvq_asr_config \"YAML ...\" [${mvq_asr_config}]
@@ -78,15 +80,27 @@ help_message="Usage: $0 [options]   (defaults in brackets)
 log "$0 $*"
 run_args=$*
 . utils/parse_options.sh
-. ./path.sh
-. ./cmd.sh
+. utils/check_options.sh
 
-for name in train_set valid_set test_sets ${mvq_asr_config:+teacher}; do
-    if [ -z "${!name}" ]; then
-        log "Error: --${name} is required" >&2
-        exit 2
-    fi
-done
+if [ $# -ne 0 ]; then
+    log "Error: no positional arguments are taken, got '$*'" >&2
+    exit 2
+fi
+stages 1 4 5 6 7 8 10 11 12 13 14
+[[ "${skip_stages}" =~ ^[0-9\ ]*$ ]] || refuse_option skip_stages "numbers of stages"
+whole_number 0 ngpu
+whole_number 1 nj inference_nj ${num_threads:+num_threads} nbpe sample_rate num_codebooks \
+    max_frames quantizer_iterations
+whole_number -1 layer
+number min_wav_duration max_wav_duration
+[ "${quantizer_hours}" = inf ] || positive_number quantizer_hours
+one_of bpemode unigram bpe char
+one_of on_error stop skip
+given "the name of a set, a folder below data/ (required)" train_set valid_set
+given "names of sets, folders below data/ (required)" test_sets
+given "BACKEND/NAME, such as s3prl/wavlm_large (required)" ${mvq_asr_config:+teacher}
+given "a folder" dumpdir expdir
+without_spaces dumpdir expdir mvq_dir asr_stats_dir token_list_dir
 if [ -z "${asr_config}${mvq_asr_config}" ]; then
     log "Error: --asr_config and --mvq_asr_config: got none, expected one of them" >&2
     exit 2
@@ -97,6 +111,8 @@ for file in ${asr_config} ${mvq_asr_config} "${inference_config}"; do
         exit 2
     fi
 done
+. ./path.sh
+. ./cmd.sh
 # The cores that this process may use, which on a cluster are not all
 num_threads=${num_threads:-$(OMP_NUM_THREADS='' nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
 
@@ -105,7 +121,7 @@ token_dir=${token_list_dir:-data/${lang}_token_list/bpe_${bpemode}${nbpe}}
 token_list=${token_dir}/tokens.txt
 bpemodel=${token_dir}/bpe.model
 teacher_tag=$(basename "${teacher##*:}")_layer${layer}_cb${num_codebooks}
-mvq_dir=${dumpdir}/mvq/${teacher_tag}
+mvq_dir=${mvq_dir:-${dumpdir}/mvq/${teacher_tag}}
 quantizer=${mvq_dir}/quantizer.safetensors
 stats_dir=${asr_stats_dir:-${expdir}/asr_stats_raw_${lang}_bpe${nbpe}}
 

@@ -66,6 +66,15 @@ help_message="Usage: $0 [options]   (defaults in brackets)
 
 log "$0 $*"
 . utils/parse_options.sh
+. utils/check_options.sh
+
+stages 1 2 3 4 5 6
+whole_number 0 ngpu
+whole_number 1 nj ${num_threads:+num_threads} num_valid num_test nbpe num_codebooks
+whole_number 2 utterance_codebook_size
+whole_number -1 layer first_teacher_layer
+given "names of domains" domains
+without_spaces dumpdir expdir
 . ./path.sh
 
 first=${domains%% *}

@@ -46,6 +46,13 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --nj N [${nj}] --num_threads N [all cores] --python CMD [${python}]"
 
 . utils/parse_options.sh
+. utils/check_options.sh
+
+stages 1 2 3 4 5 6
+whole_number 1 nj ${num_threads:+num_threads} max_frames k_updates ${num_test:+num_test}
+whole_number -1 layer second_layer
+given "BACKEND/NAME, such as s3prl/wavlm_large" teacher
+without_spaces expdir asr_stats_dir
 . ./path.sh
 
 train_set=train_clean_5
