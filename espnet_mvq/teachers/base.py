@@ -1,8 +1,9 @@
 """What every teacher back end offers."""
 
 import hashlib
+import json
 from abc import abstractmethod
-from typing import Iterable, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -161,8 +162,23 @@ def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
     return resolved
 
 
-def weights_hash(named_tensors: Iterable[Tuple[str, torch.Tensor]]) -> str:
-    """Hash names and values of a model's weights, 12 hex digits."""
+def weights_hash(
+    named_tensors: Iterable[Tuple[str, torch.Tensor]],
+    settings: Optional[Dict[str, Any]] = None,
+) -> str:
+    """Hash a model.
+
+    Args:
+        named_tensors: Its weights by name.
+        settings: Plain values, of any depth, that decide on its results too.
+
+    Returns:
+        12 hex digits; the order of weights and settings is of no account.
+    """
+    if settings is not None:
+        text = json.dumps(settings, sort_keys=True, default=str)
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        named_tensors = [*named_tensors, ("config", content)]
     digest = hashlib.sha256()
     for name, value in sorted(named_tensors, key=lambda item: item[0]):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())

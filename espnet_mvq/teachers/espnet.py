@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import json
 import logging
 import sys
 import tempfile
@@ -79,9 +78,9 @@ class ESPnetTeacher(Teacher):
         config = read_config(spec, folder / "config.yaml")
         state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
         self._parts = _load_parts(spec, config, state)
-        content = json.dumps(encoder_config(config), sort_keys=True, default=str)
-        named = {**self._parts.state_dict(), "config": as_tensor(content)}
-        self.id = f"espnet/{folder.resolve().name}@{weights_hash(named.items())}"
+        weights = self._parts.state_dict().items()
+        content = weights_hash(weights, encoder_config(config))
+        self.id = f"espnet/{folder.resolve().name}@{content}"
         self.spec = spec
         self.sample_rate = sample_rate_hz(f"teacher {spec}", config)
         grid = frame_shift_samples, frame_offset_samples
@@ -383,11 +382,6 @@ def encoder_config(config: Dict[str, Any]) -> Dict[str, Any]:
     conf = dict(relevant["normalize_conf"] or {})
     conf.pop("stats_file", None)
     return {**relevant, "normalize_conf": conf}
-
-
-def as_tensor(text: str) -> torch.Tensor:
-    """Return the bytes of a text, for the hash."""
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def sample_rate_hz(whose: str, config: Dict[str, Any]) -> int:

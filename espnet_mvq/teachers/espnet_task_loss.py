@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import hashlib
 import importlib
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 
 from espnet_mvq.teachers.base import TeacherError, weights_hash
 from espnet_mvq.teachers.espnet import (
-    as_tensor,
     building,
     encoder_config,
     fill,
@@ -116,9 +114,8 @@ class ESPnetTaskLoss(TaskLoss):
         self._preprocess = _build_preprocessor(spec, task_class, args)
         content = {**encoder_config(config), **{n: config.get(n) for n in _DECISIVE}}
         content.update(task=task, bpemodel=_file_hash(config.get("bpemodel")))
-        text = json.dumps(content, sort_keys=True, default=str)
-        named = {**self._model.state_dict(), "config": as_tensor(text)}
-        self.id = f"espnet/{folder.resolve().name}@{weights_hash(named.items())},loss"
+        weights = weights_hash(self._model.state_dict().items(), content)
+        self.id = f"espnet/{folder.resolve().name}@{weights},loss"
         self.sample_rate = sample_rate_hz(f"teacher {spec}", config)
 
     def encode(self, text: str) -> torch.Tensor:

@@ -25,7 +25,8 @@ class SpeechModel(ABC):
 
     Attributes:
         spec: The name it was built from, `BACKEND/NAME`.
-        id: Back end, name and a hash of the weights: equal id, equal results.
+        id: Back end, name and a hash of weights and of the settings that decide on
+            results: equal id, equal results.
         sample_rate: Sample rate of the speech, in Hz.
         device: Where the model runs.
         dtype: What it computes in; less than float32 by torch's autocast.

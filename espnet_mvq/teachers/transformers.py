@@ -12,6 +12,13 @@ from espnet_mvq.teachers.base import (
     resolve_layer,
     weights_hash,
 )
+from espnet_mvq.teachers.transformers_settings import (
+    config_settings,
+    load_whisper_features,
+    one_line,
+    preprocessor_of,
+    whisper_features_settings,
+)
 
 
 def build_transformers_teacher(
@@ -71,9 +78,15 @@ def read_model_config(spec: str, name: str) -> Tuple[str, Any]:
             )
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # OSError and others, by kind of damage
+        if Path(name).is_dir():
+            raise TeacherError(
+                f"teacher {spec}: could not read {name}/config.json "
+                f"({type(error).__name__}: {one_line(error)}); expected that of a "
+                "model saved by transformers, copy it again"
+            ) from error
         raise TeacherError(
-            f"teacher {spec}: no such model ({first_line(error)}). Without a network, "
+            f"teacher {spec}: no such model ({one_line(error)}). Without a network, "
             "give the folder of a model that was downloaded before"
         ) from error
     return name, config
@@ -96,7 +109,7 @@ class WaveModel(Teacher):
         self._model = load_model(spec, model_class, name).to(device)
         self.device = device
         self.spec = spec
-        self._normalize, self.sample_rate = preprocessor_of(name, config)
+        self._normalize, self.sample_rate = preprocessor_of(spec, name, config)
         self.frame_shift_samples, receptive_field = 1, 1
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride))
         for kernel, stride in self._convolutions:
@@ -108,7 +121,12 @@ class WaveModel(Teacher):
             getattr(config, "feat_extract_norm", None) == "layer"
             and config.model_type in ONE_POSITIONAL_CONVOLUTION
         )
-        weights = weights_hash(self._model.state_dict().items())
+        settings = {
+            **config_settings(config),
+            "do_normalize": self._normalize,
+            "sampling_rate": self.sample_rate,
+        }
+        weights = weights_hash(self._model.state_dict().items(), settings)
         self.id = f"transformers/{Path(name).name}@{weights}"
 
     def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
@@ -188,7 +206,7 @@ class WhisperTeacher(Teacher):
         self.spec = spec
         self.layer = resolve_layer(layer, config.encoder_layers, spec)
         self.dim = config.d_model
-        self._features = load_whisper_features(name, config)
+        self._features = load_whisper_features(spec, name, config)
         self.sample_rate = self._features.sampling_rate
         # Two frames of the spectrogram, whose frames are centred on their start.
         self.frame_shift_samples = 2 * self._features.hop_length
@@ -203,7 +221,11 @@ class WhisperTeacher(Teacher):
             )
         self.segment_s = (self._window_samples or longest) / self.sample_rate
         self.overlap_s = min(self.overlap_s, self.segment_s / 8)
-        weights = weights_hash(self._encoder.state_dict().items())
+        settings = {
+            **config_settings(config),
+            "features": whisper_features_settings(self._features),
+        }
+        weights = weights_hash(self._encoder.state_dict().items(), settings)
         self.id = f"transformers/{Path(name).name}@{weights}"
         if self._window_samples != longest:
             self.id += f",window_s={window_s:g}"
@@ -283,26 +305,6 @@ MODEL_TYPES = {
 ONE_POSITIONAL_CONVOLUTION = ("hubert", "wav2vec2", "wavlm", "unispeech-sat")
 
 
-def preprocessor_of(name: str, config: Any) -> Tuple[bool, int]:
-    """Return whether waveforms are normalised, and the sample rate in Hz."""
-    from transformers import AutoFeatureExtractor
-
-    if Path(name).is_dir() and not Path(name, "preprocessor_config.json").is_file():
-        # The rule these models were trained by; data2vec knows layer norm alone.
-        return getattr(config, "feat_extract_norm", "layer") == "layer", 16_000
-    extractor = AutoFeatureExtractor.from_pretrained(name)
-    return bool(extractor.do_normalize), extractor.sampling_rate
-
-
-def load_whisper_features(name: str, config: Any) -> Any:
-    """Load what makes spectrograms for Whisper; a bare model folder has OpenAI's."""
-    from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
-
-    if Path(name).is_dir() and not Path(name, "preprocessor_config.json").is_file():
-        return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-    return AutoFeatureExtractor.from_pretrained(name)
-
-
 def _load_whisper_encoder(spec: str, name: str, config: Any) -> torch.nn.Module:
     """Load the encoder from a whole Whisper model or from an encoder alone."""
     from transformers import WhisperModel
@@ -321,7 +323,7 @@ def load_model(spec: str, model_class: Any, name: str) -> torch.nn.Module:
     except Exception as error:  # OSError, safetensors' and others, by kind of damage
         raise TeacherError(
             f"teacher {spec}: could not load its weights "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"({type(error).__name__}: {one_line(error)})"
         ) from error
     # A masking vector is for pre-training only and often left out of checkpoints.
     missing = [key for key in info["missing_keys"] if "masked_spec_embed" not in key]
@@ -330,9 +332,5 @@ def load_model(spec: str, model_class: Any, name: str) -> torch.nn.Module:
             f"teacher {spec}: {len(missing)} weights are missing in the checkpoint, "
             f"first {sorted(missing)[0]}; expected a whole {model_class.__name__}"
         )
+    model.config.return_dict = True  # whatever the file says: results have names
     return model.eval().requires_grad_(False)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip().splitlines() or [""])[0]

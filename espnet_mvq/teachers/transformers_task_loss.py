@@ -5,13 +5,10 @@ from typing import Any, List, Sequence, Tuple
 
 import torch
 
-from espnet_mvq.teachers.base import TeacherError
+from espnet_mvq.teachers.base import TeacherError, weights_hash
 from espnet_mvq.teachers.task_loss import WITH_TASK_HEAD, TaskLoss, TextError
-from espnet_mvq.teachers.transformers import (
-    WaveModel,
-    first_line,
-    read_model_config,
-)
+from espnet_mvq.teachers.transformers import WaveModel, read_model_config
+from espnet_mvq.teachers.transformers_settings import one_line, tokenizer_settings
 
 _CTC = ("ForCTC", "espnet_mvq.teachers.transformers_task_loss", "CTCTaskLoss")
 # type of model -> end of the name of the class with a task head; module and class here
@@ -91,7 +88,9 @@ class CTCTaskLoss(TaskLoss):
         self.sample_rate = self._logits.sample_rate
         self._tokenizer = load_tokenizer(spec, name)
         self._blank = config.pad_token_id
-        self.id = f"{self._logits.id},ForCTC,case={case}"
+        settings = {**tokenizer_settings(self._tokenizer), "blank": self._blank}
+        labels = weights_hash([], settings)
+        self.id = f"{self._logits.id},ForCTC,labels={labels},case={case}"
         if ignored_characters:
             self.id += f",ignored_characters={''.join(sorted(ignored_characters))}"
 
@@ -203,7 +202,7 @@ def load_tokenizer(spec: str, name: str) -> Any:
     except Exception as error:  # OSError, tokenizers' and others, by kind of damage
         raise TeacherError(
             f"teacher {spec}: could not load its tokenizer ({type(error).__name__}: "
-            f"{first_line(error)}); expected the files that its processor saves, "
+            f"{one_line(error)}); expected the files that its processor saves, "
             "vocab.json or tokenizer.json among them"
         ) from error
 

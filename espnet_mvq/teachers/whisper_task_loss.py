@@ -9,7 +9,13 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.base import TeacherError, weights_hash
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
-from espnet_mvq.teachers.transformers import load_model, load_whisper_features
+from espnet_mvq.teachers.transformers import load_model
+from espnet_mvq.teachers.transformers_settings import (
+    config_settings,
+    load_whisper_features,
+    tokenizer_settings,
+    whisper_features_settings,
+)
 from espnet_mvq.teachers.transformers_task_loss import check_case, load_tokenizer
 
 _IGNORED = -100  # label of padding
@@ -57,7 +63,7 @@ class WhisperTaskLoss(TaskLoss):
         self._leading_space = bool(leading_space)
         model = load_model(spec, WhisperForConditionalGeneration, name)
         self._model = model.to(device)
-        self._features = load_whisper_features(name, config)
+        self._features = load_whisper_features(spec, name, config)
         self.sample_rate = self._features.sampling_rate
         # The encoder halves the frames of the spectrogram.
         hop_length = self._features.hop_length
@@ -66,7 +72,13 @@ class WhisperTaskLoss(TaskLoss):
         self._tokenizer = load_tokenizer(spec, name)
         self._prefix = self._find_prefix(language, task)
         self._end: int = self._tokenizer.eos_token_id
-        weights = weights_hash(self._model.state_dict().items())
+        settings = {
+            **config_settings(config),
+            "decoder_attention_heads": config.decoder_attention_heads,
+            "features": whisper_features_settings(self._features),
+            "tokenizer": tokenizer_settings(self._tokenizer),
+        }
+        weights = weights_hash(self._model.state_dict().items(), settings)
         self.id = f"transformers/{Path(name).name}@{weights},ForConditionalGeneration"
         prefix = "".join(self._tokenizer.convert_ids_to_tokens(self._prefix))
         self.id += f",prefix={prefix},case={case},leading_space={self._leading_space}"

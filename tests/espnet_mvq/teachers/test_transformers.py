@@ -1,5 +1,7 @@
 """Teachers out of transformers against the models called directly."""
 
+import json
+
 import pytest
 import torch
 
@@ -148,3 +150,109 @@ def test_model_of_another_type_is_refused(tmp_path):
 def test_spec_without_back_end_or_name_is_refused(spec):
     with pytest.raises(TeacherError, match="BACKEND/NAME .* s3prl, transformers"):
         build_teacher(spec)
+
+
+def change_file(path, changes):
+    """Change a JSON file, or write one."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def id_and_embeddings(path, **options):
+    teacher = build_teacher(f"transformers/{path}", **options)
+    # Longer than the distances that WavLM tells apart
+    waveform = torch.randn(48000, generator=torch.Generator().manual_seed(0))
+    return teacher.id, teacher.embed_utterance(3 * waveform + 0.2)
+
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+WHISPER = {"feature_extractor_type": "WhisperFeatureExtractor"}
+
+
+@pytest.mark.parametrize(
+    "kind, file, changes",
+    [
+        ("Hubert", CONFIG, {"hidden_act": "relu"}),
+        ("Hubert", CONFIG, {"feat_extract_activation": "relu"}),
+        ("Hubert", CONFIG, {"do_stable_layer_norm": True}),
+        ("Hubert", CONFIG, {"layer_norm_eps": 0.1}),
+        ("Hubert", CONFIG, {"num_attention_heads": 4}),
+        ("Hubert", CONFIG, {"conv_stride": [5, 2, 2, 2, 2, 2, 1]}),
+        ("Data2VecAudio", CONFIG, {"hidden_act": "relu"}),
+        ("WavLM", CONFIG, {"max_bucket_distance": 20}),
+        ("Hubert", PREPROCESSOR, {"do_normalize": True}),
+        ("Hubert", "processor_config.json", {"do_normalize": True}),
+        ("Whisper", CONFIG, {"activation_function": "relu"}),
+        ("Whisper", CONFIG, {"encoder_attention_heads": 4}),
+        ("Whisper", PREPROCESSOR, {**WHISPER, "n_fft": 512}),
+        ("Whisper", PREPROCESSOR, {**WHISPER, "hop_length": 200}),
+        ("Whisper", PREPROCESSOR, {**WHISPER, "padding_value": 0.5}),
+    ],
+)
+def test_id_stands_for_settings_that_change_embeddings(save_model, kind, file, changes):
+    path = save_model(kind)
+    options = {"window_s": 0.9} if kind == "Whisper" else {}
+    if kind == "Hubert":
+        extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor"}
+        change_file(path / PREPROCESSOR, {**extractor, "do_normalize": False})
+        if file == "processor_config.json":  # goes before the older file
+            changes = {"feature_extractor": {**extractor, **changes}}
+    before = id_and_embeddings(path, **options)
+    change_file(path / file, changes)
+    found = id_and_embeddings(path, **options)
+    assert not torch.equal(found[1], before[1])
+    assert found[0] != before[0]
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("Hubert", {"hidden_dropout": 0.5, "layerdrop": 0.5, "mask_time_prob": 0.5}),
+        ("Whisper", {"dropout": 0.5, "encoder_layerdrop": 0.5, "decoder_layers": 1}),
+    ],
+)
+def test_id_does_not_stand_for_settings_of_training_and_saving(
+    save_model, kind, changes
+):
+    path = save_model(kind)
+    before = id_and_embeddings(path, **{"window_s": 1.0} if kind == "Whisper" else {})
+    notes = {"transformers_version": "4.0.0", "_name_or_path": "x", "dtype": "float16"}
+    notes.update(return_dict=False, id2label={"0": "a"}, label2id={"a": 0})
+    change_file(path / CONFIG, {**changes, **notes})
+    found = id_and_embeddings(path, **{"window_s": 1.0} if kind == "Whisper" else {})
+    assert found[0] == before[0] and torch.equal(found[1], before[1])
+
+
+@pytest.mark.parametrize(
+    "kind, file, content, message",
+    [
+        ("Hubert", CONFIG, "no json", "could not read .*config.json"),
+        ("Hubert", CONFIG, "[1]", "could not read .*config.json"),
+        ("Hubert", CONFIG, {"conv_kernel": "x"}, "could not read .*config.json"),
+        ("Hubert", CONFIG, {"num_feat_extract_layers": 2}, "could not read .*conf"),
+        ("Hubert", PREPROCESSOR, "no json", "could not read its preprocessor"),
+        ("Hubert", PREPROCESSOR, "[1]", "could not read its preprocessor"),
+        (
+            "Hubert",
+            PREPROCESSOR,
+            {"do_normalize": "x"},
+            "do_normalize 'x', expected tr",
+        ),
+        ("Hubert", PREPROCESSOR, {"sampling_rate": 0}, "sampling_rate 0, expected Hz"),
+        ("Hubert", PREPROCESSOR, WHISPER, "do_normalize None, expected true or"),
+        ("Whisper", PREPROCESSOR, "no json", "could not read its preprocessor"),
+        ("Whisper", PREPROCESSOR, {"feature_size": 8}, "8 mel bins .*, expected 80"),
+        ("Whisper", PREPROCESSOR, {"n_fft": 0}, "could not read its preprocessor"),
+    ],
+)
+def test_files_that_are_damaged(save_model, kind, file, content, message):
+    path = save_model(kind)
+    if isinstance(content, str):
+        (path / file).write_text(content)
+    else:
+        kinds = {"Hubert": "Wav2Vec2", "Whisper": "Whisper"}
+        extractor = {"feature_extractor_type": f"{kinds[kind]}FeatureExtractor"}
+        change_file(path / PREPROCESSOR, extractor)
+        change_file(path / file, content)
+    with pytest.raises(TeacherError, match=f"teacher transformers/{path}: .*{message}"):
+        build_teacher(f"transformers/{path}")

@@ -204,6 +204,20 @@ def test_id_is_of_all_weights_and_options(save):
     assert build_task_loss(f"transformers/{path}").id != first
 
 
+def test_id_is_of_vocabulary_and_settings(save):
+    path = save()
+    ids = [build_task_loss(f"transformers/{path}").id]
+    for changes in ({"hidden_act": "relu"}, {"pad_token_id": 1}):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, **changes}))
+        ids.append(build_task_loss(f"transformers/{path}").id)
+    swapped = [{"A": "B", "B": "A"}.get(token, token) for token in CAPITALS]
+    vocabulary = {token: number for number, token in enumerate(swapped)}
+    (path / "vocab.json").write_text(json.dumps(vocabulary))
+    ids.append(build_task_loss(f"transformers/{path}").id)
+    assert len(set(ids)) == 4
+
+
 def test_half_precision_is_near(save, speech):
     spec = f"transformers/{save(**LAYER_NORM)}"
     losses = [

@@ -211,3 +211,22 @@ def test_id_is_of_weights_and_options(save):
     ids = {build_task_loss(spec, language="en", **more).id for more in options}
     ids.add(build_task_loss(spec, language="de").id)
     assert len(ids) == 5
+
+
+def test_id_is_of_settings_and_vocabulary(save):
+    path, tokenizer = save()
+    ids = [build_task_loss(f"transformers/{path}").id]
+    extractor = {"feature_extractor_type": "WhisperFeatureExtractor", "n_fft": 512}
+    (path / "preprocessor_config.json").write_text(json.dumps(extractor))
+    ids.append(build_task_loss(f"transformers/{path}").id)
+    for changes in ({"activation_function": "relu"}, {"decoder_attention_heads": 4}):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, **changes}))
+        ids.append(build_task_loss(f"transformers/{path}").id)
+    text = (path / "tokenizer.json").read_text()
+    content = json.loads(text)
+    vocabulary = content["model"]["vocab"]
+    vocabulary["he"], vocabulary["a"] = vocabulary["a"], vocabulary["he"]
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    ids.append(build_task_loss(f"transformers/{path}").id)
+    assert len(set(ids)) == 5
