@@ -8,8 +8,13 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.batching import cut_into_segments, group_by_length
 from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError
+
+
+class EmbeddingError(AudioError):
+    """A teacher has no embeddings, or none that are finite, for an utterance."""
 
 
 class Teacher(SpeechModel):
@@ -68,6 +73,9 @@ class Teacher(SpeechModel):
 
         Returns:
             Embeddings, float32, on the teacher's device, [(T_1, D), ...].
+
+        Raises:
+            EmbeddingError: If the model cannot run on one of them.
         """
         prepared = [self._prepare(w.detach().cpu().float()) for w in waveforms]
         segments = [
@@ -160,6 +168,26 @@ def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
             "of the first block, -1: the last layer)"
         )
     return resolved
+
+
+def check_frames(spec: str, shift_samples: int, offset_samples: float) -> None:
+    """Refuse frames that lie nowhere.
+
+    Raises:
+        TeacherError: If the shift is not above 0 or the centre of frame 0 below 0.
+    """
+    if shift_samples <= 0 or offset_samples < 0:
+        raise TeacherError(
+            f"teacher {spec}: got frame_shift_samples {shift_samples} and "
+            f"frame_offset_samples {offset_samples}, expected a shift above 0 and an "
+            "offset of 0 or more"
+        )
+
+
+def is_fault_of_device(error: Exception) -> bool:
+    """Say whether an error is of a device or its memory, not of what ran on it."""
+    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))
+    return isinstance(error, (MemoryError, *kinds))
 
 
 def weights_hash(

@@ -2,22 +2,32 @@
 
 import contextlib
 import difflib
+import logging
 import sys
 from pathlib import Path
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 
 from espnet_mvq.teachers.base import (
+    EmbeddingError,
     Teacher,
     TeacherError,
+    check_frames,
+    is_fault_of_device,
     resolve_layer,
     weights_hash,
 )
+from espnet_mvq.teachers.s3prl_settings import (
+    find_frame_offset,
+    settings_of,
+    weights_of,
+)
+from espnet_mvq.teachers.transformers_settings import one_line
 
-# Half of the 25 ms window (400 samples at 16 kHz) which the wave convolutions of the
-# HuBERT family and Kaldi-style filterbanks share: frame 0 is centred there.
+# Half of a window of 25 ms, taken for front ends that are not known here
 _DEFAULT_FRAME_OFFSET_SAMPLES = 199.5
+_WHOLE_S = 1e6  # no speech is longer
 
 
 class S3PRLTeacher(Teacher):
@@ -32,8 +42,8 @@ class S3PRLTeacher(Teacher):
             the upstreams that take one (`hubert_local`, `hf_hubert_custom` ...).
         layer: Layer number, counted from 1; 0 = input of the first block; -1 = last.
         device: Where it runs.
-        frame_offset_samples: Centre of frame 0, for upstreams whose window is not
-            25 ms.
+        frame_offset_samples: Centre of frame 0, for upstreams whose front end is not
+            known here; a warning says so.
 
     Raises:
         TeacherError: If s3prl is missing, knows no such upstream, cannot load it, or
@@ -46,7 +56,7 @@ class S3PRLTeacher(Teacher):
         name: str,
         layer: int,
         device: torch.device,
-        frame_offset_samples: float = _DEFAULT_FRAME_OFFSET_SAMPLES,
+        frame_offset_samples: Optional[float] = None,
     ):
         upstream, _, checkpoint = name.partition(":")
         self._upstream = _load_upstream(spec, upstream, checkpoint)
@@ -58,16 +68,46 @@ class S3PRLTeacher(Teacher):
         self.dim = self._upstream.hidden_sizes[self.layer]
         self.sample_rate = 16_000
         self.frame_shift_samples = self._upstream.downsample_rates[self.layer]
+        if frame_offset_samples is None:
+            frame_offset_samples = self._find_frame_offset()
         self.frame_offset_samples = frame_offset_samples
+        check_frames(spec, self.frame_shift_samples, frame_offset_samples)
+        if not any(True for _ in self._upstream.parameters()):
+            # Filterbanks normalise over the utterance, and need little memory.
+            self.segment_s = _WHOLE_S
         label = upstream + (f":{Path(checkpoint).name}" if checkpoint else "")
-        weights = weights_hash(self._upstream.state_dict().items())
+        settings = settings_of(self._upstream, upstream, checkpoint)
+        weights = weights_hash(weights_of(self._upstream).items(), settings)
         self.id = f"s3prl/{label}@{weights}"
+
+    def _find_frame_offset(self) -> float:
+        """Return the centre of frame 0 in samples, warn if it is a guess."""
+        found = find_frame_offset(self._upstream, self.frame_shift_samples)
+        if found is None:
+            found = _DEFAULT_FRAME_OFFSET_SAMPLES
+            logging.warning(
+                f"teacher {self.spec}: where its frames lie is not known here, the "
+                f"centre of the first is taken to be at {found} samples, as with "
+                "windows of 25 ms; give --teacher_conf frame_offset_samples=... if it "
+                "is elsewhere"
+            )
+        return found
 
     def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """See `Teacher._forward`."""
-        states, lengths = self._upstream(speech, speech_lengths.to(self.device))
+        try:
+            states, lengths = self._upstream(speech, speech_lengths.to(self.device))
+        except Exception as error:  # whatever the upstream's own code raises
+            if is_fault_of_device(error):
+                raise
+            raise EmbeddingError(
+                f"the teacher {self.spec} cannot embed {speech.shape[1]} samples "
+                f"({type(error).__name__}: {one_line(error)}); many upstreams fail on "
+                "very short speech, and filterbanks on speech that ends in digital "
+                "silence: take it out of wav.scp, or leave it out with --on_error skip"
+            ) from error
         return states[self.layer], lengths[self.layer]
 
 
@@ -101,6 +141,7 @@ def _load_upstream(spec: str, upstream: str, checkpoint: str) -> torch.nn.Module
     except Exception as error:  # whatever the upstream's own code raises
         raise TeacherError(
             f"teacher {spec}: s3prl could not load it ({type(error).__name__}: "
-            f"{error}). Without a network, download its checkpoint elsewhere and name "
-            "it: s3prl/hubert_local:FILE, s3prl/hf_hubert_custom:DIR and the like"
+            f"{one_line(error)}). Without a network, download its checkpoint elsewhere "
+            "and name it: s3prl/hubert_local:FILE, s3prl/hf_hubert_custom:DIR and the "
+            "like"
         ) from error

@@ -1,9 +1,12 @@
 """Teachers out of s3prl, offline: filterbanks and a model in a folder."""
 
+import json
+
 import pytest
 import torch
 
 from espnet_mvq.teachers import TeacherError, build_teacher
+from espnet_mvq.teachers.base import EmbeddingError
 
 
 @pytest.fixture
@@ -83,10 +86,99 @@ def test_id_stands_for_name_and_weights(save_model, hubert_dir):
     assert build_teacher(f"s3prl/hf_hubert_custom:{other}").id != teacher.id
 
 
-def test_frame_offset_is_an_option():
+def test_filterbanks_have_the_same_id_each_time():
+    ids = {build_teacher(f"s3prl/{n}", 0).id for n in ("mel", "mel", "linear")}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize(
+    "file, changes",
+    [
+        ("preprocessor_config.json", {"do_normalize": True}),
+        ("config.json", {"hidden_act": "relu"}),
+    ],
+)
+def test_id_stands_for_the_configuration_of_a_folder(hubert_dir, file, changes):
+    spec = f"s3prl/hf_hubert_custom:{hubert_dir}"
+    before = build_teacher(spec).id
+    content = json.loads((hubert_dir / file).read_text())
+    (hubert_dir / file).write_text(json.dumps({**content, **changes}))
+    assert build_teacher(spec).id != before
+
+
+@pytest.fixture
+def save_cpc(tmp_path):
+    """Return a function that saves a tiny CPC model as its own trainer does."""
+    from s3prl.upstream.cpc.cpc_default_config import get_default_cpc_config
+    from s3prl.upstream.cpc.feature_loader import getAR, getEncoder
+    from s3prl.upstream.cpc.model import CPCModel
+
+    def save(**options):
+        torch.manual_seed(0)
+        args = get_default_cpc_config()
+        vars(args).update(hiddenEncoder=8, hiddenGar=8, **options)
+        model = CPCModel(getEncoder(args), getAR(args))
+        content = {"config": vars(args), "weights": model.state_dict()}
+        torch.save(content, tmp_path / "cpc.pt")
+        return f"s3prl/cpc_local:{tmp_path}/cpc.pt"
+
+    return save
+
+
+def test_id_stands_for_the_configuration_in_a_checkpoint(save_cpc):
+    ids = [build_teacher(save_cpc(**o)).id for o in ({}, {}, {"normMode": "batchNorm"})]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    "upstream, offset",
+    [("mel", 0), ("linear", 0), ("fbank_no_cmvn", 199.5), ("cpc", 79)],
+)
+def test_frames_lie_where_they_are_said_to(save_cpc, upstream, offset):
+    """A changed sample changes most the frames around it."""
+    spec = save_cpc() if upstream == "cpc" else f"s3prl/{upstream}"
+    teacher = build_teacher(spec, 0)
+    assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (160, offset)
+    waveform, misses = 0.1 * torch.randn(16000), []
+    before = teacher.embed_utterance(waveform)
+    for sample in range(8000, 8160, 10):
+        changed = waveform.clone()
+        changed[sample] += 1.0
+        difference = (teacher.embed_utterance(changed) - before).abs().sum(1)
+        differs = (difference > 0.1 * difference.max()).nonzero()
+        centre = (float(differs[0]) + float(differs[-1])) / 2
+        misses.append(offset + centre * 160 - sample)
+    assert abs(sum(misses) / len(misses)) < 30
+
+
+def test_frames_of_the_wave_models(hubert_dir):
+    teacher = build_teacher(f"s3prl/hf_hubert_custom:{hubert_dir}")
+    assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (320, 199.5)
+
+
+def test_unknown_frame_offset_is_taken_with_a_warning(monkeypatch, caplog):
+    unknown = "espnet_mvq.teachers.s3prl.find_frame_offset"
+    monkeypatch.setattr(unknown, lambda *args: None)
     assert build_teacher("s3prl/fbank", 0).frame_offset_samples == 199.5
+    assert "s3prl/fbank: where its frames lie is not known here" in caplog.text
+    caplog.clear()
     teacher = build_teacher("s3prl/fbank", 0, frame_offset_samples=12.5)
-    assert teacher.frame_offset_samples == 12.5
+    assert teacher.frame_offset_samples == 12.5 and not caplog.text
+
+
+def test_filterbanks_normalise_over_whole_utterances():
+    waveform = torch.randn(50 * 16000) * torch.linspace(0.01, 1, 50 * 16000)
+    found = build_teacher("s3prl/fbank", 0).embed_utterance(waveform)
+    half = len(found) // 2
+    assert found.mean(0).abs().max() < 0.01 < found[:half, 0].mean().abs()
+
+
+@pytest.mark.parametrize("num_samples, upstream", [(1, "mel"), (850, "fbank")])
+def test_speech_that_an_upstream_cannot_take(num_samples, upstream):
+    teacher = build_teacher(f"s3prl/{upstream}", 0)
+    message = f"teacher s3prl/{upstream} cannot embed {num_samples} samples"
+    with pytest.raises(EmbeddingError, match=message):
+        teacher.embed_utterance(torch.randn(num_samples))
 
 
 @pytest.mark.parametrize("num_samples", [1, 100, 400])
