@@ -13,6 +13,7 @@ from espnet_mvq.bin.read_ahead import read_ahead
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.audio import AudioError
+from espnet_mvq.teachers.base import EmbeddingError
 from espnet_mvq.teachers.batching import group_by_length
 
 
@@ -22,7 +23,8 @@ class EmbeddedBatch:
 
     Attributes:
         embeddings: By utterance, float32, (T, D), finite.
-        errors: By utterance whose audio cannot be used.
+        errors: By utterance whose audio cannot be used, or of which the teacher makes
+            no finite embeddings.
     """
 
     embeddings: Dict[str, torch.Tensor] = field(default_factory=dict)
@@ -99,9 +101,6 @@ def embed_batches(
 
     Yields:
         Embeddings or errors of each batch, in order.
-
-    Raises:
-        ValueError: If the teacher gives NaN or infinity.
     """
     for found in read_ahead(teacher, batches, places, num_workers):
         yield _embed(teacher, found)
@@ -130,12 +129,28 @@ def _embed(
     errors = {u: e for u, e in found.items() if isinstance(e, AudioError)}
     waveforms = {u: w for u, w in found.items() if u not in errors}
     batch = EmbeddedBatch(errors=errors)
-    embeddings = teacher.embed_batch(list(waveforms.values()))
-    batch.embeddings = dict(zip(waveforms, embeddings))
-    for utt_id, frames in batch.embeddings.items():
-        if not frames.isfinite().all():
-            raise ValueError(
+    for utt_id, embeddings in _embed_each(teacher, waveforms).items():
+        if isinstance(embeddings, EmbeddingError):
+            batch.errors[utt_id] = EmbeddingError(f"utterance {utt_id}: {embeddings}")
+        elif not embeddings.isfinite().all():
+            batch.errors[utt_id] = EmbeddingError(
                 f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
                 f"at layer {teacher.layer}; check the audio and the teacher's precision"
             )
+        else:
+            batch.embeddings[utt_id] = embeddings
     return batch
+
+
+def _embed_each(
+    teacher: Teacher, waveforms: Dict[str, torch.Tensor]
+) -> Dict[str, Union[torch.Tensor, EmbeddingError]]:
+    """Return embeddings of each utterance, or why the teacher has none."""
+    try:
+        return dict(zip(waveforms, teacher.embed_batch(list(waveforms.values()))))
+    except EmbeddingError as error:
+        if len(waveforms) == 1:
+            return dict.fromkeys(waveforms, error)
+    # Which of them it is shows when each runs alone.
+    each = (_embed_each(teacher, {utt_id: w}) for utt_id, w in waveforms.items())
+    return {utt_id: found for one in each for utt_id, found in one.items()}

@@ -122,7 +122,7 @@ def embed_utterances(
         places: Audio by utterance.
         level: See `to_level`.
         on_error: stop or skip: what to do about an utterance whose audio cannot be
-            used.
+            used, or of which the teacher makes no finite embeddings.
 
     Raises:
         AudioError: If there is one, and it is not to be skipped.

@@ -20,9 +20,6 @@ def losses_of_batch(
     Returns:
         Of each utterance with a loss the sum over its labels, in nats, and their
         number; and what is wrong with the others.
-
-    Raises:
-        ValueError: If the teacher gives NaN.
     """
     errors = [found for found in batch.values() if isinstance(found, AudioError)]
     audio = {u: a for u, a in batch.items() if not isinstance(a, AudioError)}
@@ -31,19 +28,21 @@ def losses_of_batch(
     for utt_id, nats, num_labels in zip(
         audio, *task_loss.loss(list(audio.values()), texts)
     ):
-        if math.isnan(nats):
-            raise ValueError(
-                f"utterance {utt_id}: the teacher {task_loss.spec} gives NaN; check "
-                "its weights and precision"
-            )
         if math.isfinite(nats):
             losses[utt_id] = nats, num_labels
-            continue
-        seconds = len(audio[utt_id]) / task_loss.sample_rate
-        error = (
-            f"utterance {utt_id}: got an infinite loss, as {num_labels} labels do not "
-            f"fit into {seconds:.2f} s of speech; check its text, or leave it out with "
-            "--on_error skip"
-        )
-        errors.append(ValueError(error))
+        elif math.isnan(nats):
+            errors.append(
+                ValueError(
+                    f"utterance {utt_id}: the teacher {task_loss.spec} gives NaN; "
+                    "check the audio and the teacher's weights and precision"
+                )
+            )
+        else:
+            seconds = len(audio[utt_id]) / task_loss.sample_rate
+            error = (
+                f"utterance {utt_id}: got an infinite loss, as {num_labels} labels do "
+                f"not fit into {seconds:.2f} s of speech; check its text, or leave it "
+                "out with --on_error skip"
+            )
+            errors.append(ValueError(error))
     return losses, errors

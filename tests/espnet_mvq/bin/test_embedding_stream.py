@@ -1,10 +1,14 @@
 """Reading ahead and batching, as the extraction and the samplers use them."""
 
+import re
 import threading
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+from espnet_mvq.bin import frame_sampling
 from espnet_mvq.bin.embedding_stream import (
     embed_batches,
     plan_batches,
@@ -13,6 +17,7 @@ from espnet_mvq.bin.embedding_stream import (
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.teachers import build_teacher, speech_model
 from espnet_mvq.teachers.audio import AudioError
+from espnet_mvq.teachers.base import EmbeddingError
 
 
 @pytest.fixture
@@ -74,13 +79,46 @@ def test_bad_audio_spoils_no_other_utterance(teacher, places):
     assert isinstance(batch.errors["utt3"], AudioError)
 
 
-def test_nan_of_the_teacher_is_named(teacher, places, monkeypatch):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_of_the_teacher_is_an_error_of_that_utterance(
+    teacher, places, monkeypatch, value
+):
     def embed_batch(waveforms):
-        return [torch.full((2, 16), float("nan"))]
+        return [torch.full((2, 16), value if len(w) == 9600 else 0) for w in waveforms]
 
     monkeypatch.setattr(teacher, "embed_batch", embed_batch)
-    with pytest.raises(ValueError, match="utterance utt2: the teacher .* gives NaN"):
-        list(embed_batches(teacher, [["utt2"]], places))
+    (batch,) = embed_batches(teacher, [["utt1", "utt2", "utt3"]], places)
+    assert list(batch.embeddings) == ["utt1", "utt3"] and list(batch.errors) == ["utt2"]
+    message = "utterance utt2: the teacher .* gives NaN or infinity at layer 1"
+    assert re.match(message, str(batch.errors["utt2"]))
+
+
+def test_utterances_that_the_teacher_cannot_embed(places, data_dir, caplog):
+    """They are found in a batch, and the commands stop or skip as with bad audio."""
+    for number in (1, 3):
+        soundfile.write(f"{data_dir}/{number}.wav", np.full(10, 0.1), 16000)
+    teacher = build_teacher("s3prl/mel", 0, batch_s=10)
+    (batch,) = embed_batches(teacher, [["utt1", "utt2", "utt3"]], places)
+    assert list(batch.embeddings) == ["utt2"] and list(batch.errors) == ["utt1", "utt3"]
+    message = "utterance utt1: the teacher s3prl/mel cannot embed 10 samples"
+    assert str(batch.errors["utt1"]).startswith(message)
+    utt_ids, stream = list(places), frame_sampling.embed_utterances
+    with pytest.raises(EmbeddingError, match=message):
+        list(stream(teacher, utt_ids, places))
+    caplog.clear()
+    found = stream(teacher, utt_ids, places, on_error="skip")
+    assert [utt_id for utt_id, _ in found] == ["utt0", "utt2", "utt4", "utt5"]
+    assert f"skipped: {message}" in caplog.text
+
+
+def test_fault_of_the_device_is_none_of_the_utterance(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("full")
+
+    teacher = build_teacher("s3prl/fbank", 0)
+    monkeypatch.setattr(teacher._upstream, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        teacher.embed_utterance(torch.zeros(9600))
 
 
 def test_reading_keeps_ahead_but_not_of_memory(teacher, places, monkeypatch):

@@ -137,6 +137,26 @@ def test_bad_audio_stops_or_is_skipped(
     assert f"skipped: {error}" in caplog.text
 
 
+def test_nan_of_the_teacher_stops_or_is_skipped(
+    extract, shards, monkeypatch, caplog, ends_with_error
+):
+    embed_batch = Teacher.embed_batch
+
+    def broken(teacher, waveforms):
+        found = embed_batch(teacher, waveforms)
+        return [
+            e * float("nan" if len(w) == 11200 else 1) for w, e in zip(waveforms, found)
+        ]
+
+    monkeypatch.setattr(Teacher, "embed_batch", broken)
+    error = ends_with_error(extract)
+    assert error.startswith("utterance utt3: the teacher ") and "gives NaN" in error
+    extract("--on_error", "skip")
+    assert finished_shard(shards, 1).skipped == ["utt3"]
+    assert finished_shard(shards, 1).num_utterances == 5
+    assert f"skipped: {error}" in caplog.text
+
+
 def test_shard_with_skipped_utterances_is_kept_too(extract, shards, data_dir):
     """Else a rerun computes all of it again because of one bad file."""
     replace_audio(data_dir, "empty")

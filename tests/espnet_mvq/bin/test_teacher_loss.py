@@ -309,14 +309,27 @@ def test_nothing_left(run, corpus, ends_with_error):
     )
 
 
-def test_nan_stops_whatever_is_said(run, monkeypatch, ends_with_error):
-    def broken(task_loss, waveforms, texts):
-        return [float("nan")] * len(texts), [1] * len(texts)
+@pytest.mark.parametrize("broken", [["AB"], TEXTS])
+def test_nan_stops_or_is_skipped(
+    run, corpus, monkeypatch, caplog, ends_with_error, broken
+):
+    def loss(task_loss, waveforms, texts):
+        nats = [float("nan") if text in broken else 1.0 for text in texts]
+        return nats, [1] * len(texts)
 
-    monkeypatch.setattr(TaskLoss, "loss", broken)
-    error = ends_with_error(run, "--on_error", "skip")
-    assert error.startswith("utterance utt5: the teacher transformers/")
-    assert "gives NaN" in error
+    monkeypatch.setattr(TaskLoss, "loss", loss)
+    message = f"utterance utt{1 if len(broken) == 1 else 5}: the teacher transformers/"
+    error = ends_with_error(run)
+    assert error.startswith(message) and "gives NaN" in error
+    caplog.clear()
+    if broken == TEXTS:
+        error = ends_with_error(run, "--on_error", "skip")
+        assert "no utterance is left, 0 have no text and 6" in error
+    else:
+        run("--on_error", "skip")
+        metadata = TeacherLossMetadata.load(corpus / "teacher_loss.json")
+        assert metadata.skipped == ["utt1"]
+    assert f"skipped: {message}" in caplog.text
 
 
 def test_teacher_without_a_task_head(run, teacher_dir, ends_with_error):
