@@ -4,7 +4,7 @@ import argparse
 import functools
 import logging
 import sys
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import torch
 import yaml
@@ -13,6 +13,15 @@ from espnet_mvq.teachers import Teacher, build_teacher
 from espnet_mvq.teachers.speech_model import DTYPES
 
 _GPU_BATCH_S = 120.0  # about 10 utterances
+# What is no option of a back end, and how it is said
+_OWN_OPTIONS = {
+    "spec": "--teacher",
+    "name": "--teacher",
+    "layer": "--layer",
+    "device": "--ngpu",
+    "dtype": "--dtype",
+    "batch_s": "--batch_s",
+}
 
 
 def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -66,12 +75,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_on_error_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says what becomes of unusable audio."""
+    """Add the option that says what becomes of utterances that cannot be used."""
     parser.add_argument(
         "--on_error",
         default="stop",
         choices=("stop", "skip"),
-        help="what to do about an utterance whose audio cannot be used",
+        help="what to do about an utterance whose audio cannot be used, or of which "
+        "the teacher makes no finite embeddings",
     )
 
 
@@ -94,13 +104,31 @@ def teacher_from_options(args: argparse.Namespace) -> Tuple[Teacher, torch.devic
         device,
         dtype=args.dtype,
         batch_s=batch_s,
-        **dict(args.teacher_conf),
+        **teacher_conf_of(args),
     )
     return teacher, device
 
 
+def teacher_conf_of(args: argparse.Namespace) -> Dict[str, Any]:
+    """Return the options of the teacher's back end.
+
+    Raises:
+        ValueError: If one has a place of its own in the command line.
+    """
+    conf = dict(args.teacher_conf)
+    for key, option in _OWN_OPTIONS.items():
+        if key in conf:
+            raise ValueError(
+                f"--teacher_conf {key}={conf[key]}: expected an option of the "
+                f"teacher's back end; say this with {option}"
+            )
+    return conf
+
+
 def device_from_options(args: argparse.Namespace) -> Tuple[torch.device, float]:
     """Return the device, and the speech that runs on it at once at most, in s."""
+    if args.ngpu < 0:
+        raise ValueError(f"--ngpu: got {args.ngpu}, expected 0 (the CPU) or 1")
     if args.ngpu > 0 and not torch.cuda.is_available():
         raise ValueError(
             f"--ngpu {args.ngpu}: torch sees no GPU here; use --ngpu 0, or check "
@@ -152,4 +180,10 @@ def key_and_value(text: str) -> Tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected KEY=VALUE")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected KEY=VALUE with a value in yaml ({reason})"
+        ) from error

@@ -18,6 +18,7 @@ from espnet_mvq.bin.options import (
     command,
     device_from_options,
     setup_logging,
+    teacher_conf_of,
 )
 from espnet_mvq.bin.partial_losses import PartialLosses
 from espnet_mvq.bin.read_ahead import read_ahead
@@ -118,7 +119,7 @@ def task_loss_from_options(args: argparse.Namespace) -> TaskLoss:
         device,
         dtype=args.dtype,
         batch_s=batch_s,
-        **dict(args.teacher_conf),
+        **teacher_conf_of(args),
     )
 
 

@@ -8,11 +8,18 @@ import numpy as np
 import torch
 
 from espnet_mvq.teachers.audio import AudioError
-from espnet_mvq.teachers.base import Teacher, TeacherError, weights_hash
+from espnet_mvq.teachers.base import (
+    Teacher,
+    TeacherError,
+    check_frames,
+    weights_hash,
+)
 from espnet_mvq.teachers.feature_files import FeatureFile
+from espnet_mvq.teachers.speech_model import check_options
 
 _HASHED_UTTERANCES = 8
 _WINDOW_S = 0.025  # of nearly every model of speech
+_SAID = ("frame_shift_samples", "frame_offset_samples", "sample_rate")
 _OUR_FORMAT = "espnet_mvq.embeddings"  # of what mvq.sh --target embeddings writes
 
 
@@ -65,6 +72,8 @@ class FeatureTeacher(Teacher):
             )
         path = Path(name).expanduser()
         said = said_beside(path)
+        beside = f"{spec}, {path.with_suffix('.json').name} beside it"
+        check_options(beside, FeatureTeacher, {k: said[k] for k in _SAID if k in said})
         if frame_shift_samples is None:
             frame_shift_samples = said.get("frame_shift_samples")
         if frame_offset_samples is None:
@@ -90,6 +99,7 @@ class FeatureTeacher(Teacher):
         self.frame_shift_samples = frame_shift_samples
         if frame_offset_samples is None:
             frame_offset_samples = (_WINDOW_S * sample_rate - 1) / 2
+        check_frames(spec, frame_shift_samples, frame_offset_samples)
         self.frame_offset_samples = frame_offset_samples
         self._first = self._features.utt_ids[0]
         self.dim = self._features.load(self._first).shape[1]

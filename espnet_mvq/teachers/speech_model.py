@@ -2,8 +2,10 @@
 
 import contextlib
 import importlib
+import inspect
+import math
 from abc import ABC
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Callable, Dict, Mapping, Tuple, get_args, get_type_hints
 
 import torch
 
@@ -95,7 +97,7 @@ def build_from(
     Raises:
         TeacherError: If an option is unknown or of no use, or the factory says so.
     """
-    if dtype not in DTYPES or batch_s < 0:
+    if dtype not in DTYPES or not 0 <= batch_s < math.inf:
         raise TeacherError(
             f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s}, expected a "
             f"dtype of {', '.join(DTYPES)} and 0 s or more"
@@ -103,15 +105,58 @@ def build_from(
     backend, _, name = spec.partition("/")
     module_name, factory = backends[backend]
     factory = getattr(importlib.import_module(module_name), factory)
-    try:
-        model = factory(spec, name, *args, **conf)
-    except TypeError as error:
-        if conf and "unexpected keyword argument" in str(error):
-            raise TeacherError(f"teacher {spec}: unknown option: {error}") from error
-        raise
+    check_options(spec, factory, conf)
+    model = factory(spec, name, *args, **conf)
     model.dtype = DTYPES[dtype]
     model.batch_samples = int(batch_s * model.sample_rate)
     # Not of a model that reads ready embeddings: it computes nothing
     if dtype != "float32" and getattr(model, "reads_audio", True):
         model.id += f",dtype={dtype}"
     return model
+
+
+def check_options(spec: str, factory: Callable[..., Any], conf: Dict[str, Any]) -> None:
+    """Refuse options that a back end does not have, and values of another type.
+
+    Args:
+        spec: The whole name, for messages.
+        factory: Class or function; its options are the parameters with a default. One
+            that passes `**` on checks those itself.
+        conf: The options.
+
+    Raises:
+        TeacherError: If there is such an option.
+    """
+    parameters = inspect.signature(factory).parameters
+    options = [n for n, p in parameters.items() if p.default is not p.empty]
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    of_class = inspect.isclass(factory)
+    hints = get_type_hints(factory.__init__ if of_class else factory)
+    for key, value in conf.items():
+        if key not in options and not (passes_on and key not in parameters):
+            raise TeacherError(
+                f"teacher {spec}: unknown option: {key}; expected "
+                f"{' or '.join(options) or 'none here'}"
+            )
+        kinds = get_args(hints.get(key)) or (hints.get(key),)
+        if key in options and not any(_is_of(value, kind) for kind in kinds):
+            words = [_KINDS[kind] for kind in kinds if kind in _KINDS]
+            raise TeacherError(
+                f"teacher {spec}: got {key} {value!r}, expected {' or '.join(words)}"
+            )
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text (in quotes if yaml takes it for something else)",
+}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Say whether a value that yaml gave is of a type of Python."""
+    if kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return type(value) is kind

@@ -12,6 +12,7 @@ from espnet_mvq.teachers.base import (
     resolve_layer,
     weights_hash,
 )
+from espnet_mvq.teachers.speech_model import check_options
 from espnet_mvq.teachers.transformers_settings import (
     config_settings,
     load_whisper_features,
@@ -46,6 +47,7 @@ def build_transformers_teacher(
             f"of {', '.join(MODEL_TYPES)}"
         )
     teacher_class = MODEL_TYPES[config.model_type]
+    check_options(spec, teacher_class, teacher_conf)
     return teacher_class(spec, name, layer, device, config, **teacher_conf)
 
 
@@ -261,13 +263,15 @@ class WhisperTeacher(Teacher):
 
     def _log_mel(self, waveform: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Compute the input of the encoder, (2 * num_frames, mel bins)."""
-        features = self._features(
-            waveform.numpy(),
-            sampling_rate=self.sample_rate,
-            padding="max_length",
-            max_length=num_frames * self.frame_shift_samples,
-            return_tensors="pt",
-        )
+        # In float32 on every device: autocast would lose quiet bins on a CPU.
+        with torch.autocast("cpu", enabled=False):
+            features = self._features(
+                waveform.numpy(),
+                sampling_rate=self.sample_rate,
+                padding="max_length",
+                max_length=num_frames * self.frame_shift_samples,
+                return_tensors="pt",
+            )
         return features.input_features[0].T
 
     def _silence_padding(self, module: torch.nn.Module, args: Any) -> Any:

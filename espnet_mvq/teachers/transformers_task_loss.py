@@ -6,6 +6,7 @@ from typing import Any, List, Sequence, Tuple
 import torch
 
 from espnet_mvq.teachers.base import TeacherError, weights_hash
+from espnet_mvq.teachers.speech_model import check_options
 from espnet_mvq.teachers.task_loss import WITH_TASK_HEAD, TaskLoss, TextError
 from espnet_mvq.teachers.transformers import WaveModel, read_model_config
 from espnet_mvq.teachers.transformers_settings import one_line, tokenizer_settings
@@ -54,6 +55,7 @@ def build_transformers_task_loss(
             f"{config.model_type!r} has no task head; expected {WITH_TASK_HEAD}"
         )
     task_loss_class = getattr(importlib.import_module(module_name), class_name)
+    check_options(spec, task_loss_class, teacher_conf)
     return task_loss_class(spec, name, device, config, **teacher_conf)
 
 

@@ -60,7 +60,7 @@ class WhisperTaskLoss(TaskLoss):
         self.spec = spec
         self.device = device
         self._case = check_case(spec, case)
-        self._leading_space = bool(leading_space)
+        self._leading_space = leading_space
         model = load_model(spec, WhisperForConditionalGeneration, name)
         self._model = model.to(device)
         self._features = load_whisper_features(spec, name, config)

@@ -1,5 +1,7 @@
 """Embeddings of other programs in the place of a teacher, up to a quantizer."""
 
+import json
+
 import kaldiio
 import numpy as np
 import pytest
@@ -105,6 +107,30 @@ def test_options_say_what_files_do_not(write):
         build_teacher(f"feats/{path}", -2, **SHIFT)
     with pytest.raises(TeacherError, match="unknown option: .*window_s"):
         build_teacher(f"feats/{path}", window_s=1)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"frame_shift_samples": 0}, "frame_shift_samples 0 and .* above 0"),
+        ({"frame_offset_samples": -1.0}, "offset_samples -1.0, expected .* 0 or more"),
+        ({"sample_rate": 0}, "sample_rate 0, expected both above 0"),
+        ({"sample_rate": "16k"}, "got sample_rate '16k', expected a whole number"),
+    ],
+)
+def test_options_that_cannot_be(write, options, message):
+    path = write()
+    with pytest.raises(TeacherError, match=message):
+        build_teacher(f"feats/{path}", **{**SHIFT, **options})
+
+
+def test_json_beside_the_file_that_cannot_be(write):
+    path = write()
+    said = {"format": "espnet_mvq.embeddings", "frame_shift_samples": "x"}
+    path.with_suffix(".json").write_text(json.dumps(said))
+    message = "feats.json beside it: got frame_shift_samples 'x', expected a whole"
+    with pytest.raises(TeacherError, match=message):
+        build_teacher(f"feats/{path}")
 
 
 def test_id_stands_for_content_or_is_given(write, arrays):

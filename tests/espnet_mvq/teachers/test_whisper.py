@@ -129,3 +129,17 @@ def test_window_out_of_range(path, window_s):
 def test_layer_out_of_range(path):
     with pytest.raises(TeacherError, match="got layer 3, expected 1 to 2"):
         build_teacher(f"transformers/{path}", 3, window_s=WINDOW_S)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("window_s", [0, WINDOW_S])
+def test_half_precision_on_a_cpu_is_near(path, speech, dtype, window_s):
+    """Of the model alone: the spectrogram of quiet speech would suffer."""
+    teachers = [
+        build_teacher(f"transformers/{path}", window_s=window_s, dtype=name)
+        for name in ("float32", dtype)
+    ]
+    expected, found = (t.embed_utterance(1e-3 * speech[0][0]) for t in teachers)
+    assert 0 < (found - expected).norm() / expected.norm() < 0.02
+    features = (t._log_mel(speech[0][0], 30) for t in teachers)
+    assert torch.equal(*features)

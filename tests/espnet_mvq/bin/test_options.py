@@ -1,0 +1,62 @@
+"""Options of the teacher that cannot be: each ends in one line."""
+
+import argparse
+import re
+
+import pytest
+
+from espnet_mvq.bin.options import key_and_value
+from espnet_mvq.bin.train_quantizer import main
+
+
+@pytest.fixture
+def run(data_dir, teacher_dir, tmp_path):
+    def call(*options):
+        paths = ["--wav_scp", f"{data_dir}/wav.scp", "--quantizer", f"{tmp_path}/q"]
+        main([*paths, "--teacher", f"transformers/{teacher_dir}", *options])
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--teacher_conf layer=3", "layer=3: expected an option .* with --layer"),
+        ("--teacher_conf device=cuda", "device=cuda: .* say this with --ngpu"),
+        ("--teacher_conf dtype=float16", "dtype=float16: .* say this with --dtype"),
+        ("--teacher_conf batch_s=1", "batch_s=1: .* say this with --batch_s"),
+        ("--teacher_conf spec=x", "spec=x: .* say this with --teacher"),
+        ("--teacher_conf name=x", "name=x: .* say this with --teacher"),
+        ("--teacher_conf config=x", "unknown option: config; expected none here"),
+        ("--teacher_conf self=x", "unknown option: self; expected none here"),
+        ("--batch_s nan", "batch_s nan, .* 0 s or more"),
+        ("--batch_s inf", "batch_s inf, .* 0 s or more"),
+        ("--batch_s -1", "batch_s -1.0, .* 0 s or more"),
+        ("--ngpu -1", "--ngpu: got -1, expected 0"),
+        ("--layer 99", "got layer 99, expected 1 to 2"),
+        ("--layer -2", "got layer -2, expected 1 to 2"),
+        ("--teacher transformers", "got 'transformers', expected BACKEND/NAME"),
+        ("--teacher /x", "got '/x', expected BACKEND/NAME"),
+        ("--teacher s3prl/:x", "s3prl has no upstream ''"),
+        ("--teacher s3prl/Path", "s3prl could not load it"),
+        (
+            "--teacher s3prl/mel --layer 0 --teacher_conf frame_offset_samples=-1",
+            "-1, e",
+        ),
+        ("--teacher espnet/~", "no such file .*config.yaml"),
+    ],
+)
+def test_one_line(run, ends_with_error, options, message):
+    error = ends_with_error(run, *options.split())
+    assert re.search(message, error), error
+
+
+@pytest.mark.parametrize("text", ["window_s=[1", "window_s={", "window_s", "=1", "a=@"])
+def test_what_is_no_key_and_value(run, capsys, text):
+    with pytest.raises(SystemExit) as ended:
+        run("--teacher_conf", text)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert f"got {text!r}, expected KEY=VALUE" in lines[-1]
+    with pytest.raises(argparse.ArgumentTypeError):
+        key_and_value(text)
