@@ -2,37 +2,32 @@
 
 import contextlib
 import inspect
-import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-import yaml
 
 from espnet_mvq.teachers.base import (
+    EmbeddingError,
     Teacher,
     TeacherError,
+    check_frames,
+    is_fault_of_device,
     resolve_layer,
     weights_hash,
 )
+from espnet_mvq.teachers.espnet_folder import find_checkpoint, read_config, read_state
 from espnet_mvq.teachers.espnet_frames import (
     find_blocks,
     first_tensor,
     frame_grid,
     min_samples,
 )
+from espnet_mvq.teachers.espnet_normalize import UtteranceNormalizer
 
-# What asr.sh decodes with comes first.
-CHECKPOINTS = (
-    "valid.acc.ave.pth",
-    "valid.loss.ave.pth",
-    "valid.acc.best.pth",
-    "valid.loss.best.pth",
-    "latest.pth",
-)
 # Parts of a model between the speech and the output of the encoder
 _PARTS = ("frontend", "normalize", "preencoder", "encoder")
 # The HuBERT task has a name of its own for an encoder that the ASR task knows too.
@@ -53,7 +48,8 @@ class ESPnetTeacher(Teacher):
         layer: Block, counted from 1; 0 = input of the first block; -1 = encoder
             output, which in most encoders is the last block's output normalised.
         device: Where it runs.
-        checkpoint: File in the folder; default: the first there is of `CHECKPOINTS`.
+        checkpoint: File in the folder; default: the first there is of
+            `espnet_folder.CHECKPOINTS`.
         frame_shift_samples: Samples between two encoder frames, for front ends and
             encoders whose subsampling is not known here.
         frame_offset_samples: Likewise the centre of frame 0, in samples.
@@ -93,7 +89,10 @@ class ESPnetTeacher(Teacher):
                 "here; give --teacher_conf frame_shift_samples=... and --teacher_conf "
                 "frame_offset_samples=... (centre of the first frame)"
             )
+        check_frames(spec, *grid)
         self.frame_shift_samples, self.frame_offset_samples = grid
+        if config.get("normalize") == "utterance_mvn":
+            self._parts["normalize"] = UtteranceNormalizer(self._parts["normalize"])
         self._min_samples = min_samples(self._parts, self.frame_offset_samples)
         self._heard: Optional[torch.Tensor] = None
         self.layer = self._tap(layer)
@@ -106,21 +105,59 @@ class ESPnetTeacher(Teacher):
         missing = max(0, self._min_samples - len(waveform))
         return torch.nn.functional.pad(waveform, (0, missing))
 
+    @torch.inference_mode()
+    def embed_batch(self, waveforms: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        """See `Teacher.embed_batch`; what is cut is normalised as a whole."""
+        normalizer = self._parts["normalize"] if "normalize" in self._parts else None
+        longest = int(self.segment_s * self.sample_rate)
+        if not isinstance(normalizer, UtteranceNormalizer):
+            return super().embed_batch(waveforms)
+        embed = super().embed_batch
+        found = iter(embed([w for w in waveforms if len(w) <= longest]))
+        embeddings = []
+        for waveform in waveforms:
+            if len(waveform) <= longest:
+                embeddings.append(next(found))
+                continue
+            speech = waveform.detach().float()[None].to(self.device)
+            features, _ = self._features(speech, torch.tensor([len(waveform)]))
+            with normalizer.of_whole(features):
+                embeddings += embed([waveform])
+        return embeddings
+
+    def _features(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Return what the front end makes of speech, (B, T, D), and lengths, (B,)."""
+        x, lengths = speech, speech_lengths.to(self.device)
+        # As ESPnet: in half precision the logarithm of silence is infinite.
+        with torch.autocast(self.device.type, enabled=False):
+            if "frontend" in self._parts:
+                x, lengths = self._parts["frontend"](x, lengths)
+        return x, lengths
+
     def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """See `Teacher._forward`."""
-        x, lengths = speech, speech_lengths.to(self.device)
-        # As ESPnet: in half precision the logarithm of silence is infinite.
-        with torch.autocast(self.device.type, enabled=False):
-            for name in ("frontend", "normalize"):
-                if name in self._parts:
-                    x, lengths = self._parts[name](x, lengths)
+        x, lengths = self._features(speech, speech_lengths)
+        if "normalize" in self._parts:
+            with torch.autocast(self.device.type, enabled=False):
+                x, lengths = self._parts["normalize"](x, lengths)
         if "preencoder" in self._parts:
             x, lengths = self._parts["preencoder"](x, lengths)
         options = {"ctc": self._parts["ctc"]} if "ctc" in self._parts else {}
         self._heard = None
-        output, lengths = self._parts["encoder"](x, lengths, **options)[:2]
+        try:
+            output, lengths = self._parts["encoder"](x, lengths, **options)[:2]
+        except Exception as error:  # of speech too short for it, above all
+            if is_fault_of_device(error):
+                raise
+            raise EmbeddingError(
+                f"the teacher {self.spec} cannot embed {speech.shape[1]} samples "
+                f"({type(error).__name__}: {error}): take it out of wav.scp, or leave "
+                "it out with --on_error skip"
+            ) from error
         embeddings = first_tensor(output) if self.layer == -1 else self._heard
         expected = (len(speech), int(lengths.max()))
         shape = None if embeddings is None else tuple(embeddings.shape)
@@ -186,74 +223,6 @@ class ESPnetTeacher(Teacher):
                 "frame_offset_samples=... that fit"
             )
         return embeddings.shape[2]
-
-
-def read_config(spec: str, path: Path) -> Dict[str, Any]:
-    """Read `config.yaml`."""
-    if not path.is_file():
-        raise TeacherError(
-            f"teacher {spec}: no such file {path}; expected an ESPnet experiment "
-            "folder, with config.yaml and a checkpoint"
-        )
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TeacherError(f"teacher {spec}: {path} is no yaml: {error}") from error
-    if not isinstance(config, dict) or not config.get("encoder"):
-        raise TeacherError(
-            f"teacher {spec}: {path} names no encoder; expected the config of an ASR, "
-            "SSL or HuBERT model"
-        )
-    if config.get("input_size") not in (None, 1):
-        raise TeacherError(
-            f"teacher {spec}: it reads features of {config['input_size']} dimensions "
-            "(feats_type extracted), expected a model that reads speech"
-        )
-    if config.get("use_adapter"):
-        raise TeacherError(
-            f"teacher {spec}: it has adapters (use_adapter), which are not supported; "
-            "merge them into the weights first"
-        )
-    return config
-
-
-def find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
-    """Pick the checkpoint in an experiment folder."""
-    there = sorted(path.name for path in folder.glob("*.pth"))
-    if name is None:
-        names = [known for known in CHECKPOINTS if known in there]
-        if not names and len(there) == 1:
-            names = there
-        if names:
-            logging.info(f"teacher {spec}: checkpoint {names[0]}")
-            return folder / names[0]
-    elif (folder / name).is_file():
-        return folder / name
-    raise TeacherError(
-        f"teacher {spec}: got no {name or ' or '.join(CHECKPOINTS)} in {folder}, which "
-        f"has {', '.join(there) or 'no .pth file'}; name one with --teacher_conf "
-        "checkpoint=FILE"
-    )
-
-
-def read_state(spec: str, path: Path) -> Dict[str, torch.Tensor]:
-    """Read a state dict, without running code that a pickle may bring along."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's, zip's and torch's, by kind of damage
-        raise TeacherError(
-            f"teacher {spec}: {path} is not a checkpoint of weights alone "
-            f"({type(error).__name__}; pickled objects are not loaded, they could run "
-            "code): copy it again, or name another with --teacher_conf checkpoint=FILE"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("module"), dict):
-        state = state["module"]  # of deepspeed
-    if not isinstance(state, dict):
-        raise TeacherError(
-            f"teacher {spec}: {path} holds a {type(state).__name__}, expected weights "
-            "by name"
-        )
-    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
 def _load_parts(

@@ -16,12 +16,10 @@ from espnet_mvq.teachers.espnet import (
     building,
     encoder_config,
     fill,
-    find_checkpoint,
-    read_config,
-    read_state,
     sample_rate_hz,
     write_stand_in,
 )
+from espnet_mvq.teachers.espnet_folder import find_checkpoint, read_config, read_state
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
 
 # ESPnet's tasks whose models give a loss for speech and text alone

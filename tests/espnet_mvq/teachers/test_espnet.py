@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from espnet_mvq.teachers import TeacherError, build_teacher
+from espnet_mvq.teachers.base import EmbeddingError
 
 ENCODER = {
     "output_size": 8,
@@ -302,10 +303,46 @@ def test_streaming_encoder_has_its_output_alone(save, speech):
         build_teacher(f"espnet/{path}", 1, **grid)
 
 
+@pytest.mark.parametrize("norm_vars", [False, True])
+@pytest.mark.parametrize("norm_means", [False, True])
+def test_long_speech_is_normalised_before_it_is_cut(save, norm_means, norm_vars):
+    conf = {"norm_means": norm_means, "norm_vars": norm_vars}
+    path, _ = save(CONFORMER, normalize="utterance_mvn", normalize_conf=conf)
+    teacher = build_teacher(f"espnet/{path}", 0)
+    loudness = 10 ** torch.linspace(-3, 0, 3 * 16000)
+    waveforms = [loudness * torch.randn(3 * 16000), torch.randn(8000), loudness]
+    whole = teacher.embed_batch(waveforms)
+    teacher.segment_s, teacher.overlap_s = 1.0, 0.2
+    for found, expected in zip(teacher.embed_batch(waveforms), whole):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_speech_too_short_for_an_encoder_is_named(save):
+    conf = {**CONFORMER["encoder_conf"], "input_layer": "conv2d8"}
+    grid = {"frame_shift_samples": 1280, "frame_offset_samples": 0}
+    path, _ = save(CONFORMER, encoder_conf=conf, frontend_conf={"n_mels": 40})
+    teacher = build_teacher(f"espnet/{path}", **grid)
+    with pytest.raises(EmbeddingError, match="cannot embed 500 samples .TooShortUtt"):
+        teacher.embed_utterance(torch.randn(500))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frame_shift_samples": 0},
+        {"frame_shift_samples": 640, "frame_offset_samples": -1},
+    ],
+)
+def test_frames_that_lie_nowhere(save, options):
+    with pytest.raises(TeacherError, match="expected a shift above 0 and an offset of"):
+        build_teacher(f"espnet/{save()[0]}", **options)
+
+
 @pytest.mark.parametrize("num_samples", [1, 63, 500, 961])
-@pytest.mark.parametrize("options", [CONFORMER, HUBERT])
+@pytest.mark.parametrize("options", [CONFORMER, HUBERT, RECURRENT])
 def test_short_audio_has_a_frame(save, num_samples, options):
-    teacher = build_teacher(f"espnet/{save(options)[0]}", 1)
+    layer = -1 if options is RECURRENT else 1
+    teacher = build_teacher(f"espnet/{save(options)[0]}", layer)
     embeddings = teacher.embed_utterance(torch.randn(num_samples))
     assert len(embeddings) >= 1 and embeddings.isfinite().all()
 
@@ -391,6 +428,7 @@ def test_checkpoint_of_another_model(save):
         ({"use_adapter": True}, "has adapters"),
         ({"encoder": "no_such"}, "could not build it .*no_such"),
         ({"encoder_conf": {"no_such": 1}}, "could not build it .*no_such"),
+        ({"encoder_conf": "x"}, "has encoder_conf: 'x', expected options by name"),
         ({"frontend_conf": {"fs": "much"}}, "(could not build it|fs: got 'much')"),
     ],
 )
