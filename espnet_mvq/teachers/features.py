@@ -72,7 +72,7 @@ class FeatureTeacher(Teacher):
             )
         path = Path(name).expanduser()
         said = said_beside(path)
-        beside = f"{spec}, {path.with_suffix('.json').name} beside it"
+        beside = f"{spec}, {path.stem}.json beside it"
         check_options(beside, FeatureTeacher, {k: said[k] for k in _SAID if k in said})
         if frame_shift_samples is None:
             frame_shift_samples = said.get("frame_shift_samples")
@@ -178,7 +178,9 @@ class FeatureTeacher(Teacher):
 def said_beside(path: Path) -> Dict[str, Any]:
     """Return what an `embeddings.json` beside a file says of its frames, if any."""
     try:
-        said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        said = json.loads(
+            path.with_name(f"{path.stem}.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):
         return {}
     of_ours = isinstance(said, dict) and said.get("format") == _OUR_FORMAT

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_mvq.teachers.base import (
     Teacher,
     TeacherError,
+    check_frames,
     resolve_layer,
     weights_hash,
 )
@@ -119,6 +120,7 @@ class WaveModel(Teacher):
             self.frame_shift_samples *= stride
         self._min_samples = receptive_field
         self.frame_offset_samples = (receptive_field - 1) / 2
+        check_frames(spec, self.frame_shift_samples, self.frame_offset_samples)
         self.mixes_lengths = (
             getattr(config, "feat_extract_norm", None) == "layer"
             and config.model_type in ONE_POSITIONAL_CONVOLUTION
@@ -188,7 +190,8 @@ class WhisperTeacher(Teacher):
     Args:
         spec, name, layer, device, config: As `build_transformers_teacher` has them.
         window_s: Length of a window in seconds. 30 is what Whisper was trained on;
-            less is faster in proportion but gives other embeddings. 0: each
+            less, in multiples of a frame of 20 ms, is faster in proportion but gives
+            other embeddings. 0: each
             utterance's own length, at most 30 s; batches are masked.
     """
 
@@ -215,12 +218,16 @@ class WhisperTeacher(Teacher):
         self.frame_offset_samples = 0
         self._positions = self._encoder.embed_positions.weight.detach()
         longest = len(self._positions) * self.frame_shift_samples
-        self._window_samples = int(window_s * self.sample_rate)
-        if not 0 <= self._window_samples <= longest:
+        frame_s = self.frame_shift_samples / self.sample_rate
+        frames = round(window_s / frame_s)
+        fits = abs(frames * frame_s - window_s) < 1e-9  # else the last frame is lost
+        if not fits or not (frames == 0 or 3 <= frames <= len(self._positions)):
             raise TeacherError(
                 f"teacher {spec}: got window_s {window_s}, expected 0 to "
-                f"{longest / self.sample_rate:g} s"
+                f"{longest / self.sample_rate:g} s, a multiple of {frame_s:g} s and, "
+                f"but for 0, {3 * frame_s:g} s at least"
             )
+        self._window_samples = frames * self.frame_shift_samples
         self.segment_s = (self._window_samples or longest) / self.sample_rate
         self.overlap_s = min(self.overlap_s, self.segment_s / 8)
         settings = {

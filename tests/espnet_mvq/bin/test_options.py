@@ -43,6 +43,8 @@ def run(data_dir, teacher_dir, tmp_path):
             "--teacher s3prl/mel --layer 0 --teacher_conf frame_offset_samples=-1",
             "-1, e",
         ),
+        ("--teacher feats/.", "feats/.: embeddings do not say how far apart"),
+        ("--teacher feats/. --teacher_conf frame_shift_samples=1", "got the ending ''"),
         ("--teacher espnet/~", "no such file .*config.yaml"),
     ],
 )

@@ -230,6 +230,7 @@ def test_id_does_not_stand_for_settings_of_training_and_saving(
         ("Hubert", CONFIG, "[1]", "could not read .*config.json"),
         ("Hubert", CONFIG, {"conv_kernel": "x"}, "could not read .*config.json"),
         ("Hubert", CONFIG, {"num_feat_extract_layers": 2}, "could not read .*conf"),
+        ("Hubert", CONFIG, {"conv_stride": [5, 2, 2, 2, 2, 2, 0]}, "a shift above 0"),
         ("Hubert", PREPROCESSOR, "no json", "could not read its preprocessor"),
         ("Hubert", PREPROCESSOR, "[1]", "could not read its preprocessor"),
         (

@@ -60,7 +60,14 @@ def test_embeddings_do_not_depend_on_the_batch(path, check_batch_independence):
         check_batch_independence(teacher, [4])
 
 
-@pytest.mark.parametrize("window_s", [WINDOW_S, 0.5])
+def test_window_whose_samples_are_no_exact_float(save_model):
+    """4.02 s times 16 kHz are a little less than 201 frames of 320 samples."""
+    path = save_model("Whisper", max_source_positions=300)
+    teacher = build_teacher(f"transformers/{path}", 1, window_s=4.02)
+    assert len(embed(teacher, torch.randn(201 * 320))) == 201
+
+
+@pytest.mark.parametrize("window_s", [WINDOW_S, 0.5, 0.06])
 def test_long_speech_is_cut_into_windows_that_overlap(path, window_s):
     """Each frame is out of a window in which it has an eighth of it on both sides."""
     teacher = build_teacher(f"transformers/{path}", 1, window_s=window_s)
@@ -120,9 +127,11 @@ def test_id_does_not_change_with_use(path):
     torch.testing.assert_close(again, embed(fresh, torch.ones(16000)), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("window_s", [-1, 1.5, 30])
+@pytest.mark.parametrize("window_s", [-1, 1.02, 30, 0.51, 0.04, 1e-9])
 def test_window_out_of_range(path, window_s):
-    with pytest.raises(TeacherError, match=f"window_s {window_s}.* expected 0 to 1 s"):
+    with pytest.raises(
+        TeacherError, match=f"window_s {window_s}, expected 0 to 1 s, a mu"
+    ):
         build_teacher(f"transformers/{path}", window_s=window_s)
 
 
