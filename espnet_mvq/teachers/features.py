@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class FeatureTeacher(Teacher):
         frame_shift_samples: Optional[int] = None,
         frame_offset_samples: Optional[float] = None,
         sample_rate: Optional[int] = None,
-        teacher_id: Optional[str] = None,
+        teacher_id: Union[None, str, int] = None,
     ):
         if layer < -1:
             raise TeacherError(

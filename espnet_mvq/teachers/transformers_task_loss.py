@@ -90,6 +90,11 @@ class CTCTaskLoss(TaskLoss):
         self.sample_rate = self._logits.sample_rate
         self._tokenizer = load_tokenizer(spec, name)
         self._blank = config.pad_token_id
+        if self._blank is None or not 0 <= self._blank < self._logits.dim:
+            raise TeacherError(
+                f"teacher {spec}: config.json has pad_token_id {self._blank}, expected "
+                f"the number of the blank, 0 to {self._logits.dim - 1}"
+            )
         settings = {**tokenizer_settings(self._tokenizer), "blank": self._blank}
         labels = weights_hash([], settings)
         self.id = f"{self._logits.id},ForCTC,labels={labels},case={case}"
@@ -200,7 +205,11 @@ def load_tokenizer(spec: str, name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        numbers = tokenizer.get_vocab().values()
+        if not all(isinstance(number, int) for number in numbers):
+            raise ValueError("its vocabulary has labels that are no whole numbers")
+        return tokenizer
     except Exception as error:  # OSError, tokenizers' and others, by kind of damage
         raise TeacherError(
             f"teacher {spec}: could not load its tokenizer ({type(error).__name__}: "

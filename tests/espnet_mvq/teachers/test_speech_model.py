@@ -40,7 +40,6 @@ def test_what_is_no_number(name, option, words, value):
     "name, option",
     [
         ("espnet.ESPnetTeacher", "checkpoint"),
-        ("features.FeatureTeacher", "teacher_id"),
         ("espnet_task_loss.ESPnetTaskLoss", "checkpoint"),
         ("espnet_task_loss.ESPnetTaskLoss", "task"),
         ("espnet_task_loss.ESPnetTaskLoss", "bpemodel"),
@@ -51,7 +50,7 @@ def test_what_is_no_number(name, option, words, value):
     ],
 )
 def test_what_is_no_text_or_truth(name, option, value):
-    optional = ("checkpoint", "teacher_id", "bpemodel", "language")
+    optional = ("checkpoint", "bpemodel", "language")
     if value is None and option in optional:
         return check_options("x", back_end(name), {option: value})
     if value is False and option == "leading_space":
@@ -68,6 +67,8 @@ def test_options_that_are_right_or_unknown():
     for key in ("spec", "config", "device", "no_such"):
         with pytest.raises(TeacherError, match=f"option: {key}; expected window_s"):
             check_options("x", whisper, {key: 1})
+    for value in ("a", 2024, None):
+        check_options("x", back_end("features.FeatureTeacher"), {"teacher_id": value})
     # The class behind it knows which there are
     factory = back_end("transformers.build_transformers_teacher")
     check_options("x", factory, {"no_such": 1})

@@ -238,6 +238,24 @@ def test_head_that_is_not_in_the_checkpoint(save):
         build_task_loss(f"transformers/{path}")
 
 
+@pytest.mark.parametrize("blank", [None, -1, 99])
+def test_blank_that_is_no_label(save, blank):
+    path = save()
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "pad_token_id": blank}))
+    message = f"pad_token_id {blank}, expected the number of the blank, 0 to 8"
+    with pytest.raises(TeacherError, match=message):
+        build_task_loss(f"transformers/{path}")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"A": "x"}'])
+def test_vocabulary_that_is_damaged(save, content):
+    path = save()
+    (path / "vocab.json").write_text(content)
+    with pytest.raises(TeacherError, match="could not load its tokenizer"):
+        build_task_loss(f"transformers/{path}")
+
+
 def test_what_else_can_be_missing(save):
     path = save("Wav2Vec2", add_adapter=True)
     with pytest.raises(TeacherError, match="shortens its output"):
