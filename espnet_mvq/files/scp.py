@@ -1,7 +1,26 @@
 """Kaldi-style files of utterances: `utt_id value`, or lists of them."""
 
 from pathlib import Path
-from typing import Dict, Set, Union
+from typing import Dict, Iterator, List, Set, Union
+
+
+def read_lines(path: Union[str, Path]) -> Iterator[str]:
+    """Yield the lines of a text file.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: If it is not UTF-8; names the line.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as lines:
+            yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}:{_undecodable_line(path)}: got bytes that are not UTF-8 "
+            f"({error.reason}), expected UTF-8 text; convert the file, with iconv -f "
+            "LATIN1 -t UTF-8 for example"
+        ) from error
 
 
 def read_scp(path: Union[str, Path]) -> Dict[str, str]:
@@ -9,36 +28,70 @@ def read_scp(path: Union[str, Path]) -> Dict[str, str]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line has no value or an utterance stands there twice.
+        ValueError: If a line has no value, an utterance stands there twice, or the file
+            is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run the stage that makes it")
     table: Dict[str, str] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            columns = line.strip().split(maxsplit=1)
-            if len(columns) != 2:
-                raise ValueError(
-                    f"{path}:{number}: got {line.rstrip()!r}, expected 'utt_id value'"
-                )
-            if columns[0] in table:
-                raise ValueError(
-                    f"{path}:{number}: got utterance {columns[0]} again, expected each "
-                    "once; take one of the lines out"
-                )
-            table[columns[0]] = columns[1]
+    for number, line in enumerate(read_lines(path), 1):
+        columns = line.strip().split(maxsplit=1)
+        if len(columns) != 2:
+            raise ValueError(
+                f"{path}:{number}: got {line.rstrip()!r}, expected 'utt_id value'"
+            )
+        if columns[0] in table:
+            raise ValueError(
+                f"{path}:{number}: got utterance {columns[0]} again, expected each "
+                "once; take one of the lines out"
+            )
+        table[columns[0]] = columns[1]
     return table
 
 
-def read_list(path: Union[str, Path]) -> Set[str]:
-    """Return the utterances of a file, the first word of each line.
+def read_counts(path: Union[str, Path]) -> Dict[str, int]:
+    """Read a count of each utterance, as `utt2num_samples` has them.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: As `read_scp`, or if a value is no whole number of 0 or more.
+    """
+    table = read_scp(path)
+    for utt_id, text in table.items():
+        if not text.isdecimal():
+            raise ValueError(
+                f"{path}: utterance {utt_id}: got {text!r}, expected a whole number of "
+                "0 or more; make the file again"
+            )
+    return {utt_id: int(text) for utt_id, text in table.items()}
+
+
+def read_ids(path: Union[str, Path]) -> List[str]:
+    """Return the utterances of a file in its order, the first word of each line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"list of utterances {path}: no such file")
-    with path.open(encoding="utf-8") as lines:
-        return {line.split()[0] for line in lines if line.strip()}
+    return [line.split()[0] for line in read_lines(path) if line.strip()]
+
+
+def read_list(path: Union[str, Path]) -> Set[str]:
+    """Return the utterances of a file as a set; see `read_ids`."""
+    return set(read_ids(path))
+
+
+def _undecodable_line(path: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    number = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                break
+    return number
