@@ -29,7 +29,7 @@ LAYERS = {
 THIRD_PARTY = {
     "quantization": {"torch", "numpy", "numba", "safetensors", "tqdm"},
     "distillation": {"torch"},
-    "files": {"h5py"},
+    "files": {"h5py", "kaldiio", "numpy"},
 }
 MAX_LINES = 400
 

@@ -160,7 +160,10 @@ class ArrayReader:
         path = Path(stored.storage_path, stored.storage_key)
         _check_is_file(path, f"{stored.origin}: ")
         try:
-            return np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
+            if not isinstance(array, np.ndarray):  # a zip file of several
+                raise ValueError("got an archive of arrays, expected one array")
+            return array
         except (ValueError, EOFError, OSError) as error:
             raise ValueError(
                 f"{stored.origin}: {path} is not a whole .npy file ({error}); write or "
@@ -268,7 +271,7 @@ def to_uint8(
 def _indexes_per_byte(codebook_size: int) -> int:
     """Return how many indexes multi_quantization puts into a byte: a power of two."""
     count = 1
-    while codebook_size ** (2 * count) <= 256:
+    while 1 < codebook_size ** (2 * count) <= 256:
         count *= 2
     return count
 

@@ -3,10 +3,11 @@
 import re
 from typing import Tuple
 
-import kaldiio
 import numpy as np
 import soundfile
 import torch
+
+from espnet_mvq.files.ark import read_audio as read_ark_audio
 
 _ARK_PLACE = re.compile(r"\.ark:\d+$")
 
@@ -68,7 +69,9 @@ def _read(place: str) -> Tuple[np.ndarray, int]:
     """Return samples, float32, (S,) or (S, channels), and rate in Hz."""
     if not _ARK_PLACE.search(place):
         return soundfile.read(place, dtype="float32")
-    rate, samples = kaldiio.load_mat(place)
+    rate, samples = read_ark_audio(place)
+    if samples.dtype == np.uint8:  # wav of 8 bits, whose silence is 128
+        samples = (samples.astype(np.int16) - 128).astype(np.int8)
     if samples.dtype.kind == "i":
         samples = samples / np.float32(2 ** (8 * samples.itemsize - 1))
     return samples.astype(np.float32), rate

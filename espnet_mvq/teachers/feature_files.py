@@ -1,16 +1,18 @@
 """Reading teacher embeddings that were written by other programs."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Tuple, Union
 
-import kaldiio
 import numpy as np
 
+from espnet_mvq.files.ark import OtherUtteranceError, read_matrix
 from espnet_mvq.files.hdf5 import HDF5_ENDINGS, dataset_keys, open_hdf5
 from espnet_mvq.files.scp import read_scp
 
 _ARK_PLACE = re.compile(r":\d+$")
+_OUR_FORMAT = "espnet_mvq.embeddings"  # of what mvq.sh --target embeddings writes
 _CHECKED_VALUES = 2**22  # values looked at at once: a memory map stays on the disk
 _NO_UTTERANCES = "features {path}: got no utterances, expected at least one"
 
@@ -60,6 +62,7 @@ class FeatureFile:
 
     def __init__(self, path: Union[str, Path]):
         self.path = _existing(path)
+        self._is_ours = bool(said_beside(self.path))
         if self.path.suffix in HDF5_ENDINGS:
             self._file = open_hdf5(self.path)
             self._places = dict.fromkeys(dataset_keys(self._file), str(self.path))
@@ -87,11 +90,21 @@ class FeatureFile:
         if self.path.suffix in HDF5_ENDINGS:
             array = _read_dataset(self._file, utt_id, place)
         else:
-            array = _load(utt_id, place)
+            array = _load(utt_id, place, self._is_ours)
         name = f"utterance {utt_id} in {place}"
         _check_shape(name, array)
         _check_finite(name, array)
         return array
+
+
+def said_beside(path: Path) -> Dict[str, Any]:
+    """Return what an `embeddings.json` beside a file says of its frames, if any."""
+    try:
+        said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    of_ours = isinstance(said, dict) and said.get("format") == _OUR_FORMAT
+    return said if of_ours else {}
 
 
 def _existing(path: Union[str, Path]) -> Path:
@@ -159,11 +172,15 @@ def _read_npy(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
 
 def _read_scp(path: Path) -> Iterator[Tuple[str, str, np.ndarray]]:
     for utt_id, place in read_scp(path).items():
-        yield utt_id, place, _load(utt_id, place)
+        yield utt_id, place, _load(utt_id, place, bool(said_beside(path)))
 
 
-def _load(utt_id: str, place: str) -> np.ndarray:
-    """Load the array of one utterance from a `.npy` file or `ARK:OFFSET`."""
+def _load(utt_id: str, place: str, is_ours: bool = False) -> np.ndarray:
+    """Load the array of one utterance from a `.npy` file or `ARK:OFFSET`.
+
+    Ids in others' arks may be of before a data folder was copied, with a prefix say;
+    in ours, another id tells of an ark that was written again since.
+    """
     name = f"utterance {utt_id} in {place}"
     is_npy = place.endswith(".npy")
     if not is_npy and not _ARK_PLACE.search(place):
@@ -179,7 +196,11 @@ def _load(utt_id: str, place: str) -> np.ndarray:
     try:
         if is_npy:
             return np.load(place, mmap_mode="r", allow_pickle=False)
-        return kaldiio.load_mat(place)
+        return read_matrix(place, utt_id if is_ours else None)
+    except OtherUtteranceError as error:
+        raise ValueError(
+            f"{name}: {error}; the ark was written again since: run mvq.sh --stage 4"
+        ) from error
     except Exception as error:  # numpy's and kaldiio's, by kind of damage
         raise ValueError(
             f"{name}: not readable ({type(error).__name__}: {error}); expected a whole "

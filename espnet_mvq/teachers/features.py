@@ -1,8 +1,7 @@
 """Embeddings that were written elsewhere, in the place of a teacher."""
 
-import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -14,13 +13,12 @@ from espnet_mvq.teachers.base import (
     check_frames,
     weights_hash,
 )
-from espnet_mvq.teachers.feature_files import FeatureFile
+from espnet_mvq.teachers.feature_files import FeatureFile, said_beside
 from espnet_mvq.teachers.speech_model import check_options
 
 _HASHED_UTTERANCES = 8
 _WINDOW_S = 0.025  # of nearly every model of speech
 _SAID = ("frame_shift_samples", "frame_offset_samples", "sample_rate")
-_OUR_FORMAT = "espnet_mvq.embeddings"  # of what mvq.sh --target embeddings writes
 
 
 class FeatureError(AudioError):
@@ -173,15 +171,3 @@ class FeatureTeacher(Teacher):
         step = -(-len(utt_ids) // _HASHED_UTTERANCES)
         arrays = ((u, np.array(self._features.load(u))) for u in utt_ids[::step])
         return weights_hash((u, torch.from_numpy(array)) for u, array in arrays)
-
-
-def said_beside(path: Path) -> Dict[str, Any]:
-    """Return what an `embeddings.json` beside a file says of its frames, if any."""
-    try:
-        said = json.loads(
-            path.with_name(f"{path.stem}.json").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError):
-        return {}
-    of_ours = isinstance(said, dict) and said.get("format") == _OUR_FORMAT
-    return said if of_ours else {}

@@ -138,6 +138,10 @@ def test_damaged_files_are_named(hdf5, tmp_path):
         load(StoredIndexes("numpy_hdf5", str(hdf5), "b", "m:1"))
     with pytest.raises(ValueError, match="m:1: .*b.npy is not a whole .npy file"):
         load(StoredIndexes("numpy_files", str(tmp_path), "b.npy", "m:1"))
+    with (tmp_path / "b.npy").open("wb") as file:
+        np.savez(file, np.zeros((1, 3), np.uint8))
+    with pytest.raises(ValueError, match="m:1: .*b.npy .*got an archive of arrays"):
+        load(StoredIndexes("numpy_files", str(tmp_path), "b.npy", "m:1"))
 
 
 def test_missing_h5py_is_told(hdf5, monkeypatch):
@@ -191,3 +195,4 @@ def test_packed_bytes_out_of_range_are_refused():
     with pytest.raises(ValueError, match="got values from 81 to 81"):
         to_uint8(np.array([[81]]), 3, 4)
     assert to_uint8(np.array([[80]]), 3, 4).tolist() == [[2, 2, 2, 2]]
+    assert to_uint8(np.array([[0, 0]]), 1, 2).tolist() == [[0, 0]]

@@ -46,6 +46,15 @@ def test_place_in_an_ark(tmp_path, samples):
         read_audio("utt", place, 8000)
 
 
+def test_wav_of_8_bits_in_an_ark(tmp_path, samples):
+    """Its bytes are unsigned, silence is 128."""
+    ark, scp = tmp_path / "a.ark", tmp_path / "a.scp"
+    with kaldiio.WriteHelper(f"ark,scp:{ark},{scp}") as writer:
+        writer("utt", (16000, np.round(samples * 128 + 128).astype(np.uint8)))
+    speech = read_audio("utt", scp.read_text().split()[1], 16000)
+    np.testing.assert_allclose(speech, samples, atol=1 / 256)
+
+
 @pytest.mark.parametrize("channels, message", [(1, None), (2, "has 2 channels")])
 def test_stereo_is_refused(tmp_path, samples, channels, message):
     path = tmp_path / "a.wav"

@@ -149,7 +149,7 @@ def test_audio_in_an_ark_is_no_embedding(tmp_path):
     ark, scp = tmp_path / "wav.ark", tmp_path / "wav.scp"
     with kaldiio.WriteHelper(f"ark,scp:{ark},{scp}") as writer:
         writer("utt", (16000, np.zeros(100, np.int16)))
-    with pytest.raises(ValueError, match="utterance utt in .*: got tuple, expected"):
+    with pytest.raises(ValueError, match="utterance utt in .*got audio, expected a"):
         list(read_features(scp))
 
 

@@ -50,6 +50,20 @@ def write(tmp_path, arrays):
     return write
 
 
+def test_our_embeddings_must_be_of_the_utterance(write, tmp_path):
+    """Ids in others' arks may be older than a copied data folder's."""
+    scp = write()
+    text = scp.read_text().replace("utt7 ", "x ").replace("utt8 ", "utt7 ")
+    scp.write_text(text.replace("x ", "utt8 "))
+    read = build_teacher(f"feats/{scp}", 6, **SHIFT).read
+    assert len(read("utt7", "")) == 28
+    (tmp_path / "feats.json").write_text('{"format": "espnet_mvq.embeddings"}')
+    read = build_teacher(f"feats/{scp}", 6, teacher_id="t", **SHIFT).read
+    assert len(read("utt9", "")) == 29
+    with pytest.raises(AudioError, match="utterance utt7 in .*mvq.sh --stage 4"):
+        read("utt7", "")
+
+
 @pytest.mark.parametrize("form", ["ark", "npy", "hdf5"])
 def test_embeddings_are_found_by_utterance(write, arrays, form):
     teacher = build_teacher(f"feats/{write(form)}", 6, **SHIFT)
