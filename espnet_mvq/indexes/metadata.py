@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import ClassVar, Dict, List, Tuple, Type, TypeVar, Union
+from typing import Any, ClassVar, Dict, List, Tuple, Type, TypeVar, Union
 
 import numpy as np
 
+from espnet_mvq.files.scp import read_lines
 from espnet_mvq.files.versioned_json import (
     format_versioned_json,
     load_versioned_json,
@@ -17,6 +20,19 @@ from espnet_mvq.files.write_text import write_text
 FILE_VERSION = 1
 # What an array holds a row for: each frame, or the whole utterance
 LEVELS = ("frame", "utterance")
+# Kind of number in each field, the least and the most it can be
+_NUMBERS: Dict[str, Tuple[type, float, float]] = {
+    "layer": (Integral, -1, math.inf),
+    "sample_rate": (Real, 1, math.inf),
+    "frame_shift_samples": (Real, 1, math.inf),
+    "frame_offset_samples": (Real, -math.inf, math.inf),
+    "num_utterances": (Integral, 0, math.inf),
+    "num_frames": (Integral, 0, math.inf),
+    "num_codebooks": (Integral, 1, math.inf),
+    "codebook_size": (Integral, 1, 256),
+    "dim": (Integral, 1, math.inf),
+}
+_CONTAINERS = {"skipped": list, "shards": dict, "encode": dict}
 _M = TypeVar("_M", bound="FrameMetadata")
 
 
@@ -67,6 +83,12 @@ class FrameMetadata:
             raise ValueError(
                 f"got level {self.level!r}, expected {' or '.join(LEVELS)}"
             )
+        for name, value in vars(self).items():
+            if name in _NUMBERS:
+                check_number(name, value)
+            kind = _CONTAINERS.get(name, object)
+            if not isinstance(value, kind):
+                raise ValueError(f"{name}: got {value!r}, expected a {kind.__name__}")
 
     def save(self, path: Union[str, Path]) -> None:
         """Write the metadata; an existing file is replaced as a whole."""
@@ -189,6 +211,27 @@ class EmbeddingMetadata(FrameMetadata):
             )
 
 
+def check_number(name: str, value: Any, told_as: str = "") -> None:
+    """Refuse what cannot be the value of a field.
+
+    Args:
+        name: The field, a number.
+        value: What it is to be.
+        told_as: How the message calls it; default: as the field is called.
+
+    Raises:
+        ValueError: Saying what was got and expected.
+    """
+    kind, least, most = _NUMBERS[name]
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if is_number and -math.inf < value < math.inf and least <= value <= most:
+        return
+    expected = "a whole number" if kind is Integral else "a finite number"
+    if least > -math.inf:
+        expected += f" from {least} to {most}" if most < math.inf else f" >= {least}"
+    raise ValueError(f"{told_as or name}: got {value!r}, expected {expected}")
+
+
 def read_metadata(scp: Union[str, Path]) -> FrameMetadata:
     """Read the metadata of an scp, of whichever kind they are.
 
@@ -216,8 +259,7 @@ def _place_beside(scp: Union[str, Path]) -> Path:
         path = path / "split.0"
     described = path.with_suffix(".json")
     if path.suffix != ".scp" and path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            place = next(lines, "").strip().partition(" ")[2]
+        place = next(read_lines(path), "").strip().partition(" ")[2]
         described = Path(place.rpartition(":")[0]).with_suffix(".json")
     return described
 

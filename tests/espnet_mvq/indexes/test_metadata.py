@@ -98,6 +98,38 @@ def test_utterance_level_means_one_row(metadata):
             other.check(np.zeros((rows, 2), np.uint8))
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"frame_shift_samples": 0}, "frame_shift_samples: got 0, expected a finite"),
+        ({"frame_shift_samples": -320}, "got -320, expected a finite number >= 1"),
+        ({"frame_shift_samples": None}, "frame_shift_samples: got None"),
+        ({"frame_shift_samples": "320"}, "frame_shift_samples: got '320'"),
+        ({"frame_shift_samples": np.nan}, "frame_shift_samples: got nan"),
+        ({"frame_offset_samples": np.inf}, "frame_offset_samples: got inf, expected a"),
+        ({"sample_rate": 0}, "sample_rate: got 0"),
+        ({"layer": 1.5}, "layer: got 1.5, expected a whole number >= -1"),
+        ({"num_codebooks": 0}, "num_codebooks: got 0, expected a whole number >= 1"),
+        ({"num_codebooks": True}, "num_codebooks: got True"),
+        (
+            {"codebook_size": 257},
+            "codebook_size: got 257, .* whole number from 1 to 256",
+        ),
+        ({"num_frames": -1}, "num_frames: got -1"),
+        ({"shards": None}, "shards: got None, expected a dict"),
+        ({"skipped": 3}, "skipped: got 3, expected a list"),
+    ],
+)
+def test_impossible_values_are_refused_with_the_file(
+    metadata, tmp_path, change, message
+):
+    path = tmp_path / "a.json"
+    metadata.save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=f"a.json: not readable: .*{message}"):
+        IndexMetadata.load(path)
+
+
 def test_missing_fields_are_refused_by_name(tmp_path):
     content = {"format": "espnet_mvq.codebook_indexes", "version": 1}
     (tmp_path / "a.json").write_text(json.dumps(content))
@@ -107,7 +139,9 @@ def test_missing_fields_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("name", IndexMetadata.MEANING)
 def test_differences_in_meaning_are_told(metadata, name):
-    value = "utterance" if name == "level" else "x"
+    value = {"level": "utterance", "encode": {}}.get(name, "x")
+    if isinstance(getattr(metadata, name), (int, float)):
+        value = getattr(metadata, name) + 1
     other = dataclasses.replace(metadata, **{name: value})
     assert metadata.differences(other) == [
         f"{name}: {getattr(metadata, name)!r} and {value!r}"
