@@ -12,6 +12,7 @@ from espnet_mvq.bin.shard_check import (
     check_complete,
     check_lengths,
     check_shards,
+    check_text,
     read_places,
 )
 from espnet_mvq.files.scp import read_scp
@@ -61,10 +62,13 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
+    if args.nj < 1:
+        raise ValueError(f"--nj: got {args.nj}, expected the number of shards, >= 1")
     data_dir, kind = Path(args.data_dir), TARGETS[args.target]
     name = args.name or kind.STEM
     utt_ids = list(read_scp(data_dir / "wav.scp"))
     report = CheckReport()
+    check_text(report, data_dir / "text", utt_ids)
     metadata = check_shards(report, args.shards, args.nj, kind)
     if metadata is not None:
         places = read_places(report, args.shards, args.nj, kind)

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
-from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.scp import read_counts, read_scp
 from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.lhotse import make_cut, make_recording, write_manifest
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
@@ -98,7 +98,7 @@ def find_recordings(
 ) -> Dict[str, Optional[Dict[str, Any]]]:
     """Describe the audio of all utterances; None where lhotse cannot read it."""
     places = read_scp(Path(data_dir) / "wav.scp")
-    num_samples = read_scp(Path(data_dir) / "utt2num_samples")
+    num_samples = read_counts(Path(data_dir) / "utt2num_samples")
     missing = [u for u in reader if u not in places or u not in num_samples]
     if missing:
         raise ValueError(
@@ -108,9 +108,7 @@ def find_recordings(
         )
     sample_rate = reader.metadata.sample_rate
     return {
-        utt_id: make_recording(
-            utt_id, places[utt_id], int(num_samples[utt_id]), sample_rate
-        )
+        utt_id: make_recording(utt_id, places[utt_id], num_samples[utt_id], sample_rate)
         for utt_id in reader
     }
 

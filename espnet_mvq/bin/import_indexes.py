@@ -12,7 +12,7 @@ from tqdm import tqdm
 from espnet_mvq import __version__
 from espnet_mvq.bin.inspect_quantizer import load_quantizer
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
-from espnet_mvq.bin.shard_check import wrong_lengths
+from espnet_mvq.bin.shard_check import without_samples, wrong_lengths
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.files.write_text import write_text
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
@@ -22,7 +22,7 @@ from espnet_mvq.indexes.lhotse import (
     espnet_speed_id,
     read_manifests,
 )
-from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
+from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, check_number
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.indexes.stored_arrays import (
     ArrayReader,
@@ -36,6 +36,7 @@ from espnet_mvq.indexes.stored_arrays import (
 _MEANING = tuple(
     name for name in IndexMetadata.MEANING if name not in ("encode", "level")
 )
+_NUMBERS = tuple(name for name in _MEANING if name not in ("teacher", "quantizer_id"))
 # Where nothing gives them: icefall's teachers, HuBERT's family, are centred so
 _DEFAULTS = {
     "codebook_size": 256,
@@ -142,6 +143,9 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
+    for name in _NUMBERS:
+        if getattr(args, name) is not None:
+            check_number(name, getattr(args, name), f"--{name}")
     data_dir = Path(args.data_dir)
     utt_ids = list(read_scp(data_dir / "wav.scp"))
     if args.manifests:
@@ -160,6 +164,9 @@ def main(cmd=None) -> None:
             of_frames = metadata.level == "frame"
             if wrong and of_frames:
                 raise ValueError(wrong)
+            unknown = without_samples(data_dir / "utt2num_samples", num_frames)
+            if unknown and of_frames:
+                logging.warning(unknown)
             if wrong is None and of_frames:
                 logging.warning(
                     f"{data_dir}/utt2num_samples is not there: lengths are not checked"

@@ -3,11 +3,10 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Type, Union
+from typing import Dict, Iterable, List, Optional, Tuple, Type, Union
 
-import kaldiio
-
-from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.ark import read_numpy
+from espnet_mvq.files.scp import read_counts, read_ids, read_scp
 from espnet_mvq.indexes.metadata import FrameMetadata
 from espnet_mvq.indexes.shard import file_sha256, finished_shard, shard_paths
 
@@ -142,7 +141,7 @@ def check_arrays(
     lowest_highest: Optional[Tuple[float, float]] = None
     for utt_id, place in places.items():
         try:
-            array = kaldiio.load_mat(place)
+            array = read_numpy(place, utt_id)
             metadata.check(array)
         except Exception as error:  # whatever the bytes of a damaged ark provoke
             wrong.append(f"{utt_id} ({place}): {error}")
@@ -175,12 +174,17 @@ def wrong_lengths(
     """
     if not Path(utt2num_samples).is_file():
         return None
-    num_samples = read_scp(utt2num_samples)
+    num_samples = read_counts(utt2num_samples)
+    if num_frames and num_samples.keys().isdisjoint(num_frames):
+        return (
+            f"{utt2num_samples} has none of the {len(num_frames)} utterances, first "
+            f"{next(iter(num_frames))}; make it again for this data folder"
+        )
     wrong = []
     for utt_id, found in num_frames.items():
         if utt_id not in num_samples:
-            continue
-        expected = int(num_samples[utt_id]) / metadata.frame_shift_samples
+            continue  # see `without_samples`
+        expected = num_samples[utt_id] / metadata.frame_shift_samples
         if abs(found - expected) > _TOLERANCE_FRAMES:
             wrong.append(f"{utt_id} has {found}, expected {expected:.1f}")
     if not wrong:
@@ -190,6 +194,46 @@ def wrong_lengths(
         f"{utt2num_samples} gives: {'; '.join(wrong[:_SHOWN])}. Was the audio changed "
         "after the extraction? Extract again"
     )
+
+
+def without_samples(
+    utt2num_samples: Union[str, Path], utt_ids: Iterable[str]
+) -> Optional[str]:
+    """Say which utterances have no number of samples; None if all do, or no file."""
+    if not Path(utt2num_samples).is_file():
+        return None
+    known, utt_ids = set(read_ids(utt2num_samples)), list(utt_ids)
+    missing = [utt_id for utt_id in utt_ids if utt_id not in known]
+    if not missing:
+        return None
+    return (
+        f"{len(missing)} of {len(utt_ids)} utterances are not in {utt2num_samples}, "
+        f"first {', '.join(missing[:_SHOWN])}: their lengths are not checked"
+    )
+
+
+def check_text(report: CheckReport, text: Path, utt_ids: List[str]) -> None:
+    """Check that text and audio are of the same utterances, where there is a text."""
+    if not text.is_file():
+        return
+    with_audio, with_text = set(utt_ids), read_ids(text)
+    missing = [utt_id for utt_id in with_text if utt_id not in with_audio]
+    if not missing:
+        report.good("text", f"all {len(with_text)} utterances of {text} have audio")
+    elif len(missing) < len(with_text):
+        report.accepted(
+            "text",
+            f"{len(missing)} of {len(with_text)} utterances in {text} have no audio in "
+            f"wav.scp, first {', '.join(missing[:_SHOWN])}: they get no "
+            "codebook indexes",
+        )
+    else:
+        report.bad(
+            "text",
+            f"{text} and wav.scp have no utterance in common: the first is "
+            f"{with_text[0]} in text, {(utt_ids or ['none'])[0]} in wav.scp; make the "
+            "data folder again, with the same utterance ids in both",
+        )
 
 
 def check_lengths(
@@ -207,6 +251,9 @@ def check_lengths(
     hours = total * metadata.frame_shift_samples / metadata.sample_rate / 3600
     text = f"{total}, {hours:.2f} h"
     wrong = wrong_lengths(utt2num_samples, num_frames, metadata)
+    unknown = without_samples(utt2num_samples, num_frames)
+    if unknown and not wrong:
+        report.accepted("frames", unknown)
     if wrong is None:
         report.accepted(
             "frames",

@@ -159,6 +159,63 @@ def test_one_row_of_each_utterance_at_that_level(
     assert reader.metadata.num_frames == 6 and reader["utt3"].tolist() == [[1, 1]]
 
 
+def test_utterances_swapped_in_a_shard_are_noticed(
+    options, shards, data_dir, ends_with_error
+):
+    """Of equal length, so that nothing else tells."""
+    for name in ("wav.scp", "utt2num_samples"):
+        path = data_dir / name
+        path.write_text("".join(path.read_text().splitlines(True)[:2]))
+    metadata = IndexMetadata.load(shard_paths(shards, 1)[2])
+    with ShardWriter(shards, 1, metadata) as shard:
+        for utt_id in ("utt0", "utt1"):
+            shard.write(utt_id, np.zeros((22, 2), np.uint8))
+    scp = shard_paths(shards, 1)[1]
+    swapped = scp.read_text().replace("utt0 ", "x ").replace("utt1 ", "utt0 ")
+    scp.write_text(swapped.replace("x ", "utt1 "))
+    error = ends_with_error(main, [*options[:-1], "1"])
+    assert "2 utterances hold something else" in error
+    assert "expected utterance utt0 there, got utterance utt1" in error
+
+
+def test_utterances_without_a_number_of_samples(
+    options, data_dir, capsys, ends_with_error
+):
+    path = data_dir / "utt2num_samples"
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(lines[2:]))
+    main(options)
+    text = f"2 of 6 utterances are not in {path}, first utt0, utt1: their lengths"
+    assert f"warning frames       {text}" in capsys.readouterr().out
+    path.write_text("other 16000\n")
+    error = ends_with_error(main, options)
+    assert f"{path} has none of the 6 utterances, first utt0; make it again" in error
+    path.write_text("".join(lines).replace("8000", "8000.0"))
+    error = ends_with_error(main, options)
+    assert f"{path}: utterance utt1: got '8000.0', expected a whole number" in error
+
+
+def test_text_of_other_utterances(options, data_dir, capsys, ends_with_error):
+    path = data_dir / "text"
+    path.write_text("".join(f"utt{n} A B\n" for n in range(6)))
+    main(options)
+    assert f"ok      text         all 6 utterances of {path}" in capsys.readouterr().out
+    path.write_text("utt7\nutt8 A\nutt3 A B\n")
+    main(options)
+    report = capsys.readouterr().out
+    assert f"warning text         2 of 3 utterances in {path} have no audio" in report
+    assert "first utt7, utt8" in report
+    path.write_text("UTT0 A\nUTT1 B\n")
+    error = ends_with_error(main, options)
+    assert "no utterance in common: the first is UTT0 in text, utt0 in wav.scp" in error
+
+
+@pytest.mark.parametrize("nj", ["0", "-2"])
+def test_number_of_shards_must_be_one(data_dir, ends_with_error, nj):
+    words = ["--data_dir", str(data_dir), "--shards", "none", "--nj", nj]
+    assert f"--nj: got {nj}, expected" in ends_with_error(main, words)
+
+
 def test_index_out_of_range_is_named(options, shards, ends_with_error):
     """An ark that was made so, its checksum right."""
     ark, _, json_path = shard_paths(shards, 1)

@@ -192,6 +192,17 @@ def test_utterances_that_the_data_folder_lacks(
     assert not (tmp_path / "a.h5").exists()
 
 
+@pytest.mark.parametrize("number", ["x", "-4"])
+def test_bad_number_of_samples_is_named(
+    ours, options, tmp_path, ends_with_error, number
+):
+    path = ours.dir / "utt2num_samples"
+    path.write_text(f"b {number}\na-é 79\nsp0.9-c 1679\n")
+    words = ["--manifest", str(tmp_path / "c.jsonl.gz"), "--data_dir", str(ours.dir)]
+    error = ends_with_error(main, [*options, "--hdf5", str(tmp_path / "a.h5"), *words])
+    assert f"{path}: utterance b: got '{number}', expected a whole number" in error
+
+
 def test_damaged_ark_leaves_no_file(ours, options, tmp_path, ends_with_error):
     ours.ark.write_bytes(ours.ark.read_bytes()[:-3])
     error = ends_with_error(main, [*options, "--hdf5", str(tmp_path / "a.h5")])

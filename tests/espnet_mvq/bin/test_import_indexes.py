@@ -190,6 +190,35 @@ def test_wrong_number_of_codebooks(options, ends_with_error):
     assert "got shape (5, 2), expected integers (T, 3)" in error
 
 
+@pytest.mark.parametrize(
+    "option, value, expected",
+    [
+        ("frame_shift_samples", "0", "a finite number >= 1"),
+        ("frame_shift_samples", "-5", "a finite number >= 1"),
+        ("frame_offset_samples", "nan", "a finite number"),
+        ("frame_offset_samples", "inf", "a finite number"),
+        ("sample_rate", "0", "a finite number >= 1"),
+        ("num_codebooks", "0", "a whole number >= 1"),
+        ("codebook_size", "0", "a whole number from 1 to 256"),
+        ("codebook_size", "257", "a whole number from 1 to 256"),
+        ("layer", "-2", "a whole number >= -1"),
+    ],
+)
+def test_impossible_numbers_are_refused(
+    corpus, options, ends_with_error, option, value, expected
+):
+    error = ends_with_error(main, [*options, f"--{option}", value])
+    assert error == f"--{option}: got {value}, expected {expected}"
+    assert not corpus.scp.exists()
+
+
+def test_utterance_without_a_number_of_samples(corpus, options, caplog):
+    path = corpus.data_dir / "utt2num_samples"
+    path.write_text(path.read_text().replace("utt1 ", "x "))
+    main(options)
+    assert f"1 of 3 utterances are not in {path}, first utt1: their" in caplog.text
+
+
 def test_lengths_that_do_not_fit_the_speech(corpus, options, ends_with_error):
     path = corpus.data_dir / "utt2num_samples"
     path.write_text(path.read_text().replace("utt1 2320", "utt1 4640"))
