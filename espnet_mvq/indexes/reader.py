@@ -3,13 +3,17 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Dict, Iterator, Optional, Set, Union
 
-import kaldiio
 import numpy as np
 
+from espnet_mvq.files.ark import OtherUtteranceError, read_numpy
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.indexes.metadata import EmbeddingMetadata, read_metadata
+from espnet_mvq.indexes.metadata import (
+    EmbeddingMetadata,
+    FrameMetadata,
+    read_metadata,
+)
 
 
 class FrameReader(Mapping):
@@ -46,37 +50,70 @@ class FrameReader(Mapping):
             return self._missing(utt_id)
         place = self._places[utt_id]
         try:
-            frames = kaldiio.load_mat(place)
+            frames = read_numpy(place, utt_id)
             self.metadata.check(frames)
         except Exception as error:  # a damaged ark raises whatever its bytes provoke
+            remedy = "the extraction again"
+            if isinstance(error, OtherUtteranceError):
+                remedy = "mvq.sh --stage 4: the arks were written again since"
             raise ValueError(
                 f"utterance {utt_id} in {self._scp}: could not read {place} "
-                f"({type(error).__name__}: {error}); run the extraction again"
+                f"({type(error).__name__}: {error}); run {remedy}"
             ) from error
         return frames.astype(self._dtype)
 
     def _check_arks(self) -> None:
         """Refuse arks that another extraction has written since, or is writing."""
-        arks = {place.rpartition(":")[0] for place in self._places.values()}
-        for ark in sorted(ark for ark in arks if ark):
-            described = Path(ark).with_suffix(".json")
-            if not described.is_file():
-                if Path(ark).with_suffix(".tmp.json").is_file():
-                    raise ValueError(
-                        f"{self._scp}: {ark} is being extracted again; let mvq.sh end, "
-                        "with its stage 4, before training"
-                    )
-                continue  # moved here alone
-            try:
-                written = type(self.metadata).load(described)
-            except ValueError:
-                continue  # of another program
+        arks = set()
+        for utt_id, place in self._places.items():
+            ark, _, offset = place.rpartition(":")
+            if not ark or not offset.isdecimal():
+                raise ValueError(
+                    f"{self._scp}: utterance {utt_id}: got {place!r}, expected "
+                    "FILE.ark:OFFSET; commands are not run: run mvq.sh --stage 4"
+                )
+            arks.add(ark)
+        # Two folders may have arks of one name, of which the metadata name but one.
+        checksums: Dict[str, Set[str]] = {}
+        for ark in sorted(arks):
+            name = Path(ark).name
+            written = self._described(Path(ark))
+            found = "" if written is None else written.shards.get(name, "")
+            checksums.setdefault(name, set()).add(found)
+            if written is None:
+                continue
             differences = self.metadata.differences(written)
             if differences:
                 raise ValueError(
                     f"{self._scp}: {ark} was extracted again since, with another "
                     f"{'; '.join(differences)} (there second); run mvq.sh --stage 4"
                 )
+        for name, found in checksums.items():
+            expected = self.metadata.shards.get(name)
+            if expected and "" not in found and expected not in found:
+                raise ValueError(
+                    f"{self._scp}: {name} was written again since (another checksum "
+                    "lies beside it); run mvq.sh --stage 4"
+                )
+
+    def _described(self, ark: Path) -> Optional[FrameMetadata]:
+        """Return the metadata beside an ark, if any.
+
+        Raises:
+            ValueError: If the ark is being written.
+        """
+        path = ark.with_suffix(".json")
+        if not path.is_file():
+            if ark.with_suffix(".tmp.json").is_file():
+                raise ValueError(
+                    f"{self._scp}: {ark} is being extracted again; let mvq.sh end, "
+                    "with its stage 4, before training"
+                )
+            return None  # moved here alone
+        try:
+            return type(self.metadata).load(path)
+        except ValueError:
+            return None  # of another program
 
     def __contains__(self, utt_id: object) -> bool:
         return utt_id in self._places

@@ -197,6 +197,60 @@ def test_arks_that_are_extracted_again_are_refused(data_dir, metadata, utterance
     assert len(FrameReader(scp)) == 3
 
 
+@pytest.fixture
+def reordered(tmp_path, metadata):
+    """Return an scp of 12 utterances in 2 arks that were written in another order."""
+    indexes = {f"utt{n:02d}": np.full((5, 2), n % 4, np.uint8) for n in range(12)}
+
+    def write(utt_ids):
+        metadata.shards, lines = {}, []
+        for job in (1, 2):
+            again = dataclasses.replace(metadata)
+            with ShardWriter(tmp_path / "shards", job, again) as shard:
+                for utt_id in utt_ids[job - 1 :: 2]:
+                    shard.write(utt_id, indexes[utt_id])
+            lines.append(shard_paths(tmp_path / "shards", job)[1].read_text())
+            metadata.shards.update(again.shards)
+        return "".join(lines)
+
+    (tmp_path / SCP_NAME).write_text(write(list(indexes)))
+    metadata.save(tmp_path / METADATA_NAME)
+    write(list(reversed(indexes)))
+    return tmp_path / SCP_NAME
+
+
+def test_arks_in_another_order_are_refused_at_the_start(reordered):
+    message = "codebook_indexes.1.ark was written again since .*run mvq.sh --stage 4"
+    with pytest.raises(ValueError, match=message):
+        FrameReader(reordered)
+
+
+def test_arks_in_another_order_are_refused_at_each_utterance(reordered):
+    """Where no json says that they were written again."""
+    for job in (1, 2):
+        shard_paths(reordered.parent / "shards", job)[2].unlink()
+    reader = FrameReader(reordered)
+    assert len(reader) == 12
+    for utt_id in reader:
+        with pytest.raises(
+            ValueError, match="got utterance utt.*mvq.sh --stage 4"
+        ) as e:
+            reader[utt_id]
+        assert str(e.value).startswith(f"utterance {utt_id} in {reordered}: could not")
+
+
+def test_arks_of_one_name_in_two_folders(data_dir, metadata):
+    """The metadata tell of one of them."""
+    other = dataclasses.replace(metadata)
+    with ShardWriter(data_dir / "others", 1, other) as shard:
+        shard.write("d", some_indexes(3))
+    lines = shard_paths(data_dir / "others", 1)[1].read_text()
+    with (data_dir / SCP_NAME).open("a") as scp:
+        scp.write(lines)
+    reader = FrameReader(data_dir / SCP_NAME)
+    assert len(reader["d"]) == 3 and len(reader["b"]) == 7
+
+
 def test_pieces_of_an_scp_find_the_metadata(data_dir, utterances):
     """ESPnet's --num_splits_asr cuts every scp, and leaves the json where it is."""
     from espnet2.bin.split_scps import main
