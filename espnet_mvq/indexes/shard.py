@@ -9,12 +9,14 @@ from typing import BinaryIO, Iterable, Iterator, List, Optional, Tuple, Type, Un
 
 import kaldiio
 import numpy as np
-from kaldiio.matio import read_kaldi, read_token
+from kaldiio.matio import read_token
 
+from espnet_mvq.files.ark import read_numpy_record
+from espnet_mvq.files.scp import read_scp
 from espnet_mvq.files.write_text import write_text
 from espnet_mvq.indexes.metadata import FrameMetadata, IndexMetadata
 
-_NUMPY_MARKER = b"NPY"  # what kaldiio puts before an array written as numpy does
+_LOCK_TRIES = 5
 
 
 class ShardWriter:
@@ -50,22 +52,40 @@ class ShardWriter:
         self._resume_for = None if resume_for is None else set(resume_for)
         self.metadata = metadata
         self.metadata.num_utterances = self.metadata.num_frames = 0
+        self.metadata.shards = {}
         self.kept: List[str] = []
 
     def __enter__(self) -> "ShardWriter":
         self._ark.parent.mkdir(parents=True, exist_ok=True)
-        if not self._ark_tmp.exists() and not self._json.exists() and self._is_mine():
-            # It broke off between the ark's renaming and the rest.
-            self._ark.replace(self._ark_tmp)
-        self._file = self._ark_tmp.open("a+b")
-        self._lock()
+        self._file = self._open_locked()
+        try:
+            self._begin()
+        except BaseException:
+            self._file.close()  # which gives the lock back
+            raise
+        return self
+
+    def _begin(self) -> None:
+        """Take over what can be kept, and remove what is of other settings.
+
+        A stop between any two lines leaves the temporary ark empty, or of the settings
+        that the json beside it says.
+        """
+        for left in self._ark.parent.glob(f"{self._ark.stem}.*.tmp[0-9]*"):
+            left.unlink(missing_ok=True)  # of `write_text`, when it was killed
+        finished = self._finished_before()
+        if finished is not None:
+            self._file.truncate(0)
+            finished.save(self._json_tmp)
+            with self._file:  # whose lock is held until the ark's is there
+                self._ark.replace(self._ark_tmp)
+                self._file = self._open_locked()
         self._lines: List[str] = []
-        for path in (self._json, self._scp):
-            path.unlink(missing_ok=True)
         self._file.truncate(self._recover())
         self._file.seek(0, os.SEEK_END)
         self.metadata.save(self._json_tmp)
-        return self
+        for path in (self._json, self._scp):
+            path.unlink(missing_ok=True)
 
     def write(self, utt_id: str, array: np.ndarray) -> None:
         """Append an utterance.
@@ -109,43 +129,92 @@ class ShardWriter:
             except OSError:
                 pass  # the disk is full: that is what exc_value says
             if self._resume_for is None or not self._lines:
-                self._ark_tmp.unlink(missing_ok=True)
-                self._json_tmp.unlink(missing_ok=True)
+                self._discard()
             return
-        # Closing is what gives the lock back, so it comes last.
-        with self._file:
-            self.metadata.shards = {self._ark.name: file_sha256(self._ark_tmp)}
-            self._ark_tmp.replace(self._ark)
-            write_text(self._scp, "".join(self._lines))
-            self.metadata.save(self._json)
-            self._json_tmp.unlink(missing_ok=True)
-
-    def _lock(self) -> None:
-        """Refuse a second writer of this shard."""
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
+            # Closing is what gives the lock back, so it comes last.
+            with self._file:
+                self.metadata.shards = {self._ark.name: file_sha256(self._ark_tmp)}
+                # Vouches for the ark from its renaming to the json's writing
+                self.metadata.save(self._json_tmp)
+                self._ark_tmp.replace(self._ark)
+                write_text(self._scp, "".join(self._lines))
+                self.metadata.save(self._json)
+                self._json_tmp.unlink(missing_ok=True)
+        except OSError as error:
+            safe = ", its utterances are kept"
+            if self._resume_for is None:
+                self._discard()
+                safe = ""
             raise ShardError(
-                f"{self._ark_tmp}: another process is writing this shard; wait for it, "
-                "or stop it and run this again"
+                f"{self._ark}: all {self.metadata.num_utterances} utterances are "
+                f"written, but the shard could not be ended ({error}); make room and "
+                f"run it again{safe}"
             ) from error
-        except OSError as error:  # some network file systems have no locks
-            logging.warning(f"{self._ark_tmp}: not locked ({error.strerror})")
 
-    def _is_mine(self) -> bool:
-        """Say whether the ark of a run that broke off means what this one's will."""
-        if self._resume_for is None or not self._json_tmp.is_file():
-            return False
+    def _discard(self) -> None:
+        """Remove what is temporary."""
+        for path in (self._ark_tmp, self._json_tmp):
+            path.unlink(missing_ok=True)
+
+    def _open_locked(self) -> BinaryIO:
+        """Open the temporary ark, and refuse a second writer of this shard."""
+        for _ in range(_LOCK_TRIES):
+            file = self._ark_tmp.open("a+b")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                break
+            except OSError as error:  # some network file systems have no locks
+                logging.warning(f"{self._ark_tmp}: not locked ({error.strerror})")
+            if self._is_temporary_ark(file):
+                return file
+            file.close()
+        raise ShardError(
+            f"{self._ark_tmp}: another process is writing this shard; wait for it, "
+            "or stop it and run this again"
+        )
+
+    def _is_temporary_ark(self, file: BinaryIO) -> bool:
+        """Say that a file was not renamed by another writer before it was locked."""
         try:
-            found = type(self.metadata).load(self._json_tmp)
-        except ValueError:
+            there = self._ark_tmp.stat()
+        except FileNotFoundError:
             return False
-        return not found.differences(self.metadata)
+        return os.path.samestat(os.fstat(file.fileno()), there)
+
+    def _finished_before(self) -> Optional[FrameMetadata]:
+        """Return metadata that vouch, by its checksum, for an ark to go on with.
+
+        It is one whose writer was stopped between the ark's renaming and the json's
+        writing, or a finished one of the same utterances of which some were skipped.
+        """
+        if self._resume_for is None or not self._ark.is_file():
+            return None
+        found = self._same_settings(self._json)
+        if self._json.exists():
+            if found is None or not found.skipped or not self._scp.is_file():
+                return None
+            written = set(read_scp(self._scp))
+            if not written <= self._resume_for <= written.union(found.skipped):
+                return None
+        else:
+            found = self._same_settings(self._json_tmp)
+        checksum = None if found is None else found.shards.get(self._ark.name)
+        return found if checksum == file_sha256(self._ark) else None
+
+    def _same_settings(self, path: Path) -> Optional[FrameMetadata]:
+        """Return metadata if they are there and mean what this run's do."""
+        try:
+            found = type(self.metadata).load(path)
+        except (FileNotFoundError, ValueError):
+            return None
+        return None if found.differences(self.metadata) else found
 
     def _recover(self) -> int:
         """Keep the whole utterances of a run that broke off; return where they end."""
-        if not self._is_mine():
+        if self._resume_for is None or self._same_settings(self._json_tmp) is None:
             return 0
         end, kept = 0, set()
         for utt_id, array, start, after in _read_whole(self._file):
@@ -178,11 +247,9 @@ def _read_whole(file: BinaryIO) -> Iterator[Tuple[str, np.ndarray, int, int]]:
         start = file.tell()
         try:
             utt_id = read_token(file)
-            marker = file.read(len(_NUMPY_MARKER))
-            if utt_id is None or marker != _NUMPY_MARKER:
+            if utt_id is None:
                 return
-            file.seek(-len(marker), os.SEEK_CUR)
-            array = read_kaldi(file)
+            array = read_numpy_record(file)
         except Exception:  # half a record fails in many ways
             return
         yield utt_id, array, start, file.tell()

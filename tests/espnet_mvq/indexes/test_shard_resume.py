@@ -2,6 +2,11 @@
 
 import errno
 import io
+import itertools
+import os
+import shutil
+import sys
+from pathlib import Path
 
 import kaldiio
 import numpy as np
@@ -88,12 +93,128 @@ def test_every_half_written_byte_is_written_again(tmp_path, undisturbed):
         check(tmp_path / "s", undisturbed)
 
 
-def test_killed_between_the_renamings(tmp_path, undisturbed):
-    break_off(tmp_path / "s", 6)
-    ark, _, _ = shard_paths(tmp_path / "s", 1)
-    ark.with_suffix(".ark.tmp").replace(ark)
-    assert write_all(tmp_path / "s") == list(UTTERANCES)
+OF_B = {utt_id: 7 - indexes for utt_id, indexes in UTTERANCES.items()}
+BYTES = {"q": UTTERANCES, "b": OF_B}  # by quantizer
+
+
+def write_until(outdir, number, quantizer_id):
+    """Write a shard in a process that is killed before its n-th act on a file."""
+    pid = os.fork()
+    if pid == 0:
+        acts = itertools.count(1)
+
+        def hook(event, args):
+            acts_on_file = event in ("open", "os.rename", "os.remove")
+            if acts_on_file and str(outdir) in str(args[0]) and next(acts) == number:
+                os._exit(9)
+
+        try:
+            sys.addaudithook(hook)
+            write_all(outdir, BYTES[quantizer_id], quantizer_id=quantizer_id)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def assert_not_mixed(outdir, whole):
+    """Check that a shard that counts as finished has its own quantizer's bytes."""
+    found = finished_shard(outdir, 1)
+    if found is not None:
+        assert shard_paths(outdir, 1)[0].read_bytes() == whole[found.quantizer_id]
+
+
+@pytest.mark.parametrize("start", ["nothing", "finished", "broken off"])
+def test_killed_at_any_moment_settings_are_never_mixed(tmp_path, undisturbed, start):
+    """First A, then B, killed at each act; A, killed too, or nothing; then either."""
+    outdir, saved = tmp_path / "s", [tmp_path / "saved0", tmp_path / "saved1"]
+    outdir.mkdir()
+    write_all(tmp_path / "b", OF_B, quantizer_id="b")
+    of_b = shard_paths(tmp_path / "b", 1)[0].read_bytes()
+    whole = {"q": undisturbed, "b": of_b}
+    if start == "finished":
+        write_all(outdir)
+    elif start == "broken off":
+        break_off(outdir, 3)
+    shutil.copytree(outdir, saved[0])
+
+    def back_to(folder):
+        shutil.rmtree(outdir)
+        shutil.copytree(folder, outdir)
+
+    for first in itertools.count(1):
+        back_to(saved[0])
+        status = write_until(outdir, first, "b")
+        assert_not_mixed(outdir, whole)
+        shutil.rmtree(saved[1], ignore_errors=True)
+        shutil.copytree(outdir, saved[1])
+        for second in (0, 1 + 5 * first % 13) if start == "finished" else (0,):
+            for then in ("q", "b"):
+                back_to(saved[1])
+                if second:
+                    write_until(outdir, second, "q")
+                    assert_not_mixed(outdir, whole)
+                write_all(outdir, BYTES[then], quantizer_id=then)
+                ark, scp, json = shard_paths(outdir, 1)
+                assert ark.read_bytes() == whole[then]
+                assert sorted(outdir.iterdir()) == sorted([ark, scp, json])
+                assert_not_mixed(outdir, whole)
+        if status == 0:
+            break
+    assert first > 8
+
+
+def test_killed_at_the_end_all_utterances_are_kept(tmp_path, undisturbed):
+    """From the ark's renaming on, nothing is written again."""
+    statuses, kept = [], []
+    for number in itertools.count(1):
+        outdir = tmp_path / str(number)
+        statuses.append(write_until(outdir, number, "q"))
+        if finished_shard(outdir, 1) is not None:
+            break
+        kept.append(len(write_all(outdir)))
+        check(outdir, undisturbed)
+    assert set(statuses) == {9}
+    assert set(kept) == {0, 6} and kept == sorted(kept) and kept.count(6) >= 5
+
+
+def test_ark_of_other_settings_is_not_taken_over(tmp_path):
+    """A finished; of B only the settings are left."""
+    write_all(tmp_path / "s")
+    break_off(tmp_path / "s", 3, quantizer_id="b")
+    ark = shard_paths(tmp_path / "s", 1)[0]
+    ark.with_suffix(".ark.tmp").unlink()
+    assert ark.is_file() and ark.with_name("codebook_indexes.1.tmp.json").is_file()
+    assert write_all(tmp_path / "s", OF_B, quantizer_id="b") == []
+    write_all(tmp_path / "b", OF_B, quantizer_id="b")
+    assert ark.read_bytes() == shard_paths(tmp_path / "b", 1)[0].read_bytes()
+
+
+def test_shard_that_another_writer_ends_meanwhile(tmp_path, undisturbed, monkeypatch):
+    """The file that was opened is the finished ark by the time it is locked."""
+    flock = module.fcntl.flock
+
+    def late(file, operation):
+        monkeypatch.setattr(module.fcntl, "flock", flock)
+        write_all(tmp_path / "s")
+        flock(file, operation)
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    write_all(tmp_path / "s")
     check(tmp_path / "s", undisturbed)
+
+
+def test_skipped_utterances_are_added_to_a_finished_shard(tmp_path, undisturbed):
+    """Only to that of the same utterances."""
+    with ShardWriter(tmp_path / "s", 1, metadata(), UTTERANCES) as shard:
+        for utt_id in list(UTTERANCES)[:5]:
+            shard.write(utt_id, UTTERANCES[utt_id])
+        shard.metadata.skipped.append("utt5")
+    shutil.copytree(tmp_path / "s", tmp_path / "other")
+    assert write_all(tmp_path / "s") == list(UTTERANCES)[:5]
+    check(tmp_path / "s", undisturbed)
+    others = {f"utt{n}": UTTERANCES[f"utt{n}"] for n in (0, 1, 2, 5)}
+    assert write_all(tmp_path / "other", others) == []
 
 
 @pytest.mark.parametrize("change", [{"layer": 4}, {"encode": {"beam_size": 1}}])
@@ -151,6 +272,25 @@ def test_full_disk_says_what_is_safe(tmp_path, undisturbed, monkeypatch):
         with pytest.raises(ShardError, match="No space left.*the 3 utterances .* safe"):
             write_all(tmp_path / "s")
     assert write_all(tmp_path / "s") == ["utt0", "utt1", "utt2"]
+    check(tmp_path / "s", undisturbed)
+
+
+@pytest.mark.parametrize("end", ["1.ark", "1.scp", "1.json"])
+def test_full_disk_at_the_end_of_a_shard(tmp_path, undisturbed, monkeypatch, end):
+    replace = Path.replace
+
+    def full(path, target):
+        if str(target).endswith(f".{end}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(
+            ShardError, match=r"s/codebook_indexes.1.ark: .*No space.*utterances are k"
+        ):
+            write_all(tmp_path / "s")
+    assert write_all(tmp_path / "s") == list(UTTERANCES)
     check(tmp_path / "s", undisturbed)
 
 
