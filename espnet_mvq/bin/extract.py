@@ -4,7 +4,7 @@
 import argparse
 import logging
 import time
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.search import default_pair_candidates
 from espnet_mvq.teachers import Teacher
+from espnet_mvq.teachers.audio import AudioError
 
 # What the metadata tell of the search: options of `Quantizer.encode`
 ENCODE_OPTIONS = (
@@ -112,6 +113,8 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
+    if args.job < 1:
+        raise ValueError(f"--job: got {args.job}, expected the job's number, >= 1")
     if (args.quantizer is None) != (args.target == "embeddings"):
         raise ValueError(
             f"--quantizer: got {args.quantizer}; expected a file with --target indexes "
@@ -125,7 +128,7 @@ def main(cmd=None) -> None:
     else:
         check_quantizer(quantizer, teacher, args.quantizer, args.level)
         metadata, convert = index_target(args, teacher, quantizer.to(device))
-    if is_finished(args, metadata, places):
+    if is_finished(args, teacher, metadata, places):
         logging.info(f"job {args.job} in {args.outdir} is done already")
         return
     if teacher.reads_audio:
@@ -209,9 +212,15 @@ def check_quantizer(
 
 
 def is_finished(
-    args: argparse.Namespace, metadata: FrameMetadata, places: Dict[str, str]
+    args: argparse.Namespace,
+    teacher: Teacher,
+    metadata: FrameMetadata,
+    places: Dict[str, str],
 ) -> bool:
-    """Say whether the shard is there, whole, and of these settings and utterances."""
+    """Say whether the shard is there, whole, and of these settings and utterances.
+
+    Utterances that were skipped count as done while their audio still cannot be used.
+    """
     found = finished_shard(args.outdir, args.job, type(metadata))
     if found is None:
         return False
@@ -220,8 +229,28 @@ def is_finished(
     if differences:
         logging.info(f"{scp} is of other settings, made again: {differences}")
         return False
-    skipped = set(found.skipped if args.on_error == "skip" else ())
-    return set(read_scp(scp)) == set(places) - skipped
+    skipped = [utt_id for utt_id in found.skipped if utt_id in places]
+    if set(read_scp(scp)) != set(places).difference(skipped):
+        return False
+    errors = [unusable(teacher, utt_id, places[utt_id]) for utt_id in skipped]
+    still = [error for error in errors if error is not None]
+    if still and args.on_error == "stop":
+        raise still[0]
+    if len(still) < len(errors):
+        logging.info(f"{scp}: {len(errors) - len(still)} skipped before can be used")
+        return False
+    for error in still:
+        logging.warning(f"skipped: {error}")
+    return True
+
+
+def unusable(teacher: Teacher, utt_id: str, place: str) -> Optional[AudioError]:
+    """Say why the audio of an utterance cannot be used; None if it can be."""
+    try:
+        teacher.read(utt_id, place)
+    except AudioError as error:
+        return error
+    return None
 
 
 def extract(

@@ -1,7 +1,7 @@
 """Embeddings that were written elsewhere, in the place of a teacher."""
 
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch

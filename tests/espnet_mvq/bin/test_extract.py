@@ -20,6 +20,13 @@ def shards(tmp_path):
     return tmp_path / "shards"
 
 
+def kaldi_arrays(shards):
+    """Read all arrays of shard 1."""
+    import kaldiio
+
+    return dict(kaldiio.load_ark(str(shard_paths(shards, 1)[0])))
+
+
 def replace_audio(data_dir, kind):
     """Spoil the audio of utt3."""
     path, samples = data_dir / "3.wav", 0.1 * np.random.randn(6400)
@@ -166,6 +173,50 @@ def test_shard_with_skipped_utterances_is_kept_too(extract, shards, data_dir):
     assert shard_paths(shards, 1)[0].stat().st_mtime_ns == before
 
 
+def test_mended_audio_is_added_to_the_shard(extract, shards, data_dir, monkeypatch):
+    """The other utterances are kept as they are, whatever --on_error says."""
+    from espnet_mvq.indexes import ShardWriter
+
+    extract()
+    whole = kaldi_arrays(shards)
+    shard_paths(shards, 1)[2].unlink()
+    audio = {n: (data_dir / f"{n}.wav").read_bytes() for n in (1, 3)}
+    for number in audio:
+        (data_dir / f"{number}.wav").write_bytes(b"no audio")
+    extract("--on_error", "skip")
+    assert finished_shard(shards, 1).skipped == ["utt3", "utt1"]
+    before = shard_paths(shards, 1)[0].read_bytes()
+    written, write = [], ShardWriter.write
+
+    def noting(shard, utt_id, array):
+        written.append(utt_id)
+        write(shard, utt_id, array)
+
+    monkeypatch.setattr(ShardWriter, "write", noting)
+    (data_dir / "3.wav").write_bytes(audio[3])
+    extract("--on_error", "skip")
+    assert written == ["utt3"] and finished_shard(shards, 1).skipped == ["utt1"]
+    assert shard_paths(shards, 1)[0].read_bytes().startswith(before)
+    (data_dir / "1.wav").write_bytes(audio[1])
+    extract()
+    assert written == ["utt3", "utt1"] and finished_shard(shards, 1).skipped == []
+    assert shard_paths(shards, 1)[0].read_bytes().startswith(before)
+    found = kaldi_arrays(shards)
+    assert sorted(found) == sorted(whole) and len(found) == 6
+    for utt_id, indexes in whole.items():
+        np.testing.assert_array_equal(found[utt_id], indexes)
+
+
+def test_unusable_audio_stops_without_harm_to_a_finished_shard(
+    extract, shards, data_dir, ends_with_error
+):
+    replace_audio(data_dir, "empty")
+    extract("--on_error", "skip")
+    before = [path.read_bytes() for path in shard_paths(shards, 1)]
+    assert "utterance utt3: " in ends_with_error(extract)
+    assert [path.read_bytes() for path in shard_paths(shards, 1)] == before
+
+
 def test_interruption_leaves_what_is_whole_to_go_on_from(
     extract, shards, monkeypatch, caplog
 ):
@@ -191,6 +242,7 @@ def test_interruption_leaves_what_is_whole_to_go_on_from(
 
 
 def test_missing_files_are_named(extract, ends_with_error, tmp_path):
+    assert "--job: got 0, expected the job's" in ends_with_error(extract, job=0)
     error = ends_with_error(extract, quantizer=tmp_path / "none")
     assert f"quantizer {tmp_path}/none: no such file" in error
     error = ends_with_error(extract, wav_scp=tmp_path / "none.scp")
