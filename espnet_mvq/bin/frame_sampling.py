@@ -79,7 +79,7 @@ def sample_frames(
 
     Raises:
         AudioError: See `embed_utterances`.
-        ValueError: If no utterance gives any.
+        ValueError: Likewise.
     """
     reservoir = Reservoir(max_frames, seed)
     wanted = oversampling * max_frames
@@ -94,11 +94,6 @@ def sample_frames(
             progress.update(len(embeddings))
             if reservoir.num_seen >= wanted:
                 break
-    if not reservoir.num_seen:
-        raise ValueError(
-            f"got no frames of {len(utt_ids)} utterances, first {utt_ids[:3]}: "
-            "expected at least one whose audio can be used"
-        )
     frames = reservoir.frames()
     logging.info(
         f"frames: {len(frames)} of the {reservoir.num_seen} in {num_utterances} random "
@@ -126,11 +121,19 @@ def embed_utterances(
 
     Raises:
         AudioError: If there is one, and it is not to be skipped.
+        ValueError: If all were skipped.
     """
+    num_skipped = 0
     for batch in embed_batches(teacher, ([u] for u in utt_ids), places):
         for error in batch.errors.values():
             if on_error == "stop":
                 raise error
             logging.warning(f"skipped: {error}")
+            num_skipped += 1
         for utt_id, embeddings in batch.embeddings.items():
             yield utt_id, to_level(embeddings, level).cpu()
+    if utt_ids and num_skipped == len(utt_ids):
+        raise ValueError(
+            f"no utterance is left, all {num_skipped} were skipped; the lines above "
+            "say why"
+        )

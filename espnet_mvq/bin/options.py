@@ -159,6 +159,13 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             logging.debug("traceback:", exc_info=True)
             logging.error(str(error))
             sys.exit(1)
+        except torch.OutOfMemoryError as error:
+            logging.debug("traceback:", exc_info=True)
+            reason = " ".join(str(error).split())
+            logging.error(
+                f"the GPU's memory is full: use a smaller --batch_s ({reason})"
+            )
+            sys.exit(1)
         except KeyboardInterrupt:
             logging.error("interrupted; whole files are kept, run it again to go on")
             sys.exit(130)

@@ -150,9 +150,13 @@ class Teacher(SpeechModel):
             Embeddings, float32, (T, D).
 
         Raises:
-            AudioError: If the audio cannot be used.
+            AudioError: If the audio cannot be used, or the model cannot run on it.
         """
-        return self.embed_batch([self.read(utt_id, place)])[0]
+        waveform = self.read(utt_id, place)
+        try:
+            return self.embed_batch([waveform])[0]
+        except EmbeddingError as error:
+            raise EmbeddingError(f"utterance {utt_id}: {error}") from error
 
 
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:

@@ -97,9 +97,9 @@ def build_from(
     Raises:
         TeacherError: If an option is unknown or of no use, or the factory says so.
     """
-    if dtype not in DTYPES or not 0 <= batch_s < math.inf:
+    if dtype not in list(DTYPES) or not _is_of(batch_s, float) or batch_s < 0:
         raise TeacherError(
-            f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s}, expected a "
+            f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s!r}, expected a "
             f"dtype of {', '.join(DTYPES)} and 0 s or more"
         )
     backend, _, name = spec.partition("/")

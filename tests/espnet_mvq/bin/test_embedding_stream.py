@@ -109,6 +109,8 @@ def test_utterances_that_the_teacher_cannot_embed(places, data_dir, caplog):
     found = stream(teacher, utt_ids, places, on_error="skip")
     assert [utt_id for utt_id, _ in found] == ["utt0", "utt2", "utt4", "utt5"]
     assert f"skipped: {message}" in caplog.text
+    with pytest.raises(ValueError, match="no utterance is left, all 2 were skipped"):
+        list(stream(teacher, ["utt1", "utt3"], places, on_error="skip"))
 
 
 def test_fault_of_the_device_is_none_of_the_utterance(monkeypatch):

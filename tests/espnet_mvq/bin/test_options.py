@@ -4,8 +4,9 @@ import argparse
 import re
 
 import pytest
+import torch
 
-from espnet_mvq.bin.options import key_and_value
+from espnet_mvq.bin.options import command, key_and_value
 from espnet_mvq.bin.train_quantizer import main
 
 
@@ -51,6 +52,15 @@ def run(data_dir, teacher_dir, tmp_path):
 def test_one_line(run, ends_with_error, options, message):
     error = ends_with_error(run, *options.split())
     assert re.search(message, error), error
+
+
+def test_full_memory_of_a_gpu(ends_with_error):
+    @command
+    def full(cmd):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    error = ends_with_error(full)
+    assert error.startswith("the GPU's memory is full: use a smaller --batch_s (CUDA")
 
 
 @pytest.mark.parametrize("text", ["window_s=[1", "window_s={", "window_s", "=1", "a=@"])

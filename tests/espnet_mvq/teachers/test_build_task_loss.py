@@ -6,6 +6,9 @@ import torch
 from espnet_mvq.teachers import TeacherError
 from espnet_mvq.teachers.task_loss import TaskLoss, build_task_loss
 
+OUT_OF_RANGE = [{"dtype": d} for d in ("float8", None, [], 3)]
+OUT_OF_RANGE += [{"batch_s": s} for s in (-1.0, "x", None, True, float("nan"))]
+
 
 @pytest.mark.parametrize(
     "spec",
@@ -34,7 +37,7 @@ def test_type_of_model_that_is_not_known(tmp_path):
         build_task_loss(f"transformers/{tmp_path}")
 
 
-@pytest.mark.parametrize("options", [{"dtype": "float8"}, {"batch_s": -1.0}])
+@pytest.mark.parametrize("options", OUT_OF_RANGE)
 def test_options_out_of_range(save_model, options):
     with pytest.raises(TeacherError, match="expected a dtype of float32"):
         build_task_loss("espnet/exp", **options)

@@ -174,11 +174,15 @@ def test_filterbanks_normalise_over_whole_utterances():
 
 
 @pytest.mark.parametrize("num_samples, upstream", [(1, "mel"), (850, "fbank")])
-def test_speech_that_an_upstream_cannot_take(num_samples, upstream):
+def test_speech_that_an_upstream_cannot_take(monkeypatch, num_samples, upstream):
     teacher = build_teacher(f"s3prl/{upstream}", 0)
     message = f"teacher s3prl/{upstream} cannot embed {num_samples} samples"
-    with pytest.raises(EmbeddingError, match=message):
-        teacher.embed_utterance(torch.randn(num_samples))
+    speech = torch.randn(num_samples)
+    with pytest.raises(EmbeddingError, match=f"^the {message}"):
+        teacher.embed_utterance(speech)
+    monkeypatch.setattr(teacher, "read", lambda utt_id, place: speech)
+    with pytest.raises(EmbeddingError, match=f"^utterance a: the {message}"):
+        teacher.embed_file("a", "a.wav")
 
 
 @pytest.mark.parametrize("num_samples", [1, 100, 400])
