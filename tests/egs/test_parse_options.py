@@ -13,7 +13,7 @@ train_set="train"
 use_gpu=false
 empty=
 help_message="Usage: x.sh [--nj ${{nj}}]"
-. {PARSER}
+. "{PARSER}"
 echo "nj=${{nj}};train_set=${{train_set}};use_gpu=${{use_gpu}};empty=${{empty}};$*"
 """
 
