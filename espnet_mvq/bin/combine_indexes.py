@@ -63,7 +63,9 @@ def main(cmd=None) -> None:
     args = get_parser().parse_args(cmd)
     setup_logging(args)
     if args.nj < 1:
-        raise ValueError(f"--nj: got {args.nj}, expected the number of shards, >= 1")
+        raise ValueError(f"--nj: got {args.nj}, expected at least 1")
+    if args.name and Path(args.name).name != args.name:
+        raise ValueError(f"--name: got {args.name}, expected a name without folders")
     data_dir, kind = Path(args.data_dir), TARGETS[args.target]
     name = args.name or kind.STEM
     utt_ids = list(read_scp(data_dir / "wav.scp"))

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from espnet_mvq.bin.read_ahead import read_ahead
-from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.scp import read_counts
 from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.base import EmbeddingError
@@ -50,10 +50,7 @@ def read_num_samples(
     """
     path = Path(utt2num_samples or Path(wav_scp).with_name("utt2num_samples"))
     if utt2num_samples or path.is_file():
-        try:
-            said = {u: int(number) for u, number in read_scp(path).items()}
-        except ValueError as error:
-            raise ValueError(f"{path}: expected 'utt_id samples': {error}") from error
+        said = read_counts(path)
         return {utt_id: said.get(utt_id, 0) for utt_id in places}
     logging.info(f"{path}: no such file; lengths are read from the audio's headers")
     with ThreadPoolExecutor(max_workers=8) as pool:

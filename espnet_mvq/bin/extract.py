@@ -113,14 +113,19 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
-    if args.job < 1:
-        raise ValueError(f"--job: got {args.job}, expected the job's number, >= 1")
+    for option in ("job", "num_workers"):
+        if getattr(args, option) < 1:
+            raise ValueError(
+                f"--{option}: got {getattr(args, option)}, expected at least 1"
+            )
     if (args.quantizer is None) != (args.target == "embeddings"):
         raise ValueError(
             f"--quantizer: got {args.quantizer}; expected a file with --target indexes "
             "and none with --target embeddings"
         )
     places = read_scp(args.wav_scp)
+    if not places:
+        raise ValueError(f"{args.wav_scp}: got no utterance, expected at least one")
     quantizer = None if args.quantizer is None else Quantizer.load(args.quantizer)
     teacher, device = teacher_from_options(args)
     if quantizer is None:
