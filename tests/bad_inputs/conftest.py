@@ -181,7 +181,6 @@ def _write_bad_lists(folder):
         "list.json": b"[]",
         "other.json": b'{"format": "x", "version": 1}',
         "text.npy": b"no array",
-        "list.yaml": b"- 1\n",
     }
     for name, content in texts.items():
         (bad / name).write_bytes(content)
@@ -211,7 +210,7 @@ def _write_bad_audio(folder):
 
 def _write_bad_models(folder):
     bad = folder / "bad"
-    for name in ("no_weights", "cut_weights", "no_json", "other_type", "no_heads"):
+    for name in ("no_weights", "cut_weights", "no_json", "other_type"):
         shutil.copytree(folder / "hubert", bad / name)
     (bad / "no_weights" / "model.safetensors").unlink()
     weights = (folder / "hubert" / "model.safetensors").read_bytes()
@@ -269,7 +268,8 @@ def _write_bad_indexes(folder):
         text = json.dumps({**described, **changed})
         (bad / f"{name}.json").write_text(text)
         shutil.copy(data / "codebook_indexes.scp", bad / f"{name}.scp")
-    shutil.copy(data / "codebook_indexes.scp", bad / "no_metadata.scp")
+    for name in ("no_metadata", "no_json", "list", "other"):
+        shutil.copy(data / "codebook_indexes.scp", bad / f"{name}.scp")
     shutil.copy(data / "codebook_indexes.json", bad / "malice.json")
     shutil.copy(data / "codebook_indexes.json", bad / "malice_pipe.json")
     lines = (data / "codebook_indexes.scp").read_text().splitlines()
