@@ -43,6 +43,7 @@ def recipe(tmp_path):
     )
     stand_in.write_text(text)
     stand_in.chmod(0o755)
+    (folder / "my python").symlink_to(sys.executable)
     return folder
 
 
@@ -161,6 +162,7 @@ def test_more_options_of_mvq_sh_come_last(run):
         (["--max_wav_duration", "long"], "--max_wav_duration: got 'long', expected"),
         (["--bpemode", "word"], "--bpemode: got 'word', expected one of: unigram bpe"),
         (["--on_error", "ignore"], "--on_error: got 'ignore', expected one of: stop"),
+        (["--python", "./my python"], "--python: got './my python', expected a path"),
         (["--expdir", "a b"], "--expdir: got 'a b', expected a path without spaces"),
     ],
 )

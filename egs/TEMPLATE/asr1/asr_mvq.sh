@@ -99,6 +99,7 @@ one_of on_error stop skip
 given "the name of a set, a folder below data/ (required)" train_set valid_set
 given "names of sets, folders below data/ (required)" test_sets
 given "BACKEND/NAME, such as s3prl/wavlm_large (required)" ${mvq_asr_config:+teacher}
+[ ! -x "${python}" ] || without_spaces python
 given "a folder" dumpdir expdir
 without_spaces dumpdir expdir mvq_dir asr_stats_dir token_list_dir
 if [ -z "${asr_config}${mvq_asr_config}" ]; then

@@ -6,8 +6,13 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ -f "${MAIN_ROOT}/.venv/bin/activate" ]; then
     # shellcheck source=/dev/null
     . "${MAIN_ROOT}/.venv/bin/activate"
 fi
+# A command of several words, or the path of a program, which may have spaces
 # shellcheck disable=SC2154  # set by the script that sources this one
-if ! command -v "${python%% *}" >/dev/null || ! ${python} -c "import espnet_mvq" 2>/dev/null; then
+read -ra _python <<<"${python}"
+if [ -x "${python}" ]; then
+    _python=("${python}")
+fi
+if ! "${_python[@]}" -c "import espnet_mvq" 2>/dev/null; then
     echo "$0: Error: espnet_mvq is not installed for '${python}': run 'make venv' in" \
         "${MAIN_ROOT}, or activate the environment it is installed in" >&2
     exit 1

@@ -74,6 +74,7 @@ whole_number 1 nj ${num_threads:+num_threads} num_valid num_test nbpe num_codebo
 whole_number 2 utterance_codebook_size
 whole_number -1 layer first_teacher_layer
 given "names of domains" domains
+[ ! -x "${python}" ] || without_spaces python
 without_spaces dumpdir expdir
 . ./path.sh
 

@@ -52,6 +52,7 @@ stages 1 2 3 4 5 6
 whole_number 1 nj ${num_threads:+num_threads} max_frames k_updates ${num_test:+num_test}
 whole_number -1 layer second_layer
 given "BACKEND/NAME, such as s3prl/wavlm_large" teacher
+[ ! -x "${python}" ] || without_spaces python
 without_spaces expdir asr_stats_dir
 . ./path.sh
 

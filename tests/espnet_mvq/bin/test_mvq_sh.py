@@ -260,6 +260,8 @@ def test_paths_with_spaces(mvq, recipe):
     for path in paths:
         path.write_text(path.read_text().replace("dump/raw", "dump/my raw"))
     (recipe / "my python").symlink_to(sys.executable)
+    path_sh = ROOT / "egs" / "TEMPLATE" / "asr1" / "path.sh"
+    (recipe / "path.sh").symlink_to(path_sh)
     # A link to a virtual environment's Python is none of that environment.
     packages = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     options = [*TRAIN, "--datadir", "dump/my raw", "--python", f"{recipe}/my python"]
