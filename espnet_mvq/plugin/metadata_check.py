@@ -234,12 +234,16 @@ def _read_metadata(name: str, paths: List[str]) -> FrameMetadata:
 
 def _ask_teacher(options: Dict[str, Any]) -> Teacher:
     """Load the teacher that is to run in training, to learn what its frames are."""
-    spec = options["teacher"]
-    teacher = build_teacher(
-        spec,
-        layer=options.get("teacher_layer", -1),
-        **(options.get("teacher_conf") or {}),
+    spec, conf = options["teacher"], as_mapping(
+        "teacher_conf", options.get("teacher_conf")
     )
+    taken = sorted({"spec", "layer", "device"} & set(conf))
+    if taken:
+        raise ValueError(
+            f"mvq_conf teacher_conf: got {', '.join(taken)}, expected options of the "
+            "teacher's back end, dtype or batch_s; the layer is teacher_layer"
+        )
+    teacher = build_teacher(spec, layer=options.get("teacher_layer", -1), **conf)
     if not teacher.reads_audio:
         raise ValueError(
             f"mvq_conf teacher: got {spec}, which are embeddings of a corpus, expected "

@@ -242,7 +242,7 @@ def test_interruption_leaves_what_is_whole_to_go_on_from(
 
 
 def test_missing_files_are_named(extract, ends_with_error, tmp_path):
-    assert "--job: got 0, expected the job's" in ends_with_error(extract, job=0)
+    assert "--job: got 0, expected at least 1" in ends_with_error(extract, job=0)
     error = ends_with_error(extract, quantizer=tmp_path / "none")
     assert f"quantizer {tmp_path}/none: no such file" in error
     error = ends_with_error(extract, wav_scp=tmp_path / "none.scp")
