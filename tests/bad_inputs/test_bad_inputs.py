@@ -40,6 +40,7 @@ def run_mvq_sh(section, options, world):
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert not (world / "recipe" / "dump" / "mvq").exists()
     sys.stderr.write(done.stderr)
     sys.exit(done.returncode)
 
@@ -73,11 +74,10 @@ RUN = {"mvq.sh": run_mvq_sh, "training": run_training}
 
 
 def run(section, options, world):
-    good = TABLE[section]["good"] or ""
-    if section in RUN:
-        options = options.replace("{W}", str(world))
-    else:
-        options = f"{good} {options}".replace("{W}", str(world))
+    """Run a command, with options added to those that work."""
+    if section != "training":
+        options = f"{TABLE[section]['good'] or ''} {options}"
+    options = options.replace("{W}", str(world))
     RUN.get(section, run_command)(section, options, world)
 
 
@@ -85,9 +85,12 @@ def test_table_has_enough_rows():
     assert len(ROWS) >= 120
 
 
-@pytest.mark.parametrize("section", [s for s in TABLE if TABLE[s]["good"]])
+@pytest.mark.parametrize(
+    "section", [s for s in TABLE if TABLE[s]["good"] and s != "mvq.sh"]
+)
 def test_options_without_fault_work(section, world):
-    run(section, TABLE[section]["good"] if section in RUN else "", world)
+    """Those of mvq.sh have tests of their own."""
+    run(section, "{}" if section == "training" else "", world)
 
 
 @pytest.mark.parametrize("section, options, words", ROWS)

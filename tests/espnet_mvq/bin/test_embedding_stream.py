@@ -52,7 +52,10 @@ def test_lengths_that_are_none(places, data_dir):
     with pytest.raises(FileNotFoundError, match="none: no such file"):
         read_num_samples(places, "none", scp)
     (data_dir / "utt2num_samples").write_text("utt0 many\n")
-    with pytest.raises(ValueError, match="utt2num_samples: utterance utt0: got 'many', expected a whole number"):
+    with pytest.raises(
+        ValueError,
+        match="utt2num_samples: utterance utt0: got 'many', expected a whole number",
+    ):
         read_num_samples(places, None, scp)
 
 
