@@ -11,7 +11,10 @@ runs in this process; everything else is handed to the interpreter as it is.
 import importlib
 import logging
 import os
+import re
 import sys
+import traceback
+from pathlib import Path
 from typing import List, Optional
 
 _PACKAGE = "espnet2.bin."
@@ -59,23 +62,27 @@ def main(argv: Optional[List[str]] = None) -> None:
     try:
         module.main()
     except (ValueError, OSError) as error:
-        if not _is_refusal(error):
+        refusal = _refusal(error)
+        if refusal is None:
             raise
         logging.debug("traceback:", exc_info=True)
-        logging.error(str(error))
+        logging.error(f"{refusal} (--log_level DEBUG shows the traceback)")
         sys.exit(1)
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Say whether the plugin itself raised an error: its text says all there is to say.
+def _refusal(error: Exception) -> Optional[str]:
+    """Return the text of an error that the plugin itself raised.
 
-    Errors of ESPnet and torch keep their tracebacks.
+    Such a text says all there is to say. Errors of ESPnet and torch keep their
+    tracebacks.
     """
-    traceback = error.__traceback__
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "")
-    return module.startswith("espnet_mvq.")
+    *_, frame = traceback.walk_tb(error.__traceback__)
+    file, text = frame[0].f_code.co_filename, str(error)
+    if "Original Traceback" in text:
+        # A data loader's worker sends the traceback in the text.
+        file = re.findall(r'^  File "(.+)", line', text, re.MULTILINE)[-1]
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text if Path(file).is_relative_to(Path(__file__).parent) else None
 
 
 def _takes_plugin(argv: List[str]) -> bool:

@@ -1,6 +1,5 @@
 """Options of `model_conf: mvq_conf:`."""
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ UNLABELLED_NAME = "unlabelled"
 CODEBOOKS = "codebooks"
 LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
 HEAD_INITS = ("random", "quantizer")
-# What messages call a type
+# Names of types in messages
 _TYPES = {
     float: "a number",
     int: "a whole number",
@@ -137,15 +136,7 @@ class MVQConfig:
         Raises:
             ValueError: Naming all that is wrong.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(conf) - set(known))
-        if unknown:
-            raise ValueError(
-                f"mvq_conf: unknown option {', '.join(unknown)}; expected some of "
-                f"{', '.join(known)}"
-            )
-        config = cls(**conf)
-        config._check_types()
+        config = cls(**checked_types(conf))
         config._check_choices()
         config._check_source(name)
         missing = [
@@ -163,16 +154,6 @@ class MVQConfig:
         config._check_ranges()
         config.weight_schedule()
         return config
-
-    def _check_types(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            kinds = get_args(kind) if get_origin(kind) is Union else (kind,)
-            if not any(_is_a(value, one) for one in kinds):
-                words = [_TYPES[k] for one in kinds if (k := _plain(one)) in _TYPES]
-                raise ValueError(
-                    f"mvq_conf {name}: got {value!r}, expected {' or '.join(words)}"
-                )
 
     def _check_choices(self) -> None:
         for name, choices in (
@@ -255,6 +236,40 @@ class MVQConfig:
         return WeightSchedule.from_dict(self.schedule, self.weight)
 
 
+def checked_types(conf: Dict[str, Any]) -> Dict[str, Any]:
+    """Check names and types of options of a target, before anything uses them.
+
+    Args:
+        conf: Options of the yaml.
+
+    Returns:
+        The options; an empty mapping where the yaml leaves one empty.
+
+    Raises:
+        ValueError: If an option is unknown or of another type.
+    """
+    kinds = get_type_hints(MVQConfig)
+    unknown = [name for name in conf if name not in kinds]
+    if unknown:
+        raise ValueError(
+            f"mvq_conf: unknown option {', '.join(map(str, unknown))}; expected some "
+            f"of {', '.join(kinds)}"
+        )
+    checked = {}
+    for name, value in conf.items():
+        options = get_args(kinds[name]) if get_origin(kinds[name]) is Union else ()
+        types = [_plain(kind) for kind in options or (kinds[name],)]
+        if value is None and types == [dict]:
+            value = {}
+        if not any(_is_a(value, kind) for kind in types):
+            words = " or ".join(_TYPES[kind] for kind in types if kind in _TYPES)
+            if isinstance(value, str) and float in types:
+                words += " (yaml takes 1e-1 for a text, and 1.0e-1 for a number)"
+            raise ValueError(f"mvq_conf {name}: got {value!r}, expected {words}")
+        checked[name] = value
+    return checked
+
+
 def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
     """Read the options of all targets.
 
@@ -271,7 +286,7 @@ def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
         ValueError: Naming all that is wrong with one of them.
     """
     conf = as_mapping("", conf)
-    shared = {name: value for name, value in conf.items() if name not in _NOT_TARGETS}
+    shared = {name: value for name, value in conf.items() if name not in NOT_TARGETS}
     if not conf.get("targets"):
         name = lone_name(conf)
         return {name: MVQConfig.from_dict(shared, name)}
@@ -312,10 +327,12 @@ def as_mapping(name: str, value: Any) -> Dict[str, Any]:
     Raises:
         ValueError: If it is no mapping.
     """
+    whole = f"mvq_conf {name}".strip()
     if not isinstance(value, (dict, type(None))):
-        raise ValueError(
-            f"{f'mvq_conf {name}'.strip()}: got {value!r}, expected {_TYPES[dict]}"
-        )
+        raise ValueError(f"{whole}: got {value!r}, expected {_TYPES[dict]}")
+    for key in value or {}:
+        if not isinstance(key, str):
+            raise ValueError(f"{whole}: got the name {key!r}, expected a text")
     return dict(value or {})
 
 
@@ -360,7 +377,7 @@ def from_metadata(name: str, loss: str) -> Tuple[str, ...]:
 
 
 # Options of all of `mvq_conf`, not of a target
-_NOT_TARGETS = ("targets", "weighting")
+NOT_TARGETS = ("targets", "weighting")
 
 
 def _plain(kind: Any) -> Any:
@@ -370,7 +387,6 @@ def _plain(kind: Any) -> Any:
 
 def _is_a(value: Any, kind: Any) -> bool:
     """Say whether a value of the yaml is of a type; numbers are finite."""
-    kind = _plain(kind)
     if kind in (float, int) and isinstance(value, bool):
         return False
     if kind is float:

@@ -12,11 +12,13 @@ from espnet_mvq.indexes.metadata import (
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     EMBEDDINGS_NAME,
+    NOT_TARGETS,
     TEACHER_LOSS_NAME,
     TEACHER_NAME,
     UNLABELLED_NAME,
     as_mapping,
     check_name,
+    checked_types,
     from_metadata,
     is_of,
     lone_name,
@@ -63,13 +65,13 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     }
     for name in targets:
         check_name(name)
-    shared = {name: value for name, value in conf.items() if name != "targets"}
+    shared = {name: value for name, value in conf.items() if name not in NOT_TARGETS}
     paths = stored_paths(args)
     names = list(targets) or [lone_name(conf)] * (not paths or "teacher" in conf)
     names += [name for name in paths if name not in names]
     filled = {}
     for name in names:
-        options = {**shared, **targets.get(name, {})}
+        options = checked_types({**shared, **targets.get(name, {})})
         said = _complete(options, name, paths.get(name, []), args)
         if {**options, **said}.get("level") == "utterance":
             refuse_means_of_padding(args, name, options)
@@ -135,8 +137,7 @@ def refuse_means_of_padding(
         raise ValueError(
             f"mvq_conf level of {name}: got utterance where the preprocessor pads the "
             "speech, so that the mean over the student's frames would be one of "
-            "silence; expected frame: extract with --level frame, or train in a task "
-            "that does not pad"
+            "silence; expected frame, or a task whose preprocessor does not pad"
         )
 
 

@@ -75,7 +75,11 @@ class ESPnetTeacher(Teacher):
         state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
         self._parts = _load_parts(spec, config, state)
         weights = self._parts.state_dict().items()
-        content = weights_hash(weights, encoder_config(config))
+        settings = encoder_config(config)
+        if config.get("normalize") == "utterance_mvn":
+            # Versions before normalised the pieces of long speech one by one.
+            settings["statistics"] = "of whole utterances"
+        content = weights_hash(weights, settings)
         self.id = f"espnet/{folder.resolve().name}@{content}"
         self.spec = spec
         self.sample_rate = sample_rate_hz(f"teacher {spec}", config)
@@ -90,6 +94,8 @@ class ESPnetTeacher(Teacher):
                 "frame_offset_samples=... (centre of the first frame)"
             )
         check_frames(spec, *grid)
+        if grid[0] == int(grid[0]):  # s3prl's tiled frames come as a float
+            grid = int(grid[0]), grid[1]
         self.frame_shift_samples, self.frame_offset_samples = grid
         if config.get("normalize") == "utterance_mvn":
             self._parts["normalize"] = UtteranceNormalizer(self._parts["normalize"])
@@ -107,7 +113,7 @@ class ESPnetTeacher(Teacher):
 
     @torch.inference_mode()
     def embed_batch(self, waveforms: Sequence[torch.Tensor]) -> List[torch.Tensor]:
-        """See `Teacher.embed_batch`; what is cut is normalised as a whole."""
+        """See `Teacher.embed_batch`; long speech is normalised before it is cut."""
         normalizer = self._parts["normalize"] if "normalize" in self._parts else None
         longest = int(self.segment_s * self.sample_rate)
         if not isinstance(normalizer, UtteranceNormalizer):
@@ -119,11 +125,23 @@ class ESPnetTeacher(Teacher):
             if len(waveform) <= longest:
                 embeddings.append(next(found))
                 continue
-            speech = waveform.detach().float()[None].to(self.device)
-            features, _ = self._features(speech, torch.tensor([len(waveform)]))
-            with normalizer.of_whole(features):
+            with normalizer.of_whole(self._features_of_whole(waveform, longest)):
                 embeddings += embed([waveform])
         return embeddings
+
+    def _features_of_whole(self, waveform: torch.Tensor, longest: int) -> torch.Tensor:
+        """Return the features of long speech, (1, T, D), for their statistics.
+
+        A front end with weights, such as a self-supervised model, gets pieces of
+        `longest` samples at most: its memory may grow with the square of the length.
+        """
+        front_end = self._parts["frontend"] if "frontend" in self._parts else None
+        with_weights = front_end and any(True for _ in front_end.parameters())
+        num_pieces = -(-len(waveform) // longest) if with_weights else 1
+        speech = waveform.detach().float()[None].to(self.device)
+        pieces = speech.chunk(num_pieces, dim=1)
+        lengths = (torch.tensor([piece.shape[1]]) for piece in pieces)
+        return torch.cat([self._features(*both)[0] for both in zip(pieces, lengths)], 1)
 
     def _features(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
@@ -155,8 +173,8 @@ class ESPnetTeacher(Teacher):
                 raise
             raise EmbeddingError(
                 f"the teacher {self.spec} cannot embed {speech.shape[1]} samples "
-                f"({type(error).__name__}: {error}): take it out of wav.scp, or leave "
-                "it out with --on_error skip"
+                f"({type(error).__name__}: {error}): leave the utterance out, in an "
+                "extraction by --on_error skip"
             ) from error
         embeddings = first_tensor(output) if self.layer == -1 else self._heard
         expected = (len(speech), int(lengths.max()))

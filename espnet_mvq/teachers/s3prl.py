@@ -77,6 +77,9 @@ class S3PRLTeacher(Teacher):
             self.segment_s = _WHOLE_S
         label = upstream + (f":{Path(checkpoint).name}" if checkpoint else "")
         settings = settings_of(self._upstream, upstream, checkpoint)
+        if self.segment_s == _WHOLE_S:
+            # Versions before cut long speech for filterbanks, too.
+            settings = {**(settings or {}), "cut": False}
         weights = weights_hash(weights_of(self._upstream).items(), settings)
         self.id = f"s3prl/{label}@{weights}"
 
@@ -106,7 +109,7 @@ class S3PRLTeacher(Teacher):
                 f"the teacher {self.spec} cannot embed {speech.shape[1]} samples "
                 f"({type(error).__name__}: {one_line(error)}); many upstreams fail on "
                 "very short speech, and filterbanks on speech that ends in digital "
-                "silence: take it out of wav.scp, or leave it out with --on_error skip"
+                "silence: leave the utterance out, in an extraction by --on_error skip"
             ) from error
         return states[self.layer], lengths[self.layer]
 

@@ -30,7 +30,6 @@ _OF_WHISPER_FEATURES = (
     "sampling_rate",
 )
 _MAX_TEXT = 300  # characters of another program's error
-_PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # Words, cases, digits and punctuation: what tokenizers treat unlike each other
 _PROBE = "The 5 boxing wizards, isn't it? JUMP  quickly - äöü ñ ."
 
@@ -102,8 +101,11 @@ def load_whisper_features(spec: str, name: str, config: Any) -> Any:
 def _has_no_preprocessor(name: str) -> bool:
     """Say whether a name is a local folder with the model alone."""
     folder = Path(name)
-    there = (folder / file for file in _PREPROCESSOR_FILES)
-    return folder.is_dir() and not any(path.is_file() for path in there)
+    if not folder.is_dir() or (folder / "preprocessor_config.json").is_file():
+        return False
+    processor = folder / "processor_config.json"
+    # That of a tokenizer alone has nothing about features.
+    return not processor.is_file() or "feature_extractor" not in processor.read_text()
 
 
 def _load_extractor(spec: str, name: str) -> Any:
@@ -116,7 +118,8 @@ def _load_extractor(spec: str, name: str) -> Any:
         raise TeacherError(
             f"teacher {spec}: could not read its preprocessor "
             f"({type(error).__name__}: {one_line(error)}); expected "
-            f"{' or '.join(_PREPROCESSOR_FILES)} as transformers saves them"
+            "preprocessor_config.json or processor_config.json as transformers saves "
+            "them"
         ) from error
 
 
