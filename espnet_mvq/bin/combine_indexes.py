@@ -74,7 +74,7 @@ def main(cmd=None) -> None:
     metadata = check_shards(report, args.shards, args.nj, kind)
     if metadata is not None:
         places = read_places(report, args.shards, args.nj, kind)
-        accepted = args.on_error == "skip"
+        accepted = metadata.skipped if args.on_error == "skip" else []
         check_complete(report, data_dir / "wav.scp", utt_ids, places, accepted)
         # Only what wav.scp still has, in its order
         places = {utt_id: places[utt_id] for utt_id in utt_ids if utt_id in places}

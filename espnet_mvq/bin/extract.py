@@ -4,7 +4,7 @@
 import argparse
 import logging
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.search import default_pair_candidates
 from espnet_mvq.teachers import Teacher
-from espnet_mvq.teachers.audio import AudioError
 
 # What the metadata tell of the search: options of `Quantizer.encode`
 ENCODE_OPTIONS = (
@@ -224,9 +223,13 @@ def is_finished(
 ) -> bool:
     """Say whether the shard is there, whole, and of these settings and utterances.
 
-    Utterances that were skipped count as done while their audio still cannot be used.
+    Utterances that were skipped count as done while they still cannot be used.
     """
-    found = finished_shard(args.outdir, args.job, type(metadata))
+    try:
+        found = finished_shard(args.outdir, args.job, type(metadata))
+    except ValueError as error:
+        logging.warning(f"{error}: the shard is made again")
+        return False
     if found is None:
         return False
     differences = found.differences(metadata)
@@ -237,25 +240,16 @@ def is_finished(
     skipped = [utt_id for utt_id in found.skipped if utt_id in places]
     if set(read_scp(scp)) != set(places).difference(skipped):
         return False
-    errors = [unusable(teacher, utt_id, places[utt_id]) for utt_id in skipped]
-    still = [error for error in errors if error is not None]
+    tried = embed_batches(teacher, ([utt_id] for utt_id in skipped), places)
+    still = [error for batch in tried for error in batch.errors.values()]
     if still and args.on_error == "stop":
         raise still[0]
-    if len(still) < len(errors):
-        logging.info(f"{scp}: {len(errors) - len(still)} skipped before can be used")
+    if len(still) < len(skipped):
+        logging.info(f"{scp}: {len(skipped) - len(still)} skipped before can be used")
         return False
     for error in still:
         logging.warning(f"skipped: {error}")
     return True
-
-
-def unusable(teacher: Teacher, utt_id: str, place: str) -> Optional[AudioError]:
-    """Say why the audio of an utterance cannot be used; None if it can be."""
-    try:
-        teacher.read(utt_id, place)
-    except AudioError as error:
-        return error
-    return None
 
 
 def extract(

@@ -159,7 +159,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             logging.debug("traceback:", exc_info=True)
             logging.error(str(error))
             sys.exit(1)
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             logging.debug("traceback:", exc_info=True)
             reason = " ".join(str(error).split())
             logging.error(

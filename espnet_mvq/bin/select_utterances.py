@@ -8,7 +8,8 @@ from typing import Dict, List, Optional
 
 from espnet_mvq.bin.frame_sampling import read_speakers, shuffle_over_speakers
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
-from espnet_mvq.files.scp import read_scp
+from espnet_mvq.bin.shard_check import CheckReport, check_text
+from espnet_mvq.files.scp import read_counts, read_scp
 from espnet_mvq.files.write_text import write_text
 
 # Of utterances whose length nobody tells, in s: LibriSpeech's mean
@@ -57,6 +58,11 @@ def main(cmd=None) -> None:
     places = read_scp(data_dir / "wav.scp")
     if not places:
         raise ValueError(f"{data_dir}/wav.scp: got no utterances, expected at least 1")
+    # Here too, not in stage 4 alone: before the teacher runs for hours
+    report = CheckReport()
+    check_text(report, data_dir / "text", list(places))
+    if report.problems:
+        raise ValueError(report.problems[0])
     speakers = read_speakers(None, str(data_dir / "wav.scp"))
     durations = read_durations(data_dir / "utt2num_samples", args.sample_rate)
     order = shuffle_over_speakers(list(places), speakers, args.seed)
@@ -83,15 +89,8 @@ def read_durations(utt2num_samples: Path, sample_rate: int) -> Dict[str, float]:
     if not utt2num_samples.is_file():
         logging.warning(f"{utt2num_samples} is not there: durations are guessed")
         return {}
-    durations = {}
-    for utt_id, number in read_scp(utt2num_samples).items():
-        if not number.isdecimal():
-            raise ValueError(
-                f"{utt2num_samples}: got {number!r} for {utt_id}, expected a number of "
-                "samples"
-            )
-        durations[utt_id] = int(number) / sample_rate
-    return durations
+    counts = read_counts(utt2num_samples)
+    return {utt_id: number / sample_rate for utt_id, number in counts.items()}
 
 
 def choose(

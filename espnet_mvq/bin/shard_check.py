@@ -53,9 +53,14 @@ def check_shards(
     ok = True
     for job in range(1, nj + 1):
         ark, _, json_path = shard_paths(folder, job, kind.STEM)
-        metadata = finished_shard(folder, job, kind)
-        problem = None
-        if metadata is None:
+        problem = metadata = None
+        try:
+            metadata = finished_shard(folder, job, kind)
+        except ValueError as error:  # damaged metadata
+            problem = f"{error}; run the extraction again"
+        if problem:
+            pass
+        elif metadata is None:
             problem = (
                 f"shard {job} of {nj} in {folder} is not there or not whole; run the "
                 "extraction again, finished shards are kept"
@@ -93,7 +98,12 @@ def read_places(
     places: Dict[str, str] = {}
     twice: List[str] = []
     for job in range(1, nj + 1):
-        here = read_scp(shard_paths(folder, job, kind.STEM)[1])
+        ark, scp, _ = shard_paths(folder, job, kind.STEM)
+        # The ark of this folder, which may have been moved or copied since.
+        here = {
+            utt_id: f"{ark.resolve()}:{place.rpartition(':')[2]}"
+            for utt_id, place in read_scp(scp).items()
+        }
         twice += [utt_id for utt_id in here if utt_id in places]
         places.update(here)
     if twice:
@@ -111,9 +121,9 @@ def check_complete(
     wav_scp: Path,
     utt_ids: List[str],
     places: Dict[str, str],
-    accept_missing: bool,
+    accepted: List[str],
 ) -> None:
-    """Check that every utterance of the corpus has an array."""
+    """Check that every utterance of the corpus has an array, or is an accepted one."""
     missing = [utt_id for utt_id in utt_ids if utt_id not in places]
     if not missing:
         report.good("utterances", f"all {len(utt_ids)} of {wav_scp}, in its order")
@@ -122,13 +132,13 @@ def check_complete(
         f"{len(missing)} of {len(utt_ids)} utterances in {wav_scp} have no codebook "
         f"indexes, first {', '.join(missing[:_SHOWN])}"
     )
-    if accept_missing:
+    if set(accepted).issuperset(missing):
         report.accepted("utterances", text)
     else:
         report.bad(
             "utterances",
-            f"{text}; run the extraction again, or accept that they train without the "
-            "MVQ loss: --on_error skip",
+            f"{text}; run the extraction again, with the same --nj. Utterances that it "
+            "skips train without the MVQ loss: --on_error skip",
         )
 
 

@@ -30,6 +30,7 @@ from espnet_mvq.indexes.metadata import LEVELS
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.quantization.quantizer_file import DamagedQuantizerError
 from espnet_mvq.teachers import Teacher
+from espnet_mvq.teachers.audio import AudioError
 
 # Codebooks, by level
 _NUM_CODEBOOKS = {"frame": 16, "utterance": 1}
@@ -321,22 +322,32 @@ def collect_frames(
     """
     utt_ids = shuffle_over_speakers(list(places), speakers, seed)
     border = num_held_out(len(utt_ids))
-    held_out, training = (
-        sample_frames(
-            teacher,
-            {utt_id: places[utt_id] for utt_id in chosen},
-            count,
-            seed,
-            speakers,
-            oversampling,
-            level,
-            on_error,
-        )
-        for chosen, count in (
-            (utt_ids[:border], max(1, min(10_000, max_frames // 10))),
-            (utt_ids[border:], max_frames),
-        )
+    parts = (
+        ("held-out", utt_ids[:border], max(1, min(10_000, max_frames // 10))),
+        ("training", utt_ids[border:], max_frames),
     )
+    frames = []
+    for part, chosen, count in parts:
+        try:
+            frames.append(
+                sample_frames(
+                    teacher,
+                    {utt_id: places[utt_id] for utt_id in chosen},
+                    count,
+                    seed,
+                    speakers,
+                    oversampling,
+                    level,
+                    on_error,
+                )
+            )
+        except AudioError:
+            raise
+        except ValueError as error:
+            raise ValueError(
+                f"{part} utterances: {error}; mend them, or take another --seed"
+            ) from error
+    held_out, training = frames
     return training, held_out
 
 

@@ -55,7 +55,10 @@ class FrameReader(Mapping):
         except Exception as error:  # a damaged ark raises whatever its bytes provoke
             remedy = "the extraction again"
             if isinstance(error, OtherUtteranceError):
-                remedy = "mvq.sh --stage 4: the arks were written again since"
+                remedy = (
+                    "mvq.sh --stage 4 if the arks were written again since, the "
+                    "extraction if the utterance ids changed"
+                )
             raise ValueError(
                 f"utterance {utt_id} in {self._scp}: could not read {place} "
                 f"({type(error).__name__}: {error}); run {remedy}"
@@ -71,6 +74,11 @@ class FrameReader(Mapping):
                 raise ValueError(
                     f"{self._scp}: utterance {utt_id}: got {place!r}, expected "
                     "FILE.ark:OFFSET; commands are not run: run mvq.sh --stage 4"
+                )
+            if ark not in arks and not Path(ark).is_file():
+                raise ValueError(
+                    f"{self._scp}: utterance {utt_id}: {ark} is not there; was its "
+                    "folder moved? Run mvq.sh --stage 4"
                 )
             arks.add(ark)
         # Two folders may have arks of one name, of which the metadata name but one.
@@ -109,11 +117,11 @@ class FrameReader(Mapping):
                     f"{self._scp}: {ark} is being extracted again; let mvq.sh end, "
                     "with its stage 4, before training"
                 )
-            return None  # moved here alone
+            return None  # the ark was copied without its json
         try:
             return type(self.metadata).load(path)
         except ValueError:
-            return None  # of another program
+            return None  # not metadata of ours, or damaged
 
     def __contains__(self, utt_id: object) -> bool:
         return utt_id in self._places

@@ -85,3 +85,15 @@ stages() {
     fi
     refuse_option stage "one of the stages: $*"
 }
+
+# teacher_tag TEACHER LAYER [KEY=VALUE...]: the name of the folder of a teacher and its options,
+# of which each gives other embeddings
+teacher_tag() {
+    local tag option
+    tag=$(basename "${1##*:}")_layer$2
+    shift 2
+    for option in "$@"; do
+        tag+=_${option//[^A-Za-z0-9.=_-]/-}
+    done
+    echo "${tag}"
+}

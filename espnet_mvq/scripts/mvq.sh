@@ -181,12 +181,8 @@ done
 
 # tag_of TEACHER LAYER: how a folder and an scp are named after them
 tag_of() {
-    local tag option
-    tag=$(basename "${1##*:}")_layer$2
-    for option in ${confs[@]+"${confs[@]}"}; do
-        # Other options of the teacher give other embeddings.
-        tag+=_${option//[^A-Za-z0-9.=_-]/-}
-    done
+    local tag
+    tag=$(teacher_tag "$1" "$2" ${confs[@]+"${confs[@]}"})
     [ "${dtype}" = float32 ] || tag+=_${dtype}
     echo "${tag}"
 }
@@ -281,40 +277,47 @@ split_scp() {
         '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
 }
 
-# alike A B: the same words, or two paths of the same file or folder
-alike() {
-    [ "$1" = "$2" ] || [ "$1" -ef "$2" ] || {
-        [[ "$1" =~ ^(transformers|espnet|feats)/ ]] && [ "${1%%/*}" = "${2%%/*}" ] &&
-            [ "${1#*/}" -ef "${2#*/}" ]
-    }
+# place_of NAME: a file, a folder or BACKEND/PATH by its absolute path, if it is there
+place_of() {
+    local backend=
+    [[ ! "$1" =~ ^(transformers|espnet|feats)/ ]] || backend=${1%%/*}/
+    if [ -e "${1#"${backend}"}" ]; then
+        echo "${backend}$(realpath "${1#"${backend}"}")"
+    else
+        echo "$1"
+    fi
 }
 
-# remember OPTION VALUE...: keep in the folder which teacher it is of; refuse another one,
-# whose quantizer and indexes would take the place of those that are there
+# remember OPTION VALUE...: keep in the folder which teacher it was made with; refuse another
+# one, whose quantizer and indexes would take the place of those that are there
 remember() {
-    local note=${mvq_dir}/made_of.txt made before
+    local note=${mvq_dir}/made_of.txt made before text=
     made=$(find "${mvq_dir}" ! -name "*.log" \( -name "quantizer.*" -o -name "*.ark*" \) \
         -print -quit 2>/dev/null) || true
     mkdir -p "${mvq_dir}"
-    touch "${note}"
+    [ ! -f "${note}" ] || text=$(<"${note}")
     while [ $# -gt 0 ]; do
-        if grep -q "^$1=" "${note}" && [ -n "${made}" ]; then
-            before=$(sed -n "s/^$1=//p" "${note}")
-            alike "$2" "${before}" || refuse_option "$1" "'${before}', which ${mvq_dir} is\
- of: give this one a folder of its own by --mvq_dir"
+        before=$(sed -n "s/^$1=//p" <<<"${text}")
+        if grep -q "^$1=" <<<"${text}" && [ -n "${made}" ] && [ "$2" != "${before}" ]; then
+            log "Error: --$1: got '$2', but ${mvq_dir} was made with '${before}'; choose" \
+                "another folder with --mvq_dir, or delete ${note} if both are the same" >&2
+            exit 2
         fi
-        { grep -v "^$1=" "${note}" || true; echo "$1=$2"; } >"${note}.tmp"
-        mv "${note}.tmp" "${note}"
+        text=$(grep -v "^$1=" <<<"${text}" || true; echo "$1=$2")
         shift 2
     done
+    # At once, and under a name of this process: several mvq.sh may share the folder.
+    sed "/^$/d" <<<"${text}" >"${note}.tmp$$"
+    mv "${note}.tmp$$" "${note}"
 }
 
-facts=(teacher "${teacher}" layer "${layer}" teacher_conf "${teacher_conf}" dtype "${dtype}"
-    level "${level}")
+facts=(teacher "$(place_of "${teacher}")" layer "${layer}"
+    teacher_conf "$(printf '%s\n' ${confs[@]+"${confs[@]}"} | sort | paste -sd' ' -)"
+    dtype "${dtype}" level "${level}")
 if [ "${quantizer}" -ef "${mvq_dir}/quantizer.safetensors" ] || "${with_quantizer}"; then
-    facts+=(quantizer "its own")
+    facts+=(quantizer "the one trained there")
 elif [ "${target}" = indexes ]; then
-    facts+=(quantizer "${quantizer}")
+    facts+=(quantizer "$(place_of "${quantizer}")")
 fi
 remember "${facts[@]}"
 

@@ -190,7 +190,10 @@ def check_frames(spec: str, shift_samples: int, offset_samples: float) -> None:
 
 def is_fault_of_device(error: Exception) -> bool:
     """Say whether an error is of a device or its memory, not of what ran on it."""
-    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))
+    kinds = (
+        torch.cuda.OutOfMemoryError,
+        getattr(torch, "AcceleratorError", MemoryError),
+    )
     # Older torch raises errors of CUDA, cuDNN and cuBLAS as RuntimeError.
     named = any(name in str(error).upper() for name in ("CUDA", "CUDNN", "CUBLAS"))
     return named or isinstance(error, (MemoryError, *kinds))

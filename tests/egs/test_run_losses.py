@@ -64,7 +64,8 @@ def test_students_of_all_losses_are_trained_in_one_run(run):
         "revision": "main",
     }
     quantizer = options["l2_decoded"]["quantizer"]
-    assert quantizer == "dump/mvq/hubert_layer6_cb8/quantizer.safetensors"
+    folder = "hubert_layer6_window_s=0_revision=main_cb8"
+    assert quantizer == f"dump/mvq/{folder}/quantizer.safetensors"
     assert options["mvq_adakd"]["weighting"]["k_updates"] == 77
 
 

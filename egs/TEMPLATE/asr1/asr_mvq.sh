@@ -121,8 +121,8 @@ data_dir=${dumpdir}/raw
 token_dir=${token_list_dir:-data/${lang}_token_list/bpe_${bpemode}${nbpe}}
 token_list=${token_dir}/tokens.txt
 bpemodel=${token_dir}/bpe.model
-teacher_tag=$(basename "${teacher##*:}")_layer${layer}_cb${num_codebooks}
-mvq_dir=${mvq_dir:-${dumpdir}/mvq/${teacher_tag}}
+# shellcheck disable=SC2086
+mvq_dir=${mvq_dir:-${dumpdir}/mvq/$(teacher_tag "${teacher}" "${layer}" ${teacher_conf})_cb${num_codebooks}}
 quantizer=${mvq_dir}/quantizer.safetensors
 stats_dir=${asr_stats_dir:-${expdir}/asr_stats_raw_${lang}_bpe${nbpe}}
 

@@ -99,7 +99,7 @@ configure() {
     ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
         --added "conf/losses/$1.yaml" --out "$(config_of "$1" "$2")" \
         --set layer="$3" train="${dumpdir}/raw/$2_train" \
-        quantizer="${dumpdir}/mvq/$1_$2/quantizer.safetensors"
+        quantizer="${dumpdir}/mvq/$(basename "${expdir}")_$1_$2/quantizer.safetensors"
 }
 
 # exp_of METHOD DOMAIN: the experiment after a domain, as asr_mvq.sh names it
@@ -203,7 +203,7 @@ learn() {
     if [ "${method}" != finetune ]; then
         configure "${method}" "${domain}" "${layer}"
         mvq_args="$(targets_of "${method}") --index_name ${method}"
-        mvq_args+=" --mvq_dir ${dumpdir}/mvq/${method}_${domain}"
+        mvq_args+=" --mvq_dir ${dumpdir}/mvq/$(basename "${expdir}")_${method}_${domain}"
         options=(--asr_config "" --mvq_asr_config "${config}" --mvq_args "${mvq_args}"
             --teacher "espnet/${previous}" --layer "${layer}")
     fi

@@ -59,7 +59,8 @@ without_spaces expdir asr_stats_dir
 train_set=train_clean_5
 test_set=test_clean${num_test:+_${num_test}}
 data=dump/raw/${train_set}
-tag=$(basename "${teacher##*:}")_layer${layer}
+# shellcheck disable=SC2086
+tag=$(teacher_tag "${teacher}" "${layer}" ${teacher_conf})
 teacher_yaml="{$(sed 's/  */, /g; s/=/: /g' <<<"${teacher_conf}")}"
 student=$(basename "${asr_config}" .yaml)
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }

@@ -52,17 +52,36 @@ def test_whole_path(options, data_dir):
 
 
 def test_utterance_without_indexes_stops_or_is_accepted(
-    options, data_dir, ends_with_error, caplog
+    options, data_dir, tmp_path, ends_with_error, caplog
 ):
+    """Accepted are those that the extraction skipped, not those of lost shards."""
     (data_dir / "wav.scp").write_text(
         "new x.wav\n" + (data_dir / "wav.scp").read_text()
     )
     error = ends_with_error(main, options)
     assert "1 of 7 utterances" in error and "first new" in error
+    assert "1 of 7 utterances" in ends_with_error(
+        main, [*options, "--on_error", "skip"]
+    )
     assert not (data_dir / SCP_NAME).exists()
+    path = shard_paths(tmp_path / "shards", 1)[2]
+    metadata = IndexMetadata.load(path)
+    metadata.skipped = ["new"]
+    metadata.save(path)
     main([*options, "--on_error", "skip"])
     assert "first new" in caplog.text
     assert len(FrameReader(data_dir / SCP_NAME)) == 6
+
+
+def test_shards_of_a_folder_that_was_moved(options, data_dir, tmp_path):
+    """The arrays are those of this folder, not those that lie where it was."""
+    main(options)
+    before = {**FrameReader(data_dir / SCP_NAME)}
+    (tmp_path / "shards").rename(tmp_path / "moved")
+    main([*options, "--shards", str(tmp_path / "moved")])
+    reader = FrameReader(data_dir / SCP_NAME)
+    for utt_id, indexes in before.items():
+        np.testing.assert_array_equal(reader[utt_id], indexes)
 
 
 def test_utterances_left_out_of_wav_scp_are_left_out_and_not_counted(options, data_dir):

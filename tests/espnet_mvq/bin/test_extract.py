@@ -142,6 +142,19 @@ def test_bad_audio_stops_or_is_skipped(
     extract("--on_error", "skip")
     assert finished_shard(shards, 1).num_utterances == 5
     assert f"skipped: {error}" in caplog.text
+    before = shard_paths(shards, 1)[0].stat().st_mtime_ns
+    extract("--on_error", "skip")
+    assert shard_paths(shards, 1)[0].stat().st_mtime_ns == before
+
+
+def test_damaged_metadata_are_made_again(extract, shards, caplog):
+    extract()
+    ark, _, described = shard_paths(shards, 1)
+    content = ark.read_bytes()
+    described.write_text("{")
+    extract()
+    assert ark.read_bytes() == content and finished_shard(shards, 1) is not None
+    assert f"{described}: not readable" in caplog.text
 
 
 def test_nan_of_the_teacher_stops_or_is_skipped(

@@ -64,7 +64,7 @@ def test_wrong_options_are_refused(options, ends_with_error, more, message):
     [
         ("segments", "utt0 rec0 0 1\n", "segments: got recordings that are to be cut"),
         ("wav.scp", "", "wav.scp: got no utterances, expected at least 1"),
-        ("utt2num_samples", "utt0 1.5\n", "utt2num_samples: got '1.5' for utt0"),
+        ("utt2num_samples", "utt0 1.5\n", "utt2num_samples: utterance utt0: got '1.5'"),
     ],
 )
 def test_wrong_data_are_refused(
