@@ -77,8 +77,8 @@ class FrameReader(Mapping):
                 )
             if ark not in arks and not Path(ark).is_file():
                 raise ValueError(
-                    f"{self._scp}: utterance {utt_id}: {ark} is not there; was its "
-                    "folder moved? Run mvq.sh --stage 4"
+                    f"{self._scp}: utterance {utt_id}: got {place}, but {ark} is not "
+                    "there; was its folder moved? Run mvq.sh --stage 4"
                 )
             arks.add(ark)
         # Two folders may have arks of one name, of which the metadata name but one.
