@@ -43,7 +43,7 @@ def copy_recipe(tmp_path):
         shutil.copytree(recipe / "conf", folder / "conf")
         for link in ("utils", "pyscripts", "path.sh"):
             (folder / link).symlink_to(f"../../TEMPLATE/asr1/{link}")
-        (folder / name).write_text(stand_in.format(python=sys.executable))
+        (folder / name).write_text(stand_in.format())
         (folder / name).chmod(0o755)
         return folder
 

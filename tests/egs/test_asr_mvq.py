@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Notes its arguments; leaves a hypothesis where ESPnet would, and the place of mvq.sh.
-STAND_IN = """#!{python}
+STAND_IN = """#!/usr/bin/env python3
 import pathlib, sys
 words = sys.argv[1:]
 with open({calls!r}, "a") as file:
@@ -36,11 +36,7 @@ def recipe(tmp_path):
         (folder / "conf" / f"{name}.yaml").write_text("{}\n")
     (folder / "mvq.sh").write_text('echo "mvq.sh $*" >> calls\n')
     stand_in = folder / "python0"
-    text = STAND_IN.format(
-        python=sys.executable,
-        calls=str(folder / "calls"),
-        mvq=str(folder / "mvq.sh"),
-    )
+    text = STAND_IN.format(calls=str(folder / "calls"), mvq=str(folder / "mvq.sh"))
     stand_in.write_text(text)
     stand_in.chmod(0o755)
     (folder / "my python").symlink_to(sys.executable)

@@ -9,7 +9,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs" / "mini_librispeech" / "asr1"
 # Notes its options; leaves scores as decoding and scoring do.
-STAND_IN = """#!{python}
+STAND_IN = """#!/usr/bin/env python3
 import json, pathlib, sys
 words = sys.argv[1:]
 options = dict(zip(words[::2], words[1::2]))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 # Notes its options
-STAND_IN = """#!{python}
+STAND_IN = """#!/usr/bin/env python3
 import json, sys
 words = sys.argv[1:]
 with open("calls", "a") as file:

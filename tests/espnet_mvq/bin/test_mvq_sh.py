@@ -229,7 +229,7 @@ def test_recipe_commands_are_used(mvq, recipe):
     mine = recipe / "mine.sh"
     mine.write_text(
         f'#!/bin/sh\necho "$@" >> {recipe}/calls\nshift\n'
-        f'exec {sys.executable} -m espnet_mvq.bin.run_jobs "$@"\n'
+        f'exec "{sys.executable}" -m espnet_mvq.bin.run_jobs "$@"\n'
     )
     mine.chmod(0o755)
     done = mvq("--train_set", "train", *SIZES, "--stop_stage", "4")
