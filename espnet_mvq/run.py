@@ -61,6 +61,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     sys.argv = [module.__file__, *argv[2:]]
     try:
         module.main()
+        _destroy_process_group()
     except (ValueError, OSError) as error:
         refusal = _refusal(error)
         if refusal is None:
@@ -68,6 +69,17 @@ def main(argv: Optional[List[str]] = None) -> None:
         logging.debug("traceback:", exc_info=True)
         logging.error(f"{refusal} (--log_level DEBUG shows the traceback)")
         sys.exit(1)
+
+
+def _destroy_process_group() -> None:
+    """Destroy the process group of a distributed training.
+
+    ESPnet leaves it to the end of the interpreter, and a thread of the group that is
+    still at work then can abort the process after a training that ended well.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _refusal(error: Exception) -> Optional[str]:

@@ -100,6 +100,30 @@ def test_spawned_process_registers_too(tmp_path):
     assert done.returncode == 5
 
 
+# Registered, as above, in every interpreter; trains in a process group of one rank.
+GROUP_MODULE = """
+import atexit
+import torch.distributed as distributed
+
+def main(cmd=None):
+    distributed.init_process_group(
+        "gloo", init_method="file://{file}", rank=0, world_size=1
+    )
+    atexit.register(lambda: print("at exit:", distributed.is_initialized()))
+"""
+
+
+def test_process_group_is_destroyed_before_the_interpreter_ends(tmp_path):
+    (tmp_path / "bin").mkdir()
+    module = GROUP_MODULE.format(file=tmp_path / "init")
+    (tmp_path / "bin" / "with_group.py").write_text(module)
+    site = SITECUSTOMIZE.format(folder=str(tmp_path / "bin"))
+    (tmp_path / "sitecustomize.py").write_text(site)
+    arguments = "-m", "espnet2.bin.with_group"
+    done = run(*arguments, cwd=tmp_path, module_paths=[tmp_path])
+    assert (done.returncode, done.stdout) == (0, "at exit: False\n"), done.stderr
+
+
 def launch_here(monkeypatch, *arguments):
     """Run the launcher inside this process, until the command exits."""
     from espnet_mvq.run import main
