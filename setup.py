@@ -63,7 +63,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["espnet_mvq", "espnet_mvq.*"]),
     package_data={"espnet_mvq": ["scripts/*.sh"]},
-    entry_points={"console_scripts": ["mvq.sh = espnet_mvq.where:run"]},
+    entry_points={"console_scripts": ["mvq.sh = espnet_mvq.__main__:run_mvq_sh"]},
     python_requires=">=3.10",
     install_requires=requirements,
     extras_require=extras,

@@ -14,13 +14,13 @@ from typing import Dict
 
 import numpy as np
 
-from espnet_mvq.bin.frame_sampling import sample_frames
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_teacher_options,
     setup_logging,
     teacher_from_options,
 )
+from espnet_mvq.extraction.frame_sampling import sample_frames
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -20,16 +20,16 @@ from typing import Dict, List
 import torch
 from embeddings import find_audio
 
-from espnet_mvq.bin.embedding_stream import embed_batches, plan_batches
 from espnet_mvq.bin.extract import get_parser as extract_parser
 from espnet_mvq.bin.extract import index_target
-from espnet_mvq.bin.frame_sampling import sample_frames, shuffle_over_speakers
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_teacher_options,
     setup_logging,
     teacher_from_options,
 )
+from espnet_mvq.extraction.embedding_stream import embed_batches, plan_batches
+from espnet_mvq.extraction.frame_sampling import sample_frames, shuffle_over_speakers
 from espnet_mvq.indexes import ShardWriter
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.teachers import Teacher

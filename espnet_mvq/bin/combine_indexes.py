@@ -6,7 +6,11 @@ import logging
 from pathlib import Path
 
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
-from espnet_mvq.bin.shard_check import (
+from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.write_text import write_text
+from espnet_mvq.indexes import IndexMetadata
+from espnet_mvq.indexes.metadata import EmbeddingMetadata
+from espnet_mvq.indexes.validation import (
     CheckReport,
     check_arrays,
     check_complete,
@@ -15,10 +19,6 @@ from espnet_mvq.bin.shard_check import (
     check_text,
     read_places,
 )
-from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
-from espnet_mvq.indexes import IndexMetadata
-from espnet_mvq.indexes.metadata import EmbeddingMetadata
 
 TARGETS = {"indexes": IndexMetadata, "embeddings": EmbeddingMetadata}
 

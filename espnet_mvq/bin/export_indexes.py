@@ -11,11 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.exchange.lhotse import make_cut, make_recording, write_manifest
+from espnet_mvq.exchange.stored_arrays import StoredIndexes, write_hdf5, write_npy
 from espnet_mvq.files.scp import read_counts, read_scp
 from espnet_mvq.indexes import FrameReader, IndexMetadata
-from espnet_mvq.indexes.lhotse import make_cut, make_recording, write_manifest
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.stored_arrays import StoredIndexes, write_hdf5, write_npy
 
 _SHOWN = 5  # how many of many utterances a message names
 

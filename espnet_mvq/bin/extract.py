@@ -11,12 +11,6 @@ import torch
 from tqdm import tqdm
 
 from espnet_mvq import __version__
-from espnet_mvq.bin.embedding_stream import (
-    embed_batches,
-    plan_batches,
-    read_num_samples,
-    to_level,
-)
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_on_error_option,
@@ -24,6 +18,12 @@ from espnet_mvq.bin.options import (
     command,
     setup_logging,
     teacher_from_options,
+)
+from espnet_mvq.extraction.embedding_stream import (
+    embed_batches,
+    plan_batches,
+    read_num_samples,
+    to_level,
 )
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes import IndexMetadata, ShardWriter

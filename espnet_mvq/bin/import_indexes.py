@@ -12,24 +12,24 @@ from tqdm import tqdm
 from espnet_mvq import __version__
 from espnet_mvq.bin.inspect_quantizer import load_quantizer
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
-from espnet_mvq.bin.shard_check import without_samples, wrong_lengths
-from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
-from espnet_mvq.indexes import IndexMetadata, ShardWriter
-from espnet_mvq.indexes.lhotse import (
+from espnet_mvq.exchange.lhotse import (
     FIELD,
     ID_SOURCES,
     espnet_speed_id,
     read_manifests,
 )
-from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, check_number
-from espnet_mvq.indexes.shard import shard_paths
-from espnet_mvq.indexes.stored_arrays import (
+from espnet_mvq.exchange.stored_arrays import (
     ArrayReader,
     StoredIndexes,
     find_arrays,
     to_uint8,
 )
+from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.write_text import write_text
+from espnet_mvq.indexes import IndexMetadata, ShardWriter
+from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, check_number
+from espnet_mvq.indexes.shard import shard_paths
+from espnet_mvq.indexes.validation import without_samples, wrong_lengths
 
 # Fields of the metadata that options, quantizer, metadata or manifests give. The level
 # is the quantizer's or the metadata's; indexes from elsewhere are of frames.

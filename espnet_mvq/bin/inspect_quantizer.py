@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Report how good a quantizer is, as text, JSON and a page with figures."""
+"""Report the quality of a quantizer, as text and JSON."""
 
 import argparse
 import json
@@ -12,7 +12,6 @@ import torch
 
 from espnet_mvq import __version__
 from espnet_mvq.bin.extract import check_quantizer
-from espnet_mvq.bin.frame_sampling import embed_utterances, shuffle_over_speakers
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_on_error_option,
@@ -21,13 +20,13 @@ from espnet_mvq.bin.options import (
     setup_logging,
     teacher_from_options,
 )
-from espnet_mvq.bin.quality_page import make_page
-from espnet_mvq.bin.quality_text import text_report
+from espnet_mvq.extraction.frame_sampling import embed_utterances, shuffle_over_speakers
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.files.write_text import write_text
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.quantization.quality import QualityReport, measure_quality
+from espnet_mvq.quantization.quality_text import text_report
 from espnet_mvq.teachers.feature_files import read_features
 
 FILE_FORMAT = "espnet_mvq.quality_report"
@@ -40,8 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Report how good a quantizer is on embeddings it was not trained "
         "on: what it loses, how its codebooks are used, and whether its indexes can be "
-        "predicted. Prints the report and writes quantizer_report.json and "
-        "quantizer_report.html.",
+        "predicted. Prints the report and writes quantizer_report.json.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -216,13 +214,10 @@ def describe(
 
 
 def write_report(content: Dict[str, Any], folder: Path) -> None:
-    """Write JSON and page, each there whole or not at all."""
+    """Write the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, allow_nan=False)
     write_text(folder / "quantizer_report.json", text + "\n")
-    page = folder / "quantizer_report.html"
-    write_text(page, make_page(content))
-    print(f"page with figures: {page}", flush=True)
 
 
 if __name__ == "__main__":

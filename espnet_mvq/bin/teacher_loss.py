@@ -10,8 +10,6 @@ from typing import Dict, List, Tuple
 from tqdm import tqdm
 
 from espnet_mvq import __version__
-from espnet_mvq.bin.embedding_stream import plan_batches, read_num_samples
-from espnet_mvq.bin.loss_stream import losses_of_batch
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_run_options,
@@ -20,15 +18,17 @@ from espnet_mvq.bin.options import (
     setup_logging,
     teacher_conf_of,
 )
-from espnet_mvq.bin.partial_losses import PartialLosses
-from espnet_mvq.bin.read_ahead import read_ahead
+from espnet_mvq.extraction.embedding_stream import plan_batches, read_num_samples
+from espnet_mvq.extraction.loss_stream import losses_of_batch
+from espnet_mvq.extraction.partial_losses import PartialLosses
+from espnet_mvq.extraction.read_ahead import read_ahead
 from espnet_mvq.files.scp import read_list, read_scp
-from espnet_mvq.files.teacher_loss import (
+from espnet_mvq.files.write_text import write_text
+from espnet_mvq.indexes.teacher_losses import (
     TeacherLossMetadata,
     format_teacher_losses,
     read_teacher_losses,
 )
-from espnet_mvq.files.write_text import write_text
 from espnet_mvq.plugin.config import UNLABELLED_NAME
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError, build_task_loss
 

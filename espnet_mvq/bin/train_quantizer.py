@@ -12,11 +12,6 @@ from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
 
-from espnet_mvq.bin.frame_sampling import (
-    read_speakers,
-    sample_frames,
-    shuffle_over_speakers,
-)
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_on_error_option,
@@ -24,6 +19,11 @@ from espnet_mvq.bin.options import (
     command,
     setup_logging,
     teacher_from_options,
+)
+from espnet_mvq.extraction.frame_sampling import (
+    read_speakers,
+    sample_frames,
+    shuffle_over_speakers,
 )
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes.metadata import LEVELS

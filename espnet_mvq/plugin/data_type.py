@@ -8,8 +8,8 @@ import numpy as np
 from espnet2.train.dataset import DATA_TYPES
 
 from espnet_mvq.files.scp import read_list
-from espnet_mvq.files.teacher_loss import TeacherLossMetadata, read_teacher_losses
 from espnet_mvq.indexes import FrameReader
+from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata, read_teacher_losses
 
 # ESPnet takes the first entry that the type's name begins with; none of its own is a
 # prefix of these.

@@ -9,7 +9,7 @@ from typing import Any, Dict, Optional, Tuple, Type
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_mvq.plugin.balance import Balance
+from espnet_mvq.frame_timing.student_frames import student_frame_grid
 from espnet_mvq.plugin.codebook_target import CodebookTarget
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
@@ -20,14 +20,14 @@ from espnet_mvq.plugin.config import (
     parse_weighting,
 )
 from espnet_mvq.plugin.embedding_target import EmbeddingTarget
-from espnet_mvq.plugin.geometry import student_frame_grid
-from espnet_mvq.plugin.tap import EncoderTap
+from espnet_mvq.plugin.layer_hook import EncoderTap
 from espnet_mvq.plugin.target import Target
 from espnet_mvq.plugin.time_warp import (
     TimeWarpListener,
     WarpedTime,
     refuse_warp_inside,
 )
+from espnet_mvq.plugin.utterance_weighting import Balance
 
 
 class MVQ(torch.nn.ModuleDict):

@@ -9,10 +9,10 @@ import torch
 from espnet2.torch_utils.initialize import initialize
 
 from espnet_mvq import __version__
-from espnet_mvq.plugin.balance import refuse_unweighable
 from espnet_mvq.plugin.data_type import register_data_types
-from espnet_mvq.plugin.metadata_check import complete_mvq_conf
 from espnet_mvq.plugin.tasks import MVQTask, find_tasks
+from espnet_mvq.plugin.training_checks import complete_mvq_conf
+from espnet_mvq.plugin.utterance_weighting import refuse_unweighable
 
 _LIGHTNING_MODULE = "espnet2.train.lightning_espnet_model"
 

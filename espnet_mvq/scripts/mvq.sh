@@ -383,11 +383,11 @@ if [ "${target}${level_tag}" = indexes ] && runs 5; then
     # shellcheck disable=SC2086
     "${teacher_cmd[@]}" --gpu "${ngpu}" --num-threads "${num_threads}" \
         "${mvq_dir}/log/inspect.log" "${threaded[@]}" \
-        "${py[@]}" -m espnet_mvq.bin.inspect "${quantizer}" "${teacher_opts[@]}" \
+        "${py[@]}" -m espnet_mvq.bin.inspect_quantizer "${quantizer}" "${teacher_opts[@]}" \
         --wav_scp "${datadir}/${report_set}/wav.scp" --output_dir "${mvq_dir}" \
         --on_error "${on_error}" ||
         failed "${mvq_dir}/log/inspect.log"
-    log "Report: ${mvq_dir}/quantizer_report.html, and its text in ${mvq_dir}/log/inspect.log"
+    log "Report: ${mvq_dir}/log/inspect.log, and its numbers in ${mvq_dir}/quantizer_report.json"
 fi
 
 log "Successfully finished. [elapsed=${SECONDS}s]"

@@ -10,6 +10,12 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
+from espnet_mvq.frame_timing.encoder_frames import (
+    find_blocks,
+    first_tensor,
+    frame_grid,
+    min_samples,
+)
 from espnet_mvq.teachers.base import (
     EmbeddingError,
     Teacher,
@@ -20,12 +26,6 @@ from espnet_mvq.teachers.base import (
     weights_hash,
 )
 from espnet_mvq.teachers.espnet_folder import find_checkpoint, read_config, read_state
-from espnet_mvq.teachers.espnet_frames import (
-    find_blocks,
-    first_tensor,
-    frame_grid,
-    min_samples,
-)
 from espnet_mvq.teachers.espnet_normalize import UtteranceNormalizer
 
 # Parts of a model between the speech and the output of the encoder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from espnet_mvq.where import MVQ_SH
+from espnet_mvq.__main__ import MVQ_SH
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = yaml.safe_load(Path(__file__).with_name("table.yaml").read_text())

@@ -13,7 +13,7 @@ import pathlib, sys
 words = sys.argv[1:]
 with open({calls!r}, "a") as file:
     file.write(" ".join(words) + "\\n")
-if "espnet_mvq.where" in words:
+if "--mvq_sh" in words:
     print({mvq!r})
 if "espnet2.bin.asr_inference" in words:
     folder = pathlib.Path(words[words.index("--output_dir") + 1], "1best_recog")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from espnet_mvq.where import MVQ_SH
+from espnet_mvq.__main__ import MVQ_SH
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = ROOT / "egs" / "librispeech_100" / "asr1"
 OVERLAYS = [OVERLAY, ROOT / "egs" / "mini_an4" / "asr1"]
-# Stand in for ESPnet's run.sh, mvq.sh and `python3 -m espnet_mvq.where`
+# Stand in for ESPnet's run.sh, mvq.sh and `python3 -m espnet_mvq --mvq_sh`
 NOTING = '#!/bin/sh\nfor word in {name} "$@"; do printf "%s\\t" "$word"; done >>{log}\n'
 NOTING += "echo >>{log}\n"
 

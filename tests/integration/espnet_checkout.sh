@@ -30,7 +30,7 @@ cd "${recipe}"
 ./run.sh --stop_stage 5 --use_lm false
 
 # The corpus has a handful of utterances, so the codebooks are small.
-bash "$(python3 -m espnet_mvq.where)" --train_set train_nodev --dev_set train_dev --nj 2 \
+bash "$(python3 -m espnet_mvq --mvq_sh)" --train_set train_nodev --dev_set train_dev --nj 2 \
     --teacher "s3prl/hf_hubert_custom:${root}/egs/demo/asr1/teacher" --layer 4 \
     --num_codebooks 4 --quantizer_args "--codebook_size 16 --num_iterations 4"
 

@@ -198,7 +198,7 @@ mvq() {
     local use_gpu=false
     [ "${ngpu}" -eq 0 ] || use_gpu=true
     # shellcheck disable=SC2086
-    bash "$(${python} -m espnet_mvq.where)" --stage "$1" --stop_stage "$2" \
+    bash "$(${python} -m espnet_mvq --mvq_sh)" --stage "$1" --stop_stage "$2" \
         --datadir "${data_dir}" --mvq_dir "${mvq_dir}" --train_set "${train_set}" \
         --nj "${nj}" --num_threads "${num_threads}" --use_gpu "${use_gpu}" --python "${python}" \
         --teacher "${teacher}" --layer "${layer}" --teacher_conf "${teacher_conf}" \

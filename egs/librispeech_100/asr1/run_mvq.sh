@@ -32,7 +32,7 @@ set -u
 [ "${stage}" -gt 5 ] || ./run.sh ${options[@]+"${options[@]}"} --stage "${stage}" \
     --stop_stage "$((stop_stage > 5 ? 5 : stop_stage))"
 [ "${stop_stage}" -gt 5 ] || exit 0
-[ "${stage}" -gt 6 ] || bash "$(python3 -m espnet_mvq.where)" --dev_set dev \
+[ "${stage}" -gt 6 ] || bash "$(python3 -m espnet_mvq --mvq_sh)" --dev_set dev \
     --train_set train_clean_100_sp --teacher "${teacher}" --layer "${layer}" \
     --num_codebooks 16 --use_gpu true --nj "${nj}"
 # Transducers have no accuracy, by which asr.sh chooses the checkpoint to decode with.

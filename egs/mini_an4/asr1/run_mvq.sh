@@ -31,7 +31,7 @@ set -u
 [ "${stage}" -gt 5 ] || ./run.sh --use_lm false ${options[@]+"${options[@]}"} \
     --stage "${stage}" --stop_stage "$((stop_stage > 5 ? 5 : stop_stage))"
 [ "${stop_stage}" -gt 5 ] || exit 0
-[ "${stage}" -gt 6 ] || bash "$(python3 -m espnet_mvq.where)" --nj 2 \
+[ "${stage}" -gt 6 ] || bash "$(python3 -m espnet_mvq --mvq_sh)" --nj 2 \
     --train_set train_nodev --dev_set train_dev --teacher "${teacher}" --layer "${layer}" \
     --num_codebooks 4 --quantizer_args "--codebook_size 16 --num_iterations 4"
 ./run.sh --use_lm false --python "python3 -m espnet_mvq.run" \

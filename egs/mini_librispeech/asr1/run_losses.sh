@@ -88,7 +88,7 @@ recipe() {
 mvq() {
     local layer=$1
     shift
-    bash "$(${python} -m espnet_mvq.where)" --train_set "${train_set}" --nj "${nj}" \
+    bash "$(${python} -m espnet_mvq --mvq_sh)" --train_set "${train_set}" --nj "${nj}" \
         --python "${python}" --teacher "${teacher}" --layer "${layer}" \
         --teacher_conf "${teacher_conf}" "$@"
 }

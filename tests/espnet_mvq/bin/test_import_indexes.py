@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from espnet_mvq.bin.import_indexes import main
+from espnet_mvq.exchange.lhotse import make_cut, write_manifest
+from espnet_mvq.exchange.stored_arrays import StoredIndexes, write_hdf5
 from espnet_mvq.indexes import FrameReader
-from espnet_mvq.indexes.lhotse import make_cut, write_manifest
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.stored_arrays import StoredIndexes, write_hdf5
 from espnet_mvq.quantization import Quantizer
 
 LENGTHS = {"utt0": 5, "utt1": 7, "sp0.9-utt0": 6}

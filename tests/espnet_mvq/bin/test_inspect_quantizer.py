@@ -1,10 +1,6 @@
 """The command that reports how good a quantizer is."""
 
 import json
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import kaldiio
 import numpy as np
@@ -14,9 +10,8 @@ import torch
 from espnet_mvq import __version__
 from espnet_mvq.bin import inspect_quantizer as module
 from espnet_mvq.bin.inspect_quantizer import main, sample
-from espnet_mvq.bin.quality_page import make_page
-from espnet_mvq.bin.quality_text import findings, text_report, worst_channels
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
+from espnet_mvq.quantization.quality_text import findings, text_report, worst_channels
 
 
 @pytest.fixture
@@ -76,29 +71,15 @@ def test_report_is_printed(path, feats, capsys):
     main([str(path), "--feats", str(feats)])
     content = json.loads((path.parent / "quantizer_report.json").read_text())
     report = text_report(content)
-    where = f"page with figures: {path.parent}/quantizer_report.html"
-    assert capsys.readouterr().out == f"{report}\n{where}\n"
+    assert capsys.readouterr().out == f"{report}\n"
     assert f"{content['quality']['relative_error']:.4f}  beam, 5 passes\n" in report
-
-
-def test_page_needs_nothing_from_elsewhere(content, path):
-    page = (path.parent / "quantizer_report.html").read_text(encoding="utf-8")
-    links = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]+)", page)
-    assert all(link.startswith(("#", "data:")) for link in links)
-    assert not re.search(r"url\((?![\"']?#)|@import|<script|<link", page)
-    assert page.count("<svg") == page.count("</svg>") == page.count("<figure>") == 6
-    assert "&lt;b&gt;own&lt;/b&gt;" in page and "<b>own</b>" not in page
-    assert page == make_page(content)
 
 
 def test_same_seed_same_report_in_another_folder(content, path, feats, tmp_path):
     folder = tmp_path / "new" / "folder"
     main([str(path), "--feats", str(feats), "--output_dir", str(folder)])
     assert json.loads((folder / "quantizer_report.json").read_text()) == content
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "quantizer_report.html",
-        "quantizer_report.json",
-    ]
+    assert [file.name for file in folder.iterdir()] == ["quantizer_report.json"]
 
 
 def test_sample_of_the_frames(path, feats, frames, tmp_path):
@@ -229,17 +210,6 @@ def test_wrong_options(words, message, capsys):
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_interrupted_writing_leaves_the_old_report(path, content, feats, monkeypatch):
-    def fail(content):
-        raise ValueError("no page")
-
-    before = (path.parent / "quantizer_report.html").read_bytes()
-    monkeypatch.setattr(module, "make_page", fail)
-    with pytest.raises(SystemExit):
-        main([str(path), "--feats", str(feats)])
-    assert (path.parent / "quantizer_report.html").read_bytes() == before
-
-
 def verdict_of(content, word):
     """Return the verdict of the one sentence that holds a word."""
     (verdict,) = [v for v, sentence in findings(content) if word in sentence]
@@ -277,14 +247,12 @@ def test_findings_say_what_is_bad(content):
 
 
 def test_constant_channels_and_one_codebook(content):
-    """What cannot be said is left out, in words, table and figures."""
+    """Constant channels and single codebooks are left out of words and table."""
     quality = content["quality"]
     quality["errors"]["channel_error"][2] = None
     quality["codebook_correlation"] = [[1.0]]
     assert "1 channels are constant" in text_report(content)
     assert not any("overlap" in sentence for _, sentence in findings(content))
-    quality["codebook_correlation"] = [[1.0, None], [None, None]]
-    assert make_page(content).count("<svg") == 6
     assert 2 not in worst_channels(quality["errors"]["channel_error"])
 
 
@@ -305,23 +273,3 @@ def test_quantizer_without_error(tmp_path):
 def test_worst_channels():
     assert worst_channels([0.1, None, 0.9, 0.5]) == [2, 3, 0]
     assert worst_channels([n / 20 for n in range(20)]) == list(range(19, 9, -1))
-
-
-def test_command_is_also_called_inspect():
-    done = subprocess.run(
-        [sys.executable, "-m", "espnet_mvq.bin.inspect", "--help"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "quantizer_report.json" in done.stdout
-
-
-def test_command_of_that_name_does_not_hide_the_standard_library():
-    """Commands may be started by their path, which puts their folder first."""
-    folder = Path(module.__file__).parent
-    done = subprocess.run(
-        [sys.executable, str(folder / "inspect.py"), "--help"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "quantizer_report.json" in done.stdout, done.stderr

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from espnet_mvq.__main__ import MVQ_SH
 from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.quantization import Quantizer
-from espnet_mvq.where import MVQ_SH
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZES = [
@@ -67,7 +67,7 @@ def test_all_stages_and_again(mvq, recipe):
         assert len(reader) == count
         metadata = IndexMetadata.load(folder / "codebook_indexes.json")
         assert metadata.quantizer_id == quantizer.id
-    assert (mvq_dir / "quantizer_report.html").is_file()
+    assert (mvq_dir / "quantizer_report.json").is_file()
     arks = {path: path.read_bytes() for path in mvq_dir.rglob("*.ark")}
     assert len(arks) == 4
 
@@ -211,13 +211,6 @@ def test_help_shows_defaults_and_stages(mvq):
     done = mvq("--help")
     assert done.returncode == 0
     assert "--num_codebooks N [16]" in done.stdout and "5 report" in done.stdout
-
-
-def test_where_prints_its_path():
-    done = subprocess.run(
-        [sys.executable, "-m", "espnet_mvq.where"], capture_output=True, text=True
-    )
-    assert done.stdout.strip() == str(MVQ_SH) and MVQ_SH.is_file()
 
 
 def test_recipe_commands_are_used(mvq, recipe):

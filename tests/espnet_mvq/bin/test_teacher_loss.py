@@ -13,9 +13,9 @@ import soundfile
 import torch
 
 from espnet_mvq.bin import teacher_loss
-from espnet_mvq.bin.partial_losses import PartialLosses
+from espnet_mvq.extraction.partial_losses import PartialLosses
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.teacher_loss import TeacherLossMetadata, read_teacher_losses
+from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata, read_teacher_losses
 from espnet_mvq.teachers.task_loss import TaskLoss, build_task_loss
 
 TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B"]

@@ -8,7 +8,7 @@ import torch
 
 from espnet_mvq.indexes import EmbeddingMetadata, IndexMetadata
 from espnet_mvq.plugin.config import parse_targets
-from espnet_mvq.plugin.metadata_check import complete_mvq_conf
+from espnet_mvq.plugin.training_checks import complete_mvq_conf
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import build_teacher
 

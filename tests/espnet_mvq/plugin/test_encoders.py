@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from espnet_mvq.plugin.geometry import student_frame_grid
-from espnet_mvq.plugin.tap import EncoderTap
+from espnet_mvq.frame_timing.student_frames import student_frame_grid
+from espnet_mvq.plugin.layer_hook import EncoderTap
 
 STATS = ["loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames"]
 BRANCHES = {"cgmlp_linear_units": 8, "cgmlp_conv_kernel": 3}

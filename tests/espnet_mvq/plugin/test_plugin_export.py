@@ -384,7 +384,7 @@ def test_proof_in_a_process_without_the_plugin(exported):
 
 def test_plugin_cannot_be_imported_there(tmp_path):
     probe = tmp_path / "probe.py"
-    probe.write_text("import espnet_mvq.plugin.tap\n")
+    probe.write_text("import espnet_mvq.plugin.layer_hook\n")
     words = [sys.executable, "-c", export._WITHOUT_PLUGIN, str(probe)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_mvq.plugin.start_point import (
+from espnet_mvq.plugin.training_checks import (
     refuse_counted_updates,
     refuse_other_indexes,
 )

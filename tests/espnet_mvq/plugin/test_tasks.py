@@ -13,12 +13,12 @@ import torch
 import yaml
 
 import espnet_mvq
-from espnet_mvq.distillation.encoder_frames import first_tensor
+from espnet_mvq.frame_timing.encoder_frames import first_tensor
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.plugin import registration
-from espnet_mvq.plugin.tap import EncoderTap
+from espnet_mvq.plugin.layer_hook import EncoderTap
 
 STATS = ["loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames"]
 TOKENS = ["<blank>", "<unk>", "a", "b", "<sos>", "<eos>", "<sop>", "<na>", "<sos/eos>"]

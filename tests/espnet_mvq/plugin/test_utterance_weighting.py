@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from espnet_mvq.distillation import build_weighting
-from espnet_mvq.files.teacher_loss import TeacherLossMetadata
+from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata
 from espnet_mvq.plugin.data_type import list_reader, teacher_loss_reader
-from espnet_mvq.plugin.teacher_loss import complete_weighting
+from espnet_mvq.plugin.training_checks import complete_weighting
 
 ADAKD = {"type": "adakd", "k_start": 2.0, "threshold": 1.0, "scale": 0.5}
 # No dropout anywhere, so that an utterance alone has the loss it has in a batch

@@ -5,13 +5,13 @@ from collections import Counter
 import pytest
 import torch
 
-from espnet_mvq.bin.frame_sampling import (
+from espnet_mvq.bin.train_quantizer import collect_frames
+from espnet_mvq.extraction.frame_sampling import (
     embed_utterances,
     read_speakers,
     sample_frames,
     shuffle_over_speakers,
 )
-from espnet_mvq.bin.train_quantizer import collect_frames
 from espnet_mvq.teachers import build_teacher
 from espnet_mvq.teachers.audio import AudioError
 

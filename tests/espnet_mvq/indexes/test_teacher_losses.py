@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from espnet_mvq.files.teacher_loss import (
+from espnet_mvq.indexes.teacher_losses import (
     TeacherLossMetadata,
     format_teacher_losses,
     read_teacher_losses,

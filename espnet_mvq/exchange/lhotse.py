@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
-from espnet_mvq.indexes.stored_arrays import StoredIndexes
+from espnet_mvq.exchange.stored_arrays import StoredIndexes
 
 FIELD = "codebook_indexes"
 ID_SOURCES = ("supervision", "cut", "recording")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from espnet_mvq.bin.partial_losses import PartialLosses
-from espnet_mvq.files.teacher_loss import TeacherLossMetadata
+from espnet_mvq.extraction.partial_losses import PartialLosses
+from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata
 
 METADATA = TeacherLossMetadata(teacher="t@0", loss="ctc", label="token", inputs="0")
 INPUTS = {"a": ("a.wav", "X"), "ä": ("b.wav", "Y Z"), "c": ("c.wav", "Z")}

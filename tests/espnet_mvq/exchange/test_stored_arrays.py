@@ -5,8 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
-from espnet_mvq.indexes import stored_arrays as module
-from espnet_mvq.indexes.stored_arrays import (
+from espnet_mvq.exchange.stored_arrays import (
     ArrayReader,
     StoredIndexes,
     find_arrays,
@@ -14,6 +13,7 @@ from espnet_mvq.indexes.stored_arrays import (
     write_hdf5,
     write_npy,
 )
+from espnet_mvq.indexes import stored_arrays as module
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from test_tasks import COMMON, SIZES, TASKS, TRANSDUCER
 from torch.nn.parallel import DistributedDataParallel
 
-from espnet_mvq.plugin.task_loss import TaskLossWeigher
+from espnet_mvq.plugin.criterion_weighting import TaskLossWeigher
 
 QUIET = {"report_cer": False, "report_wer": False}
 INTERCTC = {"interctc_layer_idx": [1], "interctc_use_conditioning": True}

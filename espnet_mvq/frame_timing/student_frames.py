@@ -5,7 +5,7 @@ from typing import Optional, Union
 import torch
 
 from espnet_mvq.distillation import FrameGrid
-from espnet_mvq.distillation.encoder_frames import (
+from espnet_mvq.frame_timing.encoder_frames import (
     frame_grid,
     frontend_frames,
     subsampling,

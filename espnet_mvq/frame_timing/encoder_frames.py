@@ -274,6 +274,12 @@ def _of_recurrent_layers(layers: Iterable[torch.nn.Module]) -> Optional[Frames]:
     return _one_after_another(*stages)
 
 
+def min_samples(parts: torch.nn.ModuleDict, offset_samples: float) -> int:
+    """Return how many samples give one frame: centred on it, or the STFT's padding."""
+    stft = getattr(parts["frontend"], "stft", None) if "frontend" in parts else None
+    return max(int(2 * offset_samples) + 1, getattr(stft, "n_fft", 0) // 2 + 1)
+
+
 def _of_stft(frontend: torch.nn.Module) -> Frames:
     """Return the frames of a spectrogram."""
     stft = getattr(frontend, "stft", None)

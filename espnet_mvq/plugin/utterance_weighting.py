@@ -9,8 +9,8 @@ import torch
 
 from espnet_mvq.distillation import Weighting
 from espnet_mvq.plugin.config import UNLABELLED_NAME
+from espnet_mvq.plugin.criterion_weighting import TaskLossWeigher
 from espnet_mvq.plugin.data_type import LIST_NAME
-from espnet_mvq.plugin.task_loss import TaskLossWeigher
 
 # Statistics that the task asr_transducer leaves out where the loss is 0
 _LEFT_OUT = {

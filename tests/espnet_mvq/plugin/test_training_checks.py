@@ -53,7 +53,7 @@ def options(tmp_path):
 
 
 def complete(args):
-    from espnet_mvq.plugin.metadata_check import complete_mvq_conf
+    from espnet_mvq.plugin.training_checks import complete_mvq_conf
 
     complete_mvq_conf(args)
     return args.model_conf["mvq_conf"]

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Dict, Tuple, Union
 
-from espnet_mvq.files.teacher_loss import TeacherLossMetadata
+from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata
 
 
 class PartialLosses:

@@ -10,7 +10,7 @@ import torch
 from espnet2.asr.ctc import CTC
 from espnet2.asr.espnet_model import LabelSmoothingLoss
 
-from espnet_mvq.plugin.task_loss import TaskLossWeigher
+from espnet_mvq.plugin.criterion_weighting import TaskLossWeigher
 
 WEIGHTS = torch.tensor([0.3, 1.7, 0.9])
 

@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from espnet_mvq.indexes.lhotse import (
+from espnet_mvq.exchange.lhotse import (
     espnet_speed_id,
     make_cut,
     make_recording,
     read_manifests,
     write_manifest,
 )
-from espnet_mvq.indexes.stored_arrays import StoredIndexes
+from espnet_mvq.exchange.stored_arrays import StoredIndexes
 
 # As lhotse 1.33 writes a cut of icefall's recipe
 LINE = (

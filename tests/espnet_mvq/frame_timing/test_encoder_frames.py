@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espnet_mvq.distillation.encoder_frames import (
+from espnet_mvq.frame_timing.encoder_frames import (
     counts_padding,
     find_blocks,
     frame_grid,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from espnet_mvq.plugin import tap as tap_module
-from espnet_mvq.plugin.tap import EncoderTap
+from espnet_mvq.plugin import layer_hook as tap_module
+from espnet_mvq.plugin.layer_hook import EncoderTap
 
 E_BRANCHFORMER = {"cgmlp_linear_units": 8, "cgmlp_conv_kernel": 3}
 

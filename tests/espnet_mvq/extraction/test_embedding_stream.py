@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from espnet_mvq.bin import frame_sampling
-from espnet_mvq.bin.embedding_stream import (
+from espnet_mvq.extraction import frame_sampling
+from espnet_mvq.extraction.embedding_stream import (
     embed_batches,
     plan_batches,
     read_num_samples,

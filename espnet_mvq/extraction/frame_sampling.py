@@ -8,7 +8,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import torch
 from tqdm import tqdm
 
-from espnet_mvq.bin.embedding_stream import embed_batches, to_level
+from espnet_mvq.extraction.embedding_stream import embed_batches, to_level
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.teachers import Teacher

@@ -9,7 +9,7 @@ from typing import Dict, Iterable, Iterator, List, Optional, Union
 import soundfile
 import torch
 
-from espnet_mvq.bin.read_ahead import read_ahead
+from espnet_mvq.extraction.read_ahead import read_ahead
 from espnet_mvq.files.scp import read_counts
 from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.audio import AudioError

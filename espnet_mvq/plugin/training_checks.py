@@ -1,14 +1,25 @@
-"""Before training: fill in and check what the index files say of themselves."""
+"""Checks before a training: metadata, teacher losses and the start of the weights.
+
+Missing values of `mvq_conf` are filled in from the metadata of the training data.
+"""
 
 import argparse
+import dataclasses
 import logging
-from typing import Any, Dict, Iterator, List
+import pickle
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Set
 
+import torch
+import yaml
+
+from espnet_mvq.files.scp import read_list
 from espnet_mvq.indexes.metadata import (
     EmbeddingMetadata,
     FrameMetadata,
     IndexMetadata,
 )
+from espnet_mvq.indexes.teacher_losses import read_teacher_losses
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     EMBEDDINGS_NAME,
@@ -22,19 +33,16 @@ from espnet_mvq.plugin.config import (
     from_metadata,
     is_of,
     lone_name,
+    parse_weighting,
 )
 from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
-from espnet_mvq.plugin.start_point import (
-    refuse_counted_updates,
-    refuse_lost_heads,
-    refuse_other_indexes,
-)
-from espnet_mvq.plugin.teacher_loss import complete_weighting
+from espnet_mvq.plugin.data_type import skipped_utterances
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher, build_teacher
 from espnet_mvq.teachers.espnet import sample_rate_hz
 
+COUNTER = "mvq.num_updates"
 # Effects of ESPnet's preprocessor after which indexes lie elsewhere in the speech
 _MOVING_EFFECTS = ("speed_perturb", "time_stretch", "reverse")
 # Preprocessors of ESPnet that pad speech to 30 s
@@ -273,3 +281,166 @@ def _words(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _words(item)
+
+
+def refuse_counted_updates(args: argparse.Namespace) -> None:
+    """Refuse `--init_param` of an MVQ model that brings the updates made so far along.
+
+    Schedules, AdaKD's k and `head_init` would take a new training for one that goes on.
+
+    Args:
+        args: Options of an ESPnet training.
+
+    Raises:
+        ValueError: Naming the checkpoint and what to add.
+    """
+    for init_param in getattr(args, "init_param", None) or []:
+        path, source, target, excluded = (init_param.split(":", 3) + [""] * 3)[:4]
+        has_counter = (source, target) in (("", ""), ("mvq", "mvq"))
+        if not has_counter or COUNTER.startswith(_excluded_prefixes(excluded)):
+            continue
+        number = _read_counter(path)
+        if number > 0:
+            raise ValueError(
+                f"--init_param {init_param}: got a model after {number} updates with "
+                "the MVQ loss, expected weights without their count, which schedules, "
+                f"AdaKD's k and head_init go by. Write {path}:::{COUNTER} to keep its "
+                f"heads, or {path}:::mvq. for new ones"
+            )
+
+
+def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None:
+    """Refuse to go on with a training whose indexes were those of another quantizer.
+
+    A training that is done would be taken for one of the new indexes.
+
+    Args:
+        args: Options of an ESPnet training.
+        conf: Its `mvq_conf`, filled in.
+
+    Raises:
+        ValueError: Naming the experiment and both quantizers.
+    """
+    folder = Path(getattr(args, "output_dir", None) or "")
+    written = folder / "config.yaml"
+    if not (getattr(args, "resume", False) and (folder / "checkpoint.pth").is_file()):
+        return
+    if not written.is_file():
+        return
+    before = yaml.safe_load(written.read_text(encoding="utf-8")) or {}
+    before = _quantizers((before.get("model_conf") or {}).get("mvq_conf") or {})
+    for name, quantizer in _quantizers(conf).items():
+        if None not in (quantizer, before.get(name)) and quantizer != before[name]:
+            raise ValueError(
+                f"{folder}: was trained with {name} of quantizer {before[name]}, but "
+                f"those here are of {quantizer}; name another experiment (asr.sh: "
+                "--asr_tag, our recipes: --exp_tag), or delete this one"
+            )
+
+
+def refuse_lost_heads(args: argparse.Namespace) -> None:
+    """Refuse checkpoints of adapters alone: a training would go on with new heads.
+
+    Args:
+        args: Options of an ESPnet training.
+
+    Raises:
+        ValueError: Naming the option and what to set.
+    """
+    strategy = getattr(args, "save_strategy", None)
+    if getattr(args, "use_adapter", False) and strategy == "adapter_only":
+        raise ValueError(
+            f"save_strategy: got {strategy}, whose checkpoints lack the weights of the "
+            "MVQ loss and its count of updates, so that a training cannot go on; "
+            "expected required_grad_only or all"
+        )
+
+
+def _quantizers(conf: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the id of the quantizer of each target's indexes."""
+    targets = conf.get("targets") or {lone_name(conf): conf}
+    return {name: (said or {}).get("quantizer_id") for name, said in targets.items()}
+
+
+def _excluded_prefixes(excluded: str) -> tuple:
+    """Return the prefixes that ESPnet leaves out."""
+    return tuple(prefix for prefix in excluded.split(",") if prefix)
+
+
+def _read_counter(path: str) -> int:
+    """Return the updates that a checkpoint counts; 0 if ESPnet is to judge it."""
+    if not Path(path).is_file():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        return 0
+    state = state.get("module", state)
+    return int(state.get(COUNTER, 0))
+
+
+def complete_weighting(conf: Dict[str, Any], args: argparse.Namespace) -> None:
+    """Fill in what a weighting takes from the training set's teacher losses.
+
+    Args:
+        conf: `mvq_conf`, whose `weighting` is changed.
+        args: Options of an ESPnet training.
+
+    Raises:
+        ValueError: If losses are needed and none are given, or one that is not
+            unlabelled has none.
+    """
+    weighting = parse_weighting(conf)
+    if weighting is None or not weighting.needs_teacher_loss:
+        return
+    data = list(args.train_data_path_and_name_and_type or [])
+    paths = [path for path, name, kind in data if kind == LOSS_NAME]
+    if not paths:
+        raise ValueError(
+            f"mvq_conf weighting {weighting.type}: got no data of type {LOSS_NAME!r} "
+            "in train_data_path_and_name_and_type, expected the teacher's task loss "
+            "on each utterance. Write it with 'python3 -m "
+            "espnet_mvq.bin.teacher_loss', and add 'dump/raw/TRAIN_SET/"
+            f"{TEACHER_LOSS_NAME},{TEACHER_LOSS_NAME},{LOSS_NAME}' and "
+            "allow_variable_data_keys: true"
+        )
+    losses: Dict[str, float] = {}
+    skipped: Set[str] = set()
+    for path in _pieces(paths):
+        losses.update(read_teacher_losses(path))
+        skipped.update(skipped_utterances(path))
+    texts = _pieces([path for path, name, _ in data if name == "text"])
+    lists = _pieces([path for path, _, kind in data if kind == LIST_NAME])
+    unlabelled = {utt_id for path in lists for utt_id in read_list(path)}
+    labelled = [
+        utt_id
+        for path in texts
+        for utt_id in _read_utterances(path)
+        if utt_id not in unlabelled
+    ]
+    missing = [u for u in labelled if u not in losses and u not in skipped]
+    if missing:
+        raise ValueError(
+            f"{paths[0]}: utterance {missing[0]} and {len(missing) - 1} more of the "
+            "training set have no teacher loss; run espnet_mvq.bin.teacher_loss on "
+            "this training set, and name those without text in a list of type "
+            f"{LIST_NAME}"
+        )
+    known = [losses[u] for u in labelled or losses if u in losses]
+    resolved = weighting.resolved(torch.tensor(known, dtype=torch.float64))
+    conf["weighting"] = {"type": resolved.type, **dataclasses.asdict(resolved)}
+
+
+def _pieces(paths: List[str]) -> List[Path]:
+    """Return the files of data that `--num_splits_asr` may have cut into pieces."""
+    return [
+        piece
+        for path in map(Path, paths)
+        for piece in (sorted(path.glob("split.*")) if path.is_dir() else [path])
+    ]
+
+
+def _read_utterances(path: Path) -> List[str]:
+    """Return the utterances of a file of texts, each once."""
+    with path.open(encoding="utf-8") as lines:
+        return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))

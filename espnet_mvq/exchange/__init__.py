@@ -1,0 +1,1 @@
+"""Exchange of codebook indexes and quantizers with other programs."""

@@ -1,0 +1,1 @@
+"""Time grids of ESPnet's front ends and encoders, without ESPnet."""
