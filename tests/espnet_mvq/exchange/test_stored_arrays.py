@@ -13,7 +13,7 @@ from espnet_mvq.exchange.stored_arrays import (
     write_hdf5,
     write_npy,
 )
-from espnet_mvq.indexes import stored_arrays as module
+from espnet_mvq.exchange import stored_arrays as module
 
 
 @pytest.fixture
