@@ -25,7 +25,7 @@ from espnet_mvq.exchange.stored_arrays import (
     to_uint8,
 )
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, check_number
 from espnet_mvq.indexes.shard import shard_paths

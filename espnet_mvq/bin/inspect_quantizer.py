@@ -22,7 +22,7 @@ from espnet_mvq.bin.options import (
 )
 from espnet_mvq.extraction.frame_sampling import embed_utterances, shuffle_over_speakers
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.quantization.quality import QualityReport, measure_quality

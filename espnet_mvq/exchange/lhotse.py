@@ -9,13 +9,13 @@ import gzip
 import json
 import logging
 import math
-import os
 import re
 import zlib
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from espnet_mvq.exchange.stored_arrays import StoredIndexes
+from espnet_mvq.files.whole_file import replace_when_whole
 
 FIELD = "codebook_indexes"
 ID_SOURCES = ("supervision", "cut", "recording")
@@ -155,14 +155,11 @@ def make_recording(
 
 def write_manifest(path: Union[str, Path], cuts: Iterable[Dict[str, Any]]) -> None:
     """Write cuts as gzipped JSON, one a line; an old file is replaced as a whole."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    with temporary.open("wb") as file:
+    with replace_when_whole(path) as temporary, temporary.open("wb") as file:
         # No name and time in the header: equal cuts, equal bytes
         with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
             for cut in cuts:
                 packed.write((json.dumps(cut, ensure_ascii=False) + "\n").encode())
-    temporary.replace(path)
 
 
 def espnet_speed_id(utt_id: str) -> str:

@@ -1,6 +1,5 @@
 """Arrays of codebook indexes in files that are not ours: HDF5 and `.npy`."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Tuple, Union
@@ -15,6 +14,7 @@ from espnet_mvq.files.hdf5 import (
     open_hdf5,
 )
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.whole_file import replace_when_whole, write_text
 
 
 @dataclass(frozen=True)
@@ -184,19 +184,12 @@ def write_hdf5(
         ValueError: If h5py cannot be imported, or no dataset can have such a name.
     """
     h5py = import_h5py(path)
-    temporary = Path(path).with_name(f"{Path(path).name}.tmp{os.getpid()}")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for utt_id, indexes in utterances:
-                try:
-                    file.create_dataset(utt_id, data=indexes)
-                except (ValueError, TypeError) as error:
-                    raise ValueError(
-                        f"utterance {utt_id} in {path}: {error}"
-                    ) from error
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_when_whole(path) as temporary, h5py.File(temporary, "w") as file:
+        for utt_id, indexes in utterances:
+            try:
+                file.create_dataset(utt_id, data=indexes)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"utterance {utt_id} in {path}: {error}") from error
 
 
 def write_npy(
@@ -223,7 +216,7 @@ def write_npy(
         path = folder.resolve() / f"{utt_id}.npy"
         np.save(path, indexes, allow_pickle=False)
         lines.append(f"{utt_id} {path}\n")
-    (folder / "npy.scp").write_text("".join(lines), encoding="utf-8")
+    write_text(folder / "npy.scp", "".join(lines))
 
 
 def to_uint8(

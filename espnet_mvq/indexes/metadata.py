@@ -15,7 +15,7 @@ from espnet_mvq.files.versioned_json import (
     format_versioned_json,
     load_versioned_json,
 )
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 
 FILE_VERSION = 1
 # What an array holds a row for: each frame, or the whole utterance

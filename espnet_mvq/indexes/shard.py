@@ -1,7 +1,6 @@
 """One job's share of an extraction: an ark, its scp and its metadata."""
 
 import fcntl
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from kaldiio.matio import read_token
 
 from espnet_mvq.files.ark import read_numpy_record
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import file_sha256, write_text
 from espnet_mvq.indexes.metadata import FrameMetadata, IndexMetadata
 
 _LOCK_TRIES = 5
@@ -271,12 +270,3 @@ def finished_shard(
     if not (ark.is_file() and scp.is_file() and json_path.is_file()):
         return None
     return kind.load(json_path)
-
-
-def file_sha256(path: Union[str, Path]) -> str:
-    """Return the sha256 of a file's bytes, hex."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,8 +7,9 @@ from typing import Dict, Iterable, List, Optional, Tuple, Type, Union
 
 from espnet_mvq.files.ark import read_numpy
 from espnet_mvq.files.scp import read_counts, read_ids, read_scp
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes.metadata import FrameMetadata
-from espnet_mvq.indexes.shard import file_sha256, finished_shard, shard_paths
+from espnet_mvq.indexes.shard import finished_shard, shard_paths
 
 # Frames by which an utterance's arrays may differ from what its samples give:
 # models drop up to two frames at the end, none adds more than one.

@@ -5,6 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
+from espnet_mvq.exchange import stored_arrays as module
 from espnet_mvq.exchange.stored_arrays import (
     ArrayReader,
     StoredIndexes,
@@ -13,7 +14,6 @@ from espnet_mvq.exchange.stored_arrays import (
     write_hdf5,
     write_npy,
 )
-from espnet_mvq.exchange import stored_arrays as module
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from espnet_mvq.files.ark import (
     read_matrix,
     read_numpy,
 )
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import FrameReader, IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.shard import file_sha256, shard_paths
+from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.teachers import audio, build_teacher
 
 INDEXES = np.arange(8, dtype=np.uint8).reshape(4, 2)

@@ -9,6 +9,7 @@ import kaldiio
 import numpy as np
 import pytest
 
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import (
     EmbeddingMetadata,
     FrameReader,
@@ -16,7 +17,7 @@ from espnet_mvq.indexes import (
     ShardWriter,
 )
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.shard import file_sha256, finished_shard, shard_paths
+from espnet_mvq.indexes.shard import finished_shard, shard_paths
 
 
 @pytest.fixture
