@@ -173,50 +173,62 @@ class ArrayReader:
 
 def write_hdf5(
     path: Union[str, Path], utterances: Iterable[Tuple[str, np.ndarray]]
-) -> None:
-    """Write HDF5 with a dataset for each utterance; an old file is replaced as a whole.
+) -> Dict[str, int]:
+    """Write HDF5 with a dataset for each utterance, atomically.
 
     Args:
-        path: Where to write.
+        path: File to write.
         utterances: Ids and codebook indexes, uint8, (T, N).
 
+    Returns:
+        Number of frames of each utterance.
+
     Raises:
-        ValueError: If h5py cannot be imported, or no dataset can have such a name.
+        OSError: If it cannot be written.
+        ValueError: If h5py is not installed, or an id cannot name a dataset.
     """
     h5py = import_h5py(path)
+    num_frames: Dict[str, int] = {}
     with replace_when_whole(path) as temporary, h5py.File(temporary, "w") as file:
         for utt_id, indexes in utterances:
             try:
                 file.create_dataset(utt_id, data=indexes)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"utterance {utt_id} in {path}: {error}") from error
+            num_frames[utt_id] = len(indexes)
+    return num_frames
 
 
 def write_npy(
     folder: Union[str, Path], utterances: Iterable[Tuple[str, np.ndarray]]
-) -> None:
-    """Write `UTT_ID.npy` for each utterance, and `npy.scp`, which comes last.
+) -> Dict[str, int]:
+    """Write `UTT_ID.npy` for each utterance, and last `npy.scp`.
 
     Args:
-        folder: Where to write; made if missing.
+        folder: Folder to write to; created if missing.
         utterances: Ids and codebook indexes, uint8, (T, N).
 
+    Returns:
+        Number of frames of each utterance.
+
     Raises:
-        ValueError: If an id cannot be the name of a file.
+        OSError: If a file cannot be written.
+        ValueError: If an id cannot name a file.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    num_frames: Dict[str, int] = {}
     for utt_id, indexes in utterances:
         if "/" in utt_id:
             raise ValueError(
                 f"utterance {utt_id}: got an id with '/', expected one that can name a "
                 "file; write HDF5 instead"
             )
-        path = folder.resolve() / f"{utt_id}.npy"
-        np.save(path, indexes, allow_pickle=False)
-        lines.append(f"{utt_id} {path}\n")
+        np.save(folder / f"{utt_id}.npy", indexes, allow_pickle=False)
+        num_frames[utt_id] = len(indexes)
+    lines = [f"{utt_id} {folder / utt_id}.npy\n" for utt_id in num_frames]
     write_text(folder / "npy.scp", "".join(lines))
+    return num_frames
 
 
 def to_uint8(
