@@ -19,7 +19,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data_dir",
         required=True,
-        help="data folder; its wav.scp says which utterances, in which order",
+        help="data folder; its wav.scp gives the utterances and their order",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -32,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--storage_dir",
-        help="relative storage paths in manifests count from here (icefall: from the "
+        help="folder to which relative storage paths in manifests refer (icefall: the "
         "recipe's folder; default: the working directory)",
     )
     parser.add_argument("--field", default=FIELD, help="custom field of the cuts")
@@ -40,8 +40,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--utt_id",
         default="supervision",
         choices=ID_SOURCES,
-        help="whose id in a cut is the utterance's; a cut without a supervision gives "
-        "its own. ID_sp0.9 is found as sp0.9-ID too",
+        help="origin of the utterance ids in a cut; a cut without a supervision gives "
+        "its own id. ID_sp0.9 also matches sp0.9-ID",
     )
     parser.add_argument(
         "--outdir", help="folder of the ark (default: DATA_DIR/codebook_indexes)"
@@ -62,13 +62,13 @@ def _add_meaning_options(parser: argparse.ArgumentParser) -> None:
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument(
         "--quantizer",
-        help="the quantizer they were made with: quantizer.safetensors, or a "
+        help="quantizer that the indexes were made with: quantizer.safetensors, or a "
         "checkpoint of multi_quantization (any other ending)",
     )
     origin.add_argument("--quantizer_id", help="any id, if there is no such file")
     origin.add_argument(
         "--metadata",
-        help=f"{METADATA_NAME} of exported indexes; says all that follows",
+        help=f"{METADATA_NAME} of exported indexes; gives all that follows",
     )
     parser.add_argument(
         "--num_codebooks", type=int, help="N (default: the quantizer's or the arrays')"
@@ -91,7 +91,7 @@ def _add_meaning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame_shift_samples",
         type=int,
-        help="samples from frame to frame (default: as the manifests say)",
+        help="samples from frame to frame (default: from the manifests)",
     )
     parser.add_argument(
         "--frame_offset_samples",

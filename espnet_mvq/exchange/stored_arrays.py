@@ -180,8 +180,8 @@ class ArrayReader:
 def _check_is_file(path: Path, origin: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{origin}: {path}: no such file; relative places count from the folder the "
-            "command is started in, or from --storage_dir"
+            f"{origin}: {path}: no such file; relative places count from the folder "
+            "the command is started in, or from --storage_dir"
         )
 
 

@@ -36,9 +36,9 @@ def load(stored):
         return reader.load(stored)
 
 
-def assert_equal(found, arrays):
-    assert sorted(found) == sorted(arrays)
-    for utt_id, stored in found.items():
+def assert_equal(stored_arrays, arrays):
+    assert sorted(stored_arrays) == sorted(arrays)
+    for utt_id, stored in stored_arrays.items():
         array = load(stored)
         assert array.dtype == np.uint8
         np.testing.assert_array_equal(array, arrays[utt_id])

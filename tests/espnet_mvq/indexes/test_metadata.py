@@ -181,5 +181,5 @@ def test_metadata_of_another_kind_are_refused(metadata, tmp_path):
 
 def test_scp_of_another_name_has_its_own_metadata(metadata, tmp_path):
     metadata.save(tmp_path / "codebook_indexes_layer6.json")
-    found = IndexMetadata.beside(tmp_path / "codebook_indexes_layer6.scp")
-    assert found == metadata
+    loaded = IndexMetadata.beside(tmp_path / "codebook_indexes_layer6.scp")
+    assert loaded == metadata

@@ -20,10 +20,10 @@ def metadata():
 def test_round_trip_in_the_order_of_the_file(tmp_path):
     losses = {"b": 1.5, "a": 1 / 3, "c": 0.0, "d": 123456.789, "e": 1e-12}
     (tmp_path / "teacher_loss").write_text(format_teacher_losses(losses))
-    found = read_teacher_losses(tmp_path / "teacher_loss")
-    assert list(found) == list(losses)
+    loaded = read_teacher_losses(tmp_path / "teacher_loss")
+    assert list(loaded) == list(losses)
     assert np.array_equal(
-        np.float32(list(found.values())), np.float32(list(losses.values()))
+        np.float32(list(loaded.values())), np.float32(list(losses.values()))
     )
 
 
@@ -38,8 +38,8 @@ def test_espnet_reads_the_same_numbers(tmp_path):
 
     path = tmp_path / "teacher_loss"
     path.write_text(format_teacher_losses({"b": 1 / 7, "a": 30000.125}))
-    found = load_num_sequence_text(path, loader_type="text_float")
-    assert found == {u: [value] for u, value in read_teacher_losses(path).items()}
+    loaded = load_num_sequence_text(path, loader_type="text_float")
+    assert loaded == {u: [value] for u, value in read_teacher_losses(path).items()}
 
 
 @pytest.mark.parametrize(
