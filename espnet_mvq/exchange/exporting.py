@@ -20,18 +20,18 @@ _MAX_NAMED = 5  # utterances that a message names
 def export_indexes(
     scp: Union[str, Path],
     *,
-    hdf5: Optional[str] = None,
-    npy_dir: Optional[str] = None,
-    manifest: Optional[str] = None,
-    data_dir: Optional[str] = None,
+    hdf5: Optional[str],
+    npy_dir: Optional[str],
+    manifest: Optional[str],
+    data_dir: Optional[str],
 ) -> None:
     """Write codebook indexes as HDF5 or `.npy` files, with their metadata.
 
     Args:
         scp: `codebook_indexes.scp` with its json.
-        hdf5: HDF5 file to write, unless `npy_dir` is given.
-        npy_dir: Folder of `.npy` files to write.
-        manifest: Cut manifest to write, None: none.
+        hdf5: HDF5 file to write; None: `.npy` files are written.
+        npy_dir: Folder of the `.npy` files.
+        manifest: Cut manifest to write; None: none.
         data_dir: Data folder whose audio becomes the recordings of the cuts; None: the
             cuts have no recordings.
 

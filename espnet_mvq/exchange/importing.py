@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Union
 from tqdm import tqdm
 
 from espnet_mvq import __version__
-from espnet_mvq.exchange.lhotse import FIELD, espnet_speed_id, read_manifests
+from espnet_mvq.exchange.lhotse import espnet_speed_id, read_manifests
 from espnet_mvq.exchange.stored_arrays import (
     ArrayReader,
     StoredIndexes,
@@ -40,15 +40,15 @@ _MAX_NAMED = 5  # utterances that a message names
 def import_indexes(
     data_dir: Union[str, Path],
     *,
-    manifests: Optional[List[str]] = None,
-    arrays: Optional[str] = None,
-    id_source: str = "supervision",
-    storage_dir: Optional[str] = None,
-    field: str = FIELD,
-    outdir: Optional[str] = None,
-    on_missing: str = "stop",
-    quantizer: Optional[str] = None,
-    metadata: Optional[str] = None,
+    manifests: Optional[List[str]],
+    arrays: Optional[str],
+    id_source: str,
+    storage_dir: Optional[str],
+    field: str,
+    outdir: Optional[str],
+    on_missing: str,
+    quantizer: Optional[str],
+    metadata: Optional[str],
     **given: Any,
 ) -> None:
     """Convert codebook indexes to an ark, its scp and its metadata in a data folder.
@@ -56,16 +56,16 @@ def import_indexes(
     Args:
         data_dir: Data folder. Its `wav.scp` gives the utterances and their order.
         manifests: Cut manifests of lhotse; see `read_manifests`, as for `id_source`,
-            `storage_dir` and `field`.
+            `storage_dir` and `field`. None: `arrays` are read.
         arrays: Arrays without a manifest; see `find_arrays`.
-        outdir: Folder of the ark; default: `codebook_indexes` in the data folder.
+        outdir: Folder of the ark; None: `codebook_indexes` in the data folder.
         on_missing: "skip" accepts utterances without indexes and indexes without
             utterances, "stop" does not.
         quantizer: File of the quantizer that the indexes were made with; see
             `load_quantizer`.
         metadata: Metadata of exported indexes.
-        given: Values of the fields in `FIELD_OPTIONS`; None or missing: taken from
-            quantizer, metadata, manifests or arrays, or a default.
+        given: Values of the fields in `FIELD_OPTIONS`; None: taken from quantizer,
+            metadata, manifests or arrays, or a default.
 
     Raises:
         FileNotFoundError: If an input is missing.
@@ -187,7 +187,7 @@ def _make_metadata(
         known = _described_by(load_quantizer(quantizer))
     values: Dict[str, Any] = {}
     for name in FIELD_OPTIONS:
-        option, value = given.get(name), known.get(name)
+        option, value = given[name], known.get(name)
         if None not in (option, value) and option != value:
             raise ValueError(
                 f"--{name}: got {option!r}, but {origin} says {value!r}; leave the "
