@@ -7,7 +7,7 @@ from pathlib import Path
 
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.indexes.validation import (

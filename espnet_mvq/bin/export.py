@@ -14,7 +14,7 @@ import yaml
 
 from espnet_mvq import __version__
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.plugin import export
 
 # What the command leaves behind says what it wrote: so it knows its own folders.

@@ -20,9 +20,10 @@ from espnet_mvq.bin.options import (
     setup_logging,
     teacher_from_options,
 )
+from espnet_mvq.exchange.importing import load_quantizer
 from espnet_mvq.extraction.frame_sampling import embed_utterances, shuffle_over_speakers
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.quantization.quality import QualityReport, measure_quality
@@ -110,18 +111,6 @@ def main(cmd=None) -> None:
     content["frames"].update(seen=num_seen, utterances=len(set(utt_ids)))
     print(text_report(content), flush=True)
     write_report(content, folder)
-
-
-def load_quantizer(path: str) -> Quantizer:
-    """Read a quantizer of ours, or of multi_quantization, by the file's ending.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no quantizer.
-    """
-    if Path(path).suffix == ".safetensors":
-        return Quantizer.load(path)
-    return Quantizer.from_multi_quantization(path)
 
 
 def features_of(path: str, quantizer: Quantizer) -> Iterator[Tuple[str, torch.Tensor]]:

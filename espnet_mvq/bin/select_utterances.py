@@ -9,7 +9,7 @@ from typing import Dict, List, Optional
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
 from espnet_mvq.extraction.frame_sampling import read_speakers, shuffle_over_speakers
 from espnet_mvq.files.scp import read_counts, read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.indexes.validation import CheckReport, check_text
 
 # Of utterances whose length nobody tells, in s: LibriSpeech's mean

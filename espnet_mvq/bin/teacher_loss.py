@@ -23,7 +23,7 @@ from espnet_mvq.extraction.loss_stream import losses_of_batch
 from espnet_mvq.extraction.partial_losses import PartialLosses
 from espnet_mvq.extraction.read_ahead import read_ahead
 from espnet_mvq.files.scp import read_list, read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.indexes.teacher_losses import (
     TeacherLossMetadata,
     format_teacher_losses,

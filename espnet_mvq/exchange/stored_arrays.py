@@ -1,9 +1,8 @@
-"""Arrays of codebook indexes in files that are not ours: HDF5 and `.npy`."""
+"""Arrays of codebook indexes in HDF5 or `.npy` files, as other programs use them."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
@@ -15,19 +14,20 @@ from espnet_mvq.files.hdf5 import (
     open_hdf5,
 )
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.whole_file import replace_when_whole, write_text
 
 
 @dataclass(frozen=True)
 class StoredIndexes:
-    """Where the codebook indexes of one utterance are.
+    """Place of the codebook indexes of one utterance.
 
     Attributes:
         storage_type: lhotse's name of the storage, "numpy_hdf5" or "numpy_files".
         storage_path: HDF5 file, or folder of `.npy` files.
         storage_key: Dataset in the file, or file in the folder.
-        origin: What told of them, for messages (manifest and line, or file).
-        shape: Of the array as the manifest says it, (T, N); None: not said.
-        frame_shift_s: Seconds between two frames; None: not said.
+        origin: Manifest and cut, or file, that gave the place, for messages.
+        shape: Shape of the array, (T, N), as in the manifest; None: unknown.
+        frame_shift_s: Seconds between two frames; None: unknown.
         first_frame: Frame of the array where the utterance begins.
         max_frames: Frames that fit into the utterance's duration; None: no limit.
     """
@@ -43,41 +43,50 @@ class StoredIndexes:
 
 
 def find_arrays(path: Union[str, Path]) -> Dict[str, StoredIndexes]:
-    """Find codebook indexes that no manifest tells of.
+    """Find codebook indexes without a manifest.
 
     Args:
-        path: Folder with a file `UTT_ID.npy` for each utterance (at any depth), `.scp`
-            of such files (`utt_id place`), or HDF5 with a dataset for each.
+        path: Folder with a file `UTT_ID.npy` for each utterance, at any depth; `.scp`
+            of `utt_id FILE.npy` lines; or HDF5 with a dataset for each utterance.
 
     Returns:
         Stored indexes by utterance id.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path.
-        ValueError: If it is of another kind, or an utterance comes twice.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If it is of another kind, has no arrays, or repeats an utterance.
     """
-    path = Path(path)
-    found: Dict[str, StoredIndexes] = {}
+    arrays: Dict[str, StoredIndexes] = {}
+    for utt_id, stored in _list_arrays(Path(path)):
+        if utt_id in arrays:
+            raise ValueError(
+                f"{stored.origin}: utterance {utt_id} again, it is in "
+                f"{arrays[utt_id].origin} too; expected each once"
+            )
+        arrays[utt_id] = stored
+    if not arrays:
+        raise ValueError(f"{path}: got no arrays, expected one for each utterance")
+    return arrays
+
+
+def _list_arrays(path: Path) -> Iterator[Tuple[str, StoredIndexes]]:
+    """Yield utterance ids and their indexes; see `find_arrays`."""
     if path.is_dir():
         for file in sorted(path.rglob("*.npy")):
-            if file.stem in found:
-                raise ValueError(
-                    f"{file}: utterance {file.stem} again, it is in "
-                    f"{found[file.stem].origin} too; expected each once"
-                )
-            found[file.stem] = _npy(file, str(file))
+            place = str(file.parent), file.name
+            yield file.stem, StoredIndexes("numpy_files", *place, origin=str(file))
     elif path.suffix == ".scp":
-        for utt_id, place in read_scp(path).items():
-            if not place.endswith(".npy"):
+        for utt_id, value in read_scp(path).items():
+            if not value.endswith(".npy"):
                 raise ValueError(
-                    f"utterance {utt_id} in {path}: got {place}, expected a .npy file"
+                    f"utterance {utt_id} in {path}: got {value}, expected a .npy file"
                 )
-            found[utt_id] = _npy(Path(place), str(path))
+            place = str(Path(value).parent), Path(value).name
+            yield utt_id, StoredIndexes("numpy_files", *place, origin=str(path))
     elif path.suffix in HDF5_ENDINGS:
         with open_hdf5(path) as file:
-            keys = dataset_keys(file)
-        for key in keys:
-            found[key] = StoredIndexes("numpy_hdf5", str(path), key, str(path))
+            for key in dataset_keys(file):
+                yield key, StoredIndexes("numpy_hdf5", str(path), key, str(path))
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder of codebook indexes")
     else:
@@ -85,13 +94,10 @@ def find_arrays(path: Union[str, Path]) -> Dict[str, StoredIndexes]:
             f"{path}: expected a folder of .npy files, .scp or "
             f"{' or '.join(HDF5_ENDINGS)}"
         )
-    if not found:
-        raise ValueError(f"{path}: got no arrays, expected one for each utterance")
-    return found
 
 
 class ArrayReader:
-    """Loads stored indexes; HDF5 files stay open until the context manager ends."""
+    """Context manager that loads stored indexes and keeps HDF5 files open."""
 
     def __init__(self) -> None:
         self._files: Dict[str, Any] = {}
@@ -106,12 +112,12 @@ class ArrayReader:
         self._files.clear()
 
     def load(self, stored: StoredIndexes) -> np.ndarray:
-        """Load an utterance's array, (T, N), of the type it is stored in.
+        """Load an utterance's array, (T, N), of any type.
 
         Raises:
-            FileNotFoundError: If its file is not there.
-            ValueError: If it is in a storage we do not read, damaged, or of another
-                shape than its manifest says.
+            FileNotFoundError: If its file is missing.
+            ValueError: If it is damaged, or of another storage type or shape than
+                expected.
         """
         if stored.storage_type not in self._loaders:
             raise ValueError(
@@ -128,8 +134,8 @@ class ArrayReader:
                 "the manifest?"
             )
         array = array[stored.first_frame :]
-        # A frame that begins within the utterance may end after it: teachers differ in
-        # how they round. Our alignment is by time, so that frame does no harm.
+        # Teachers round differently: one more frame may begin within the utterance.
+        # It does no harm, since frames are aligned by time.
         if stored.max_frames is not None and len(array) > stored.max_frames + 1:
             array = array[: stored.max_frames]
         return array
@@ -137,7 +143,7 @@ class ArrayReader:
     def _load_hdf5(self, stored: StoredIndexes) -> np.ndarray:
         path, key = stored.storage_path, stored.storage_key
         if path not in self._files:
-            _check_is_file(Path(path), f"{stored.origin}: ")
+            _check_is_file(Path(path), stored.origin)
             try:
                 self._files[path] = open_hdf5(path)
             except ValueError as error:
@@ -158,10 +164,10 @@ class ArrayReader:
 
     def _load_npy(self, stored: StoredIndexes) -> np.ndarray:
         path = Path(stored.storage_path, stored.storage_key)
-        _check_is_file(path, f"{stored.origin}: ")
+        _check_is_file(path, stored.origin)
         try:
             array = np.load(path, allow_pickle=False)
-            if not isinstance(array, np.ndarray):  # a zip file of several
+            if not isinstance(array, np.ndarray):  # an archive of several
                 raise ValueError("got an archive of arrays, expected one array")
             return array
         except (ValueError, EOFError, OSError) as error:
@@ -171,79 +177,92 @@ class ArrayReader:
             ) from error
 
 
+def _check_is_file(path: Path, origin: str) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{origin}: {path}: no such file; relative places count from the folder "
+            "the command is started in, or from --storage_dir"
+        )
+
+
 def write_hdf5(
     path: Union[str, Path], utterances: Iterable[Tuple[str, np.ndarray]]
-) -> None:
-    """Write HDF5 with a dataset for each utterance; an old file is replaced as a whole.
+) -> Dict[str, int]:
+    """Write HDF5 with a dataset for each utterance, atomically.
 
     Args:
-        path: Where to write.
+        path: File to write.
         utterances: Ids and codebook indexes, uint8, (T, N).
 
+    Returns:
+        Number of frames of each utterance.
+
     Raises:
-        ValueError: If h5py cannot be imported, or no dataset can have such a name.
+        OSError: If it cannot be written.
+        ValueError: If h5py is not installed, or an id cannot name a dataset.
     """
     h5py = import_h5py(path)
-    temporary = Path(path).with_name(f"{Path(path).name}.tmp{os.getpid()}")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for utt_id, indexes in utterances:
-                try:
-                    file.create_dataset(utt_id, data=indexes)
-                except (ValueError, TypeError) as error:
-                    raise ValueError(
-                        f"utterance {utt_id} in {path}: {error}"
-                    ) from error
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    num_frames: Dict[str, int] = {}
+    with replace_when_whole(path) as temporary, h5py.File(temporary, "w") as file:
+        for utt_id, indexes in utterances:
+            try:
+                file.create_dataset(utt_id, data=indexes)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"utterance {utt_id} in {path}: {error}") from error
+            num_frames[utt_id] = len(indexes)
+    return num_frames
 
 
 def write_npy(
     folder: Union[str, Path], utterances: Iterable[Tuple[str, np.ndarray]]
-) -> None:
-    """Write `UTT_ID.npy` for each utterance, and `npy.scp`, which comes last.
+) -> Dict[str, int]:
+    """Write `UTT_ID.npy` for each utterance, and last `npy.scp`.
 
     Args:
-        folder: Where to write; made if missing.
+        folder: Folder to write to; created if missing.
         utterances: Ids and codebook indexes, uint8, (T, N).
 
+    Returns:
+        Number of frames of each utterance.
+
     Raises:
-        ValueError: If an id cannot be the name of a file.
+        OSError: If a file cannot be written.
+        ValueError: If an id cannot name a file.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    num_frames: Dict[str, int] = {}
     for utt_id, indexes in utterances:
         if "/" in utt_id:
             raise ValueError(
                 f"utterance {utt_id}: got an id with '/', expected one that can name a "
                 "file; write HDF5 instead"
             )
-        path = folder.resolve() / f"{utt_id}.npy"
-        np.save(path, indexes, allow_pickle=False)
-        lines.append(f"{utt_id} {path}\n")
-    (folder / "npy.scp").write_text("".join(lines), encoding="utf-8")
+        np.save(folder / f"{utt_id}.npy", indexes, allow_pickle=False)
+        num_frames[utt_id] = len(indexes)
+    lines = [f"{utt_id} {folder / utt_id}.npy\n" for utt_id in num_frames]
+    write_text(folder / "npy.scp", "".join(lines))
+    return num_frames
 
 
 def to_uint8(
     array: np.ndarray, codebook_size: int, num_codebooks: Optional[int] = None
 ) -> np.ndarray:
-    """Check indexes of any integer type and convert them.
+    """Convert codebook indexes of any integer type.
 
-    multi_quantization packs the indexes of small codebooks, several into a byte. They
-    are taken apart where the number of columns says that they are packed.
+    multi_quantization packs several indexes of small codebooks into a byte. They are
+    unpacked if the number of columns shows that they are packed.
 
     Args:
-        array: Codebook indexes, integer, (T, N); packed (T, N / how many in a byte).
+        array: Codebook indexes, integer, (T, N); or packed, (T, N / indexes per byte).
         codebook_size: Values an index can take, K.
-        num_codebooks: N; None: as many as the array has columns.
+        num_codebooks: N; None: the number of columns.
 
     Returns:
         Codebook indexes, uint8, (T, N).
 
     Raises:
-        ValueError: Saying what was got and expected.
+        ValueError: If type, shape or values do not fit.
     """
     expected = f"integers (T, {num_codebooks or 'N'}) in 0 .. {codebook_size - 1}"
     if array.ndim != 2 or array.dtype.kind not in "iu":
@@ -261,7 +280,7 @@ def to_uint8(
             "give the quantizer they were made with"
         )
     if is_packed:
-        # The first codebook's index is the lowest digit
+        # The index of the first codebook is the lowest digit.
         places = codebook_size ** np.arange(packed)
         array = array[:, :, None].astype(np.int64) // places % codebook_size
         array = array.reshape(len(array), num_codebooks)
@@ -269,20 +288,8 @@ def to_uint8(
 
 
 def _indexes_per_byte(codebook_size: int) -> int:
-    """Return how many indexes multi_quantization puts into a byte: a power of two."""
+    """Return how many indexes multi_quantization packs into a byte: a power of two."""
     count = 1
     while 1 < codebook_size ** (2 * count) <= 256:
         count *= 2
     return count
-
-
-def _npy(path: Path, origin: str) -> StoredIndexes:
-    return StoredIndexes("numpy_files", str(path.parent), path.name, origin)
-
-
-def _check_is_file(path: Path, before: str) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{before}{path}: no such file; relative places count from the folder the "
-            "command is started in, or from --storage_dir"
-        )

@@ -1,1 +1,1 @@
-"""Formats of files that several layers read and write: two-column files, HDF5."""
+"""File formats that several rooms read and write."""

@@ -1,7 +1,7 @@
-"""Records of Kaldi arks, `FILE:OFFSET` in an scp, read without running anything.
+"""Safe reading of records in Kaldi arks, which an scp gives as `FILE:OFFSET`.
 
-kaldiio's own readers start a command where a place ends in "|", and unpickle a record
-that says it is pickled: files that come from others must do neither.
+kaldiio's own readers run a place that ends in "|" as a command and unpickle records
+marked as pickled. Files from others must not run code, so these readers do neither.
 """
 
 import io
@@ -14,9 +14,9 @@ from typing import BinaryIO, Iterator, Optional, Tuple
 import numpy as np
 from kaldiio.matio import read_kaldi, read_token
 
-NUMPY_MARKER = b"NPY"  # what kaldiio puts before an array written as numpy does
-_KALDI_MARKER = b"\0B"  # of Kaldi's binary matrices
-_TEXT_MARKER = b"["  # of Kaldi's matrices in text
+_NUMPY_MARKER = b"NPY"  # kaldiio's, before an array in numpy's format
+_KALDI_MARKER = b"\0B"  # of binary matrices
+_TEXT_MARKER = b"["  # of matrices in text
 _PICKLE_MARKER = b"PKL"
 _AUDIO_MARKERS = (b"AUDIO", b"RIFF", b"fLaC")
 _MARKER_BYTES = 5
@@ -24,31 +24,31 @@ _PLACE = re.compile(r"(.+):(\d+)")
 
 
 class OtherUtteranceError(ValueError):
-    """An ark holds something else at a place than the utterance looked for."""
+    """An ark has another utterance at a place, or none."""
 
 
 def read_numpy(place: str, utt_id: Optional[str] = None) -> np.ndarray:
-    """Read an array that was written as numpy does.
+    """Read an array in numpy's format.
 
     Args:
-        place: `FILE:OFFSET`, the offset pointing behind the utterance id.
-        utt_id: The utterance that the ark must name just before the offset; None: any.
+        place: `FILE:OFFSET`, where the offset points behind the utterance id.
+        utt_id: Utterance id that the ark must have before the offset; None: any.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OtherUtteranceError: If the ark names another utterance there.
-        ValueError: If the place is of another form, or a record of another kind or
-            damaged lies there.
+        OtherUtteranceError: If the ark has another id before the offset.
+        ValueError: If the place is malformed, or the record is damaged or of another
+            kind.
     """
     with _open(place, utt_id) as file:
         return read_numpy_record(file)
 
 
 def read_matrix(place: str, utt_id: Optional[str] = None) -> np.ndarray:
-    """Read an array that was written as numpy or as Kaldi does; see `read_numpy`."""
+    """Read an array in numpy's or Kaldi's format; see `read_numpy`."""
     with _open(place, utt_id) as file:
         marker = _marker(file)
-        if marker.startswith(NUMPY_MARKER):
+        if marker.startswith(_NUMPY_MARKER):
             return read_numpy_record(file)
         is_text = marker.lstrip().startswith(_TEXT_MARKER)
         if not is_text and not marker.startswith(_KALDI_MARKER):
@@ -57,18 +57,18 @@ def read_matrix(place: str, utt_id: Optional[str] = None) -> np.ndarray:
 
 
 def read_audio(place: str) -> Tuple[int, np.ndarray]:
-    """Read audio as ESPnet's `wav.ark` and `flac.ark` hold it.
+    """Read audio from ESPnet's `wav.ark` or `flac.ark`.
 
     Args:
         place: `FILE:OFFSET`.
 
     Returns:
-        Rate in Hz, and samples, integer or float, (S,) or (S, channels).
+        Sample rate in Hz, and samples, integer or float, (S,) or (S, channels).
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the place is of another form, or something else lies there.
-            Damaged audio raises whatever its reader does.
+        ValueError: If the place is malformed, or the record is not audio. Damaged audio
+            raises the errors of kaldiio and soundfile.
     """
     with _open(place) as file:
         marker = _marker(file)
@@ -78,13 +78,13 @@ def read_audio(place: str) -> Tuple[int, np.ndarray]:
 
 
 def read_numpy_record(file: BinaryIO) -> np.ndarray:
-    """Read a numpy record that begins where an open ark stands.
+    """Read an array in numpy's format at the current position of an open ark.
 
     Raises:
-        ValueError: If a record of another kind or damaged lies there.
+        ValueError: If the record is damaged or of another kind.
     """
     marker = _marker(file)
-    if not marker.startswith(NUMPY_MARKER):
+    if not marker.startswith(_NUMPY_MARKER):
         raise ValueError(_refusal(marker, "a numpy array"))
     content = file.read(_record_length(file))
     return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
@@ -92,37 +92,35 @@ def read_numpy_record(file: BinaryIO) -> np.ndarray:
 
 @contextmanager
 def _open(place: str, utt_id: Optional[str] = None) -> Iterator[BinaryIO]:
-    """Open the file of a place where its offset says."""
-    found = _PLACE.fullmatch(place)
-    if not found:
+    """Open the file of a place, positioned at its offset."""
+    match = _PLACE.fullmatch(place)
+    if not match:
         raise ValueError(
             f"got {place!r}, expected FILE:OFFSET; commands and pipes are not run"
         )
-    path, offset = Path(found[1]), int(found[2])
+    path, offset = Path(match[1]), int(match[2])
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
-        if utt_id is not None:
-            _check_utterance(file, offset, utt_id)
+        if utt_id is not None and not _is_before(file, offset, utt_id):
+            raise OtherUtteranceError(
+                f"expected utterance {utt_id} there, got {_describe(file, offset)}"
+            )
         file.seek(offset)
         yield file
 
 
-def _check_utterance(file: BinaryIO, offset: int, utt_id: str) -> None:
-    """Refuse an offset that has another utterance's id before it."""
-    before = f"{utt_id} ".encode()
-    start = offset - len(before)
-    if start >= 0:
-        file.seek(start)
-        if file.read(len(before)) == before:
-            return
-    raise OtherUtteranceError(
-        f"expected utterance {utt_id} there, got {_found_at(file, offset)}"
-    )
+def _is_before(file: BinaryIO, offset: int, utt_id: str) -> bool:
+    """Whether an ark has an utterance id just before an offset."""
+    expected = f"{utt_id} ".encode()
+    if offset < len(expected):
+        return False
+    file.seek(offset - len(expected))
+    return file.read(len(expected)) == expected
 
 
-def _found_at(file: BinaryIO, offset: int) -> str:
-    """Say what of an ark of numpy records an offset points to."""
+def _describe(file: BinaryIO, offset: int) -> str:
+    """Return a description of the record at an offset, for error messages."""
     file.seek(0)
     try:
         while (utt_id := read_token(file)) is not None:
@@ -140,31 +138,31 @@ def _found_at(file: BinaryIO, offset: int) -> str:
 
 
 def _record_length(file: BinaryIO) -> int:
-    """Read marker and length of a numpy record; return the bytes that follow.
+    """Read marker and length of a numpy record; return the length in bytes.
 
     Raises:
-        ValueError: If it is none, or the file is shorter.
+        ValueError: If it is of another kind, or the file ends before it.
     """
-    if file.read(len(NUMPY_MARKER)) != NUMPY_MARKER:
+    if file.read(len(_NUMPY_MARKER)) != _NUMPY_MARKER:
         raise ValueError("got no numpy record")
     size = file.read(1)
     length = int.from_bytes(file.read(size[0] if size else 0), "little")
-    there = os.fstat(file.fileno()).st_size - file.tell()
-    if length > there:
-        raise ValueError(f"the record has {there} of its {length} bytes")
+    available = os.fstat(file.fileno()).st_size - file.tell()
+    if length > available:
+        raise ValueError(f"the record has {available} of its {length} bytes")
     return length
 
 
 def _marker(file: BinaryIO) -> bytes:
-    """Return the bytes that tell the kind of a record, and go back before them."""
-    here = file.tell()
+    """Return the first bytes of a record without moving on."""
+    start = file.tell()
     marker = file.read(_MARKER_BYTES)
-    file.seek(here)
+    file.seek(start)
     return marker
 
 
 def _refusal(marker: bytes, expected: str) -> str:
-    """Say that a record is of another kind than it must be."""
+    """Return an error message for a record of another kind than expected."""
     if marker.startswith(_PICKLE_MARKER):
         return (
             f"got a pickled record, expected {expected}: pickles are not loaded, they "

@@ -1,4 +1,4 @@
-"""HDF5 with an array for each utterance; h5py is imported where it is needed."""
+"""HDF5 with a dataset for each utterance; h5py is an optional dependency."""
 
 from pathlib import Path
 from typing import Any, List, Union
@@ -7,10 +7,10 @@ HDF5_ENDINGS = (".h5", ".hdf5")
 
 
 def import_h5py(path: Union[str, Path]) -> Any:
-    """Import h5py, which our own files do without.
+    """Import h5py to read or write a file.
 
     Raises:
-        ValueError: If it is not installed; names the file it was wanted for.
+        ValueError: If h5py is not installed; names the file.
     """
     try:
         import h5py
@@ -27,7 +27,7 @@ def open_hdf5(path: Union[str, Path]) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or h5py is not installed.
+        ValueError: If the file is damaged, or h5py is not installed.
     """
     h5py = import_h5py(path)
     if not Path(path).is_file():
@@ -41,12 +41,12 @@ def open_hdf5(path: Union[str, Path]) -> Any:
 
 
 def is_dataset(item: Any) -> bool:
-    """Tell an array from a group."""
+    """Whether an item of an HDF5 file is a dataset and not a group."""
     return hasattr(item, "shape")
 
 
 def dataset_keys(file: Any) -> List[str]:
-    """List the datasets of an HDF5 file, sorted, those in groups as `group/name`."""
+    """Return the sorted names of all datasets; those in groups are `group/name`."""
     keys: List[str] = []
     file.visititems(lambda key, item: keys.append(key) if is_dataset(item) else None)
     return keys

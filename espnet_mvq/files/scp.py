@@ -1,15 +1,15 @@
-"""Kaldi-style files of utterances: `utt_id value`, or lists of them."""
+"""Kaldi's text files of utterances: `utt_id value` lines, or lists of ids."""
 
 from pathlib import Path
 from typing import Dict, Iterator, List, Set, Union
 
 
 def read_lines(path: Union[str, Path]) -> Iterator[str]:
-    """Yield the lines of a text file.
+    """Yield the lines of a UTF-8 file.
 
     Raises:
         OSError: If it cannot be opened.
-        ValueError: If it is not UTF-8; names the line.
+        ValueError: If a line is not UTF-8.
     """
     path = Path(path)
     try:
@@ -24,12 +24,15 @@ def read_lines(path: Union[str, Path]) -> Iterator[str]:
 
 
 def read_scp(path: Union[str, Path]) -> Dict[str, str]:
-    """Read a two-column file in its order.
+    """Read a two-column file.
+
+    Returns:
+        Values by utterance id, in the order of the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line has no value, an utterance stands there twice, or the file
-            is not UTF-8.
+        ValueError: If a line has no value, an utterance is repeated, or the file is not
+            UTF-8.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,11 +54,11 @@ def read_scp(path: Union[str, Path]) -> Dict[str, str]:
 
 
 def read_counts(path: Union[str, Path]) -> Dict[str, int]:
-    """Read a count of each utterance, as `utt2num_samples` has them.
+    """Read a two-column file of counts, such as `utt2num_samples`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: As `read_scp`, or if a value is no whole number of 0 or more.
+        ValueError: See `read_scp`; or if a value is not a whole number of 0 or more.
     """
     table = read_scp(path)
     for utt_id, text in table.items():
@@ -68,7 +71,7 @@ def read_counts(path: Union[str, Path]) -> Dict[str, int]:
 
 
 def read_ids(path: Union[str, Path]) -> List[str]:
-    """Return the utterances of a file in its order, the first word of each line.
+    """Return the first word of each line, in the order of the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -81,7 +84,7 @@ def read_ids(path: Union[str, Path]) -> List[str]:
 
 
 def read_list(path: Union[str, Path]) -> Set[str]:
-    """Return the utterances of a file as a set; see `read_ids`."""
+    """Return the utterance ids of a file as a set; see `read_ids`."""
     return set(read_ids(path))
 
 

@@ -1,55 +1,70 @@
-"""Json files that say what they are, and in which version."""
+"""Json files that name their format and version."""
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, TypeVar, Union
+from typing import ClassVar, List, Tuple, Type, TypeVar, Union
 
-_T = TypeVar("_T")
+from espnet_mvq.files.whole_file import write_text
 
-
-def format_versioned_json(file_format: str, version: int, content: Dict) -> str:
-    """Return the text of a file."""
-    named = {"format": file_format, "version": version, **content}
-    return json.dumps(named, indent=2) + "\n"
+_T = TypeVar("_T", bound="VersionedJson")
 
 
-def load_versioned_json(
-    path: Union[str, Path],
-    file_format: str,
-    version: int,
-    build: Callable[..., _T],
-    origin: str,
-) -> _T:
-    """Read a file.
+class VersionedJson:
+    """Base of dataclasses that are stored as json, a key for each field.
 
-    Args:
-        path: The file.
-        file_format: What it has to say that it is.
-        version: The newest that is understood.
-        build: Called with the content as keywords; what it finds wrong it raises as
-            ValueError, KeyError, TypeError or AttributeError.
-        origin: Where such files come from, for the message if there is none.
-
-    Returns:
-        What `build` makes of it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no json of this kind, or of a newer version.
+    Attributes:
+        FORMAT: Name of the format.
+        VERSION: Newest version that can be read, and the one that is written.
+        ORIGIN: How to make such a file, for the message if it is missing.
+        MEANING: Fields that must agree for two files to have the same content.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"metadata {path}: no such file; {origin}")
-    try:
-        content: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        got_format, got_version = content.pop("format"), content.pop("version")
-        if got_format != file_format:
-            raise ValueError(f"got format {got_format!r}, expected {file_format!r}")
-        if got_version > version:
-            raise ValueError(
-                f"got version {got_version}, expected at most {version}; install "
-                "a newer espnet_mvq"
-            )
-        return build(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"metadata {path}: not readable: {error}") from error
+
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+    ORIGIN: ClassVar[str]
+    MEANING: ClassVar[Tuple[str, ...]] = ()
+
+    def to_json(self) -> str:
+        """Return the content of the file."""
+        content = dataclasses.asdict(self)
+        named = {"format": self.FORMAT, "version": self.VERSION, **content}
+        return json.dumps(named, indent=2) + "\n"
+
+    def save(self, path: Union[str, Path]) -> None:
+        """Write the file atomically."""
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls: Type[_T], path: Union[str, Path]) -> _T:
+        """Read a file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not of this format, of a newer version, or has missing,
+                unknown or wrong fields.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"metadata {path}: no such file; {cls.ORIGIN}")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            file_format, version = content.pop("format"), content.pop("version")
+            if file_format != cls.FORMAT:
+                raise ValueError(f"got format {file_format!r}, expected {cls.FORMAT!r}")
+            if version > cls.VERSION:
+                raise ValueError(
+                    f"got version {version}, expected at most {cls.VERSION}; install "
+                    "a newer espnet_mvq"
+                )
+            return cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"metadata {path}: not readable: {error}") from error
+
+    def differences(self: _T, other: _T) -> List[str]:
+        """List the fields of `MEANING` that differ, as `name: mine and other's`."""
+        return [
+            f"{name}: {getattr(self, name)!r} and {getattr(other, name)!r}"
+            for name in self.MEANING
+            if getattr(self, name) != getattr(other, name)
+        ]

@@ -1,6 +1,5 @@
-"""Metadata of codebook-index files and their like: what a frame in them means."""
+"""Metadata of files of codebook indexes or embeddings: the meaning of their frames."""
 
-import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
@@ -11,16 +10,10 @@ from typing import Any, ClassVar, Dict, List, Tuple, Type, TypeVar, Union
 import numpy as np
 
 from espnet_mvq.files.scp import read_lines
-from espnet_mvq.files.versioned_json import (
-    format_versioned_json,
-    load_versioned_json,
-)
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.versioned_json import VersionedJson
 
-FILE_VERSION = 1
-# What an array holds a row for: each frame, or the whole utterance
 LEVELS = ("frame", "utterance")
-# Kind of number in each field, the least and the most it can be
+# Type, minimum and maximum of the numeric fields
 _NUMBERS: Dict[str, Tuple[type, float, float]] = {
     "layer": (Integral, -1, math.inf),
     "sample_rate": (Real, 1, math.inf),
@@ -37,26 +30,28 @@ _M = TypeVar("_M", bound="FrameMetadata")
 
 
 @dataclass(kw_only=True)
-class FrameMetadata:
-    """What a json says of the arrays of frames beside it, whatever they are.
+class FrameMetadata(VersionedJson):
+    """Metadata of arrays that have a row for each frame, or one for the utterance.
 
     Attributes:
         teacher: Id of the teacher (back end, name, hash of the weights).
         layer: Teacher layer, counted from 1.
-        sample_rate: Of the speech, in Hz.
+        sample_rate: Sample rate of the speech in Hz.
         frame_shift_samples: Samples between the centres of two frames.
-        frame_offset_samples: Centre of frame 0, in samples.
-        level: frame; or utterance: arrays have one row, of the mean over the frames.
-            Files without it are older, and of frames.
-        num_utterances: Utterances with arrays.
-        num_frames: Rows of all of them.
-        skipped: Utterances left out because their audio could not be used.
-        shards: Name of each ark (relative to this file) and the sha256 of its bytes.
+        frame_offset_samples: Centre of frame 0 in samples.
+        level: "frame", or "utterance": an array has one row, the mean over the frames.
+            Older files have no level and are of frames.
+        num_utterances: Number of utterances with arrays.
+        num_frames: Number of rows of all arrays.
+        skipped: Utterances without an array because their audio was unusable.
+        shards: sha256 of each ark, by its name relative to this file.
         espnet_mvq_version: Version that wrote the files.
     """
 
-    STEM: ClassVar[str]  # of the names of all files of this kind
-    FORMAT: ClassVar[str]
+    STEM: ClassVar[str]  # of the names of the files
+    ORIGIN: ClassVar[str] = (
+        "it is written beside its scp by the extraction: run the extraction again"
+    )
     MEANING: ClassVar[Tuple[str, ...]] = (
         "teacher",
         "layer",
@@ -86,64 +81,44 @@ class FrameMetadata:
         for name, value in vars(self).items():
             if name in _NUMBERS:
                 check_number(name, value)
-            kind = _CONTAINERS.get(name, object)
-            if not isinstance(value, kind):
-                raise ValueError(f"{name}: got {value!r}, expected a {kind.__name__}")
-
-    def save(self, path: Union[str, Path]) -> None:
-        """Write the metadata; an existing file is replaced as a whole."""
-        content = dataclasses.asdict(self)
-        write_text(path, format_versioned_json(self.FORMAT, FILE_VERSION, content))
-
-    @classmethod
-    def load(cls: Type[_M], path: Union[str, Path]) -> _M:
-        """Read metadata.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is not metadata of this kind, or a newer version.
-        """
-        origin = (
-            f"it is written beside {cls.STEM}.scp by the extraction: run the "
-            "extraction again"
-        )
-        return load_versioned_json(path, cls.FORMAT, FILE_VERSION, cls, origin)
+            container = _CONTAINERS.get(name, object)
+            if not isinstance(value, container):
+                raise ValueError(
+                    f"{name}: got {value!r}, expected a {container.__name__}"
+                )
 
     @classmethod
     def beside(cls: Type[_M], scp: Union[str, Path]) -> _M:
-        """Read the metadata of an scp: `NAME.json` beside `NAME.scp`.
+        """Load the metadata of an scp, `NAME.json` beside `NAME.scp`.
 
-        Where an scp has none, as the pieces that ESPnet's `--num_splits_asr` cuts it
-        into (a folder of `split.0` and so on), those of the first ark it points to
-        say the same but for the counts.
+        ESPnet's `--num_splits_asr` splits an scp into a folder of `split.0` and so on,
+        which have no json. Their metadata are those of the first ark they point to,
+        equal but for the counts.
         """
-        return cls.load(_place_beside(scp))
+        return cls.load(_json_path(scp))
 
     def check(self, array: np.ndarray) -> None:
-        """Refuse an array that is not what these metadata describe.
-
-        Args:
-            array: The frames of an utterance.
+        """Check an utterance's array against the metadata.
 
         Raises:
-            ValueError: Saying what was got and expected.
+            ValueError: If type, shape or values differ.
         """
+        raise NotImplementedError
+
+    def _check_form(self, array: np.ndarray, dtype: type, width: int) -> None:
+        """Check type and shape of an array (T, width)."""
+        if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
+            raise ValueError(
+                f"got {array.dtype} of shape {array.shape}, expected "
+                f"{np.dtype(dtype)} (T, {width})"
+            )
         if self.level == "utterance" and len(array) != 1:
             raise ValueError(f"got {len(array)} rows, expected 1: level utterance")
-
-    def differences(self: _M, other: _M) -> List[str]:
-        """Say where two files' frames do not mean the same, one line for each."""
-        lines = []
-        for name in self.MEANING:
-            mine, others = getattr(self, name), getattr(other, name)
-            if mine != others:
-                lines.append(f"{name}: {mine!r} and {others!r}")
-        return lines
 
 
 @dataclass(kw_only=True)
 class IndexMetadata(FrameMetadata):
-    """What `codebook_indexes.json` says of the indexes beside it.
+    """Metadata of codebook indexes, `codebook_indexes.json`.
 
     Attributes:
         quantizer_id: Content id of the quantizer.
@@ -167,14 +142,8 @@ class IndexMetadata(FrameMetadata):
     encode: Dict[str, int] = field(default_factory=dict)
 
     def check(self, array: np.ndarray) -> None:
-        """See `FrameMetadata.check`; expected are uint8 (T, N) below K."""
-        shape_ok = array.ndim == 2 and array.shape[1] == self.num_codebooks
-        if array.dtype != np.uint8 or not shape_ok:
-            raise ValueError(
-                f"got {array.dtype} of shape {array.shape}, expected uint8 (T, "
-                f"{self.num_codebooks})"
-            )
-        super().check(array)
+        """Check that an array is uint8, (T, N), of values below K."""
+        self._check_form(array, np.uint8, self.num_codebooks)
         if array.size and array.max() >= self.codebook_size:
             raise ValueError(
                 f"got index {array.max()}, expected 0 to {self.codebook_size - 1}"
@@ -183,7 +152,7 @@ class IndexMetadata(FrameMetadata):
 
 @dataclass(kw_only=True)
 class EmbeddingMetadata(FrameMetadata):
-    """What `embeddings.json` says of the float embeddings beside it.
+    """Metadata of embeddings, `embeddings.json`.
 
     Attributes:
         dim: Dimension D.
@@ -196,14 +165,8 @@ class EmbeddingMetadata(FrameMetadata):
     dim: int
 
     def check(self, array: np.ndarray) -> None:
-        """See `FrameMetadata.check`; expected are finite float16 (T, D)."""
-        shape_ok = array.ndim == 2 and array.shape[1] == self.dim
-        if array.dtype != np.float16 or not shape_ok:
-            raise ValueError(
-                f"got {array.dtype} of shape {array.shape}, expected float16 (T, "
-                f"{self.dim})"
-            )
-        super().check(array)
+        """Check that an array is float16, (T, D), of finite values."""
+        self._check_form(array, np.float16, self.dim)
         if not np.isfinite(array).all():
             raise ValueError(
                 "got NaN or infinity in float16, expected values within 65504; take "
@@ -211,16 +174,20 @@ class EmbeddingMetadata(FrameMetadata):
             )
 
 
-def check_number(name: str, value: Any, told_as: str = "") -> None:
-    """Refuse what cannot be the value of a field.
+SCP_NAME = f"{IndexMetadata.STEM}.scp"
+METADATA_NAME = f"{IndexMetadata.STEM}.json"
+
+
+def check_number(name: str, value: Any, label: str = "") -> None:
+    """Check the value of a numeric field.
 
     Args:
-        name: The field, a number.
-        value: What it is to be.
-        told_as: How the message calls it; default: as the field is called.
+        name: The field.
+        value: Its value.
+        label: Name in the message; default: that of the field.
 
     Raises:
-        ValueError: Saying what was got and expected.
+        ValueError: If the value is of another type or out of range.
     """
     kind, least, most = _NUMBERS[name]
     is_number = isinstance(value, kind) and not isinstance(value, bool)
@@ -229,40 +196,35 @@ def check_number(name: str, value: Any, told_as: str = "") -> None:
     expected = "a whole number" if kind is Integral else "a finite number"
     if least > -math.inf:
         expected += f" from {least} to {most}" if most < math.inf else f" >= {least}"
-    raise ValueError(f"{told_as or name}: got {value!r}, expected {expected}")
+    raise ValueError(f"{label or name}: got {value!r}, expected {expected}")
 
 
 def read_metadata(scp: Union[str, Path]) -> FrameMetadata:
-    """Read the metadata of an scp, of whichever kind they are.
+    """Load the metadata of an scp of codebook indexes or of embeddings.
 
     Args:
-        scp: As for `FrameMetadata.beside`.
+        scp: See `FrameMetadata.beside`.
 
     Raises:
-        FileNotFoundError: If there are none.
-        ValueError: If they are not metadata of arrays of frames.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is of neither kind.
     """
-    path = _place_beside(scp)
+    path = _json_path(scp)
     try:
         file_format = json.loads(path.read_text(encoding="utf-8")).get("format")
     except (OSError, ValueError, AttributeError):
-        file_format = None  # what is wrong, the class will say
+        file_format = None  # `load` tells the error.
     if file_format == EmbeddingMetadata.FORMAT:
         return EmbeddingMetadata.load(path)
     return IndexMetadata.load(path)
 
 
-def _place_beside(scp: Union[str, Path]) -> Path:
-    """Return where the metadata of an scp are; see `FrameMetadata.beside`."""
+def _json_path(scp: Union[str, Path]) -> Path:
+    """Return the path of the metadata of an scp; see `FrameMetadata.beside`."""
     path = Path(scp)
     if path.is_dir():
         path = path / "split.0"
-    described = path.with_suffix(".json")
     if path.suffix != ".scp" and path.is_file():
         place = next(read_lines(path), "").strip().partition(" ")[2]
-        described = Path(place.rpartition(":")[0]).with_suffix(".json")
-    return described
-
-
-SCP_NAME = f"{IndexMetadata.STEM}.scp"
-METADATA_NAME = f"{IndexMetadata.STEM}.json"
+        path = Path(place.rpartition(":")[0])
+    return path.with_suffix(".json")

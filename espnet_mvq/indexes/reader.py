@@ -1,4 +1,4 @@
-"""Random access to frames by utterance, as ESPnet's data loader wants it."""
+"""Random access to frames by utterance id, for ESPnet's data loader."""
 
 import logging
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ from espnet_mvq.indexes.metadata import (
 
 
 class FrameReader(Mapping):
-    """Maps utterance ids to codebook indexes (T, N), or to embeddings (T, D).
+    """Mapping from utterance ids to codebook indexes (T, N) or embeddings (T, D).
 
-    An utterance without any reads as an empty (0, N) array, so an epoch never breaks
-    off on it; such look-ups are counted in `num_missing` and warned about when their
-    number reaches 1, 10, 100 ...
+    An utterance without an array reads as an empty one, (0, N) or (0, D), so that it
+    does not stop an epoch. These look-ups are counted in `num_missing`; a warning is
+    logged when the number reaches 1, 10, 100 ...
 
     Args:
-        scp: `codebook_indexes.scp` or `embeddings.scp`, with the json beside it.
+        scp: `codebook_indexes.scp` or `embeddings.scp`, with its json.
 
     Raises:
-        FileNotFoundError: If the scp or the metadata are missing.
-        ValueError: If one of them is damaged, or speaks of arks that are not there
-            any more.
+        FileNotFoundError: If the scp or its metadata are missing.
+        ValueError: If one of them is damaged, or their arks are missing, being written
+            or written again since.
     """
 
     def __init__(self, scp: Union[str, Path]):
@@ -38,21 +38,21 @@ class FrameReader(Mapping):
         if isinstance(self.metadata, EmbeddingMetadata):
             self._width, self._dtype = self.metadata.dim, np.float32
         else:
-            # ESPnet's collate refuses bytes.
+            # ESPnet's collate function does not accept uint8.
             self._width, self._dtype = self.metadata.num_codebooks, np.int64
         self._places = read_scp(scp)
-        self._check_arks()
+        self._check_checksums(self._find_arks())
         self.num_missing = 0
 
     def __getitem__(self, utt_id: str) -> np.ndarray:
-        """Return indexes, int64, (T, N), or embeddings, float32, (T, D)."""
+        """Return codebook indexes, int64, (T, N), or embeddings, float32, (T, D)."""
         if utt_id not in self._places:
             return self._missing(utt_id)
         place = self._places[utt_id]
         try:
             frames = read_numpy(place, utt_id)
             self.metadata.check(frames)
-        except Exception as error:  # a damaged ark raises whatever its bytes provoke
+        except Exception as error:  # a damaged ark raises errors of many kinds
             remedy = "the extraction again"
             if isinstance(error, OtherUtteranceError):
                 remedy = (
@@ -65,9 +65,28 @@ class FrameReader(Mapping):
             ) from error
         return frames.astype(self._dtype)
 
-    def _check_arks(self) -> None:
-        """Refuse arks that another extraction has written since, or is writing."""
-        arks = set()
+    def __contains__(self, utt_id: object) -> bool:
+        return utt_id in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _missing(self, utt_id: str) -> np.ndarray:
+        """Return an empty array, and count it."""
+        self.num_missing += 1
+        if str(self.num_missing).strip("0") == "1":
+            logging.warning(
+                f"{self.num_missing} utterances without {self.metadata.STEM} in "
+                f"{self._scp} so far, last {utt_id}: they train without this loss"
+            )
+        return np.zeros((0, self._width), dtype=self._dtype)
+
+    def _find_arks(self) -> Set[str]:
+        """Return the arks of all utterances, all of which exist."""
+        arks: Set[str] = set()
         for utt_id, place in self._places.items():
             ark, _, offset = place.rpartition(":")
             if not ark or not offset.isdecimal():
@@ -81,62 +100,50 @@ class FrameReader(Mapping):
                     "there; was its folder moved? Run mvq.sh --stage 4"
                 )
             arks.add(ark)
-        # Two folders may have arks of one name, of which the metadata name but one.
-        checksums: Dict[str, Set[str]] = {}
-        for ark in sorted(arks):
-            name = Path(ark).name
-            written = self._described(Path(ark))
-            found = "" if written is None else written.shards.get(name, "")
-            checksums.setdefault(name, set()).add(found)
-            if written is None:
-                continue
-            differences = self.metadata.differences(written)
+        return arks
+
+    def _check_checksums(self, arks: Set[str]) -> None:
+        """Refuse arks that another extraction has written since, or is writing."""
+        # Arks in two folders may have the same name, for which the metadata have one
+        # checksum: one of the arks must have it.
+        checksums: Dict[str, Set[Optional[str]]] = {}
+        for ark in map(Path, sorted(arks)):
+            shard = self._load_shard_metadata(ark)
+            checksum = shard.shards.get(ark.name) if shard else None
+            checksums.setdefault(ark.name, set()).add(checksum)
+            differences = self.metadata.differences(shard) if shard else []
             if differences:
                 raise ValueError(
                     f"{self._scp}: {ark} was extracted again since, with another "
                     f"{'; '.join(differences)} (there second); run mvq.sh --stage 4"
                 )
-        for name, found in checksums.items():
+        for name, known in checksums.items():
             expected = self.metadata.shards.get(name)
-            if expected and "" not in found and expected not in found:
+            if expected and None not in known and expected not in known:
                 raise ValueError(
                     f"{self._scp}: {name} was written again since (another checksum "
                     "lies beside it); run mvq.sh --stage 4"
                 )
 
-    def _described(self, ark: Path) -> Optional[FrameMetadata]:
-        """Return the metadata beside an ark, if any.
+    def _load_shard_metadata(self, ark: Path) -> Optional[FrameMetadata]:
+        """Load the metadata beside an ark.
+
+        Returns:
+            The metadata; None if the ark was copied without them, or they are damaged
+            or of another kind.
 
         Raises:
             ValueError: If the ark is being written.
         """
         path = ark.with_suffix(".json")
-        if not path.is_file():
-            if ark.with_suffix(".tmp.json").is_file():
-                raise ValueError(
-                    f"{self._scp}: {ark} is being extracted again; let mvq.sh end, "
-                    "with its stage 4, before training"
-                )
-            return None  # the ark was copied without its json
-        try:
-            return type(self.metadata).load(path)
-        except ValueError:
-            return None  # not metadata of ours, or damaged
-
-    def __contains__(self, utt_id: object) -> bool:
-        return utt_id in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def _missing(self, utt_id: str) -> np.ndarray:
-        self.num_missing += 1
-        if str(self.num_missing).strip("0") == "1":
-            logging.warning(
-                f"{self.num_missing} utterances without {self.metadata.STEM} in "
-                f"{self._scp} so far, last {utt_id}: they train without this loss"
+        if path.is_file():
+            try:
+                return type(self.metadata).load(path)
+            except ValueError:
+                return None
+        if ark.with_suffix(".tmp.json").is_file():
+            raise ValueError(
+                f"{self._scp}: {ark} is being extracted again; let mvq.sh end, "
+                "with its stage 4, before training"
             )
-        return np.zeros((0, self._width), dtype=self._dtype)
+        return None

@@ -1,7 +1,6 @@
-"""One job's share of an extraction: an ark, its scp and its metadata."""
+"""Shards: ark, scp and metadata with the utterances of one extraction job."""
 
 import fcntl
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -13,29 +12,29 @@ from kaldiio.matio import read_token
 
 from espnet_mvq.files.ark import read_numpy_record
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import file_sha256, write_text
 from espnet_mvq.indexes.metadata import FrameMetadata, IndexMetadata
 
 _LOCK_TRIES = 5
 
 
 class ShardWriter:
-    """Writes `STEM.JOB.{ark,scp,json}`, codebook_indexes.1.ark say; the json last.
+    """Context manager that writes `STEM.JOB.ark`, `.scp` and last `.json`.
 
-    Nothing bears its final name before all of it is written, so a shard whose json is
-    there is whole. Use it as a context manager. What was written when it breaks off,
-    be it by SIGKILL, stays in a temporary ark, for the next run to go on from.
+    No file gets its final name before it is whole, so a shard with a json is complete.
+    Utterances written before an interruption, even by SIGKILL, stay in a temporary ark,
+    from which the next run resumes.
 
     Args:
-        outdir: Folder of the shards; made if missing.
+        outdir: Folder of the shards; created if missing.
         job: Number of the job, counted from 1.
-        metadata: What the arrays mean, by which the files are named too; counts and
-            checksum are filled in.
-        resume_for: Utterances that may be kept from a run that broke off with the same
-            metadata. None: start anew, and leave nothing behind when it breaks off.
+        metadata: Metadata of the arrays. They give the stem of the file names; counts
+            and checksum are filled in.
+        resume_for: Utterances that may be kept from an interrupted run with the same
+            metadata. None: start anew, and leave no files after an interruption.
 
     Attributes:
-        kept: Utterances that are in the shard already.
+        kept: Utterances kept from an earlier run.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class ShardWriter:
     ):
         self._ark, self._scp, self._json = shard_paths(outdir, job, metadata.STEM)
         self._ark_tmp = self._ark.with_suffix(".ark.tmp")
-        # Says what the temporary ark holds
+        # Settings of the arrays in the temporary ark
         self._json_tmp = self._ark.with_suffix(".tmp.json")
         self._resume_for = None if resume_for is None else set(resume_for)
         self.metadata = metadata
@@ -61,42 +60,20 @@ class ShardWriter:
         try:
             self._begin()
         except BaseException:
-            self._file.close()  # which gives the lock back
+            self._file.close()  # releases the lock
             raise
         return self
-
-    def _begin(self) -> None:
-        """Take over what can be kept, and remove what is of other settings.
-
-        A stop between any two lines leaves the temporary ark empty, or of the settings
-        that the json beside it says.
-        """
-        for left in self._ark.parent.glob(f"{self._ark.stem}.*.tmp[0-9]*"):
-            left.unlink(missing_ok=True)  # of `write_text`, when it was killed
-        finished = self._finished_before()
-        if finished is not None:
-            self._file.truncate(0)
-            finished.save(self._json_tmp)
-            with self._file:  # whose lock is held until the ark's is there
-                self._ark.replace(self._ark_tmp)
-                self._file = self._open_locked()
-        self._lines: List[str] = []
-        self._file.truncate(self._recover())
-        self._file.seek(0, os.SEEK_END)
-        self.metadata.save(self._json_tmp)
-        for path in (self._json, self._scp):
-            path.unlink(missing_ok=True)
 
     def write(self, utt_id: str, array: np.ndarray) -> None:
         """Append an utterance.
 
         Args:
             utt_id: The utterance.
-            array: Its frames: codebook indexes, uint8, (T, N), for example.
+            array: Its frames, for example codebook indexes, uint8, (T, N).
 
         Raises:
-            ValueError: If they are not what the metadata say.
-            ShardError: If they could not be written, on a full disk for example.
+            ValueError: If the array does not fit the metadata.
+            ShardError: If it cannot be written, on a full disk for example.
         """
         try:
             self.metadata.check(array)
@@ -114,51 +91,76 @@ class ShardWriter:
             ) from error
         self._count(utt_id, array, start)
 
-    def _count(self, utt_id: str, array: np.ndarray, start: int) -> None:
-        """Take an utterance that begins at a byte of the ark into scp and metadata."""
-        # Kaldi's layout, `utt_id value`; the scp points behind the utterance id.
-        offset = start + len(utt_id.encode()) + 1
-        self._lines.append(f"{utt_id} {self._ark.resolve()}:{offset}\n")
-        self.metadata.num_utterances += 1
-        self.metadata.num_frames += len(array)
-
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         if exc_type is not None:
             try:
                 self._file.close()
             except OSError:
-                pass  # the disk is full: that is what exc_value says
+                pass  # The disk is full, as exc_value tells.
             if self._resume_for is None or not self._lines:
                 self._discard()
             return
         try:
-            # Closing is what gives the lock back, so it comes last.
-            with self._file:
+            with self._file:  # closed last, since that releases the lock
                 self.metadata.shards = {self._ark.name: file_sha256(self._ark_tmp)}
-                # Vouches for the ark from its renaming to the json's writing
+                # Identifies the ark between its renaming and the writing of its json.
                 self.metadata.save(self._json_tmp)
                 self._ark_tmp.replace(self._ark)
                 write_text(self._scp, "".join(self._lines))
                 self.metadata.save(self._json)
                 self._json_tmp.unlink(missing_ok=True)
         except OSError as error:
-            safe = ", its utterances are kept"
+            kept = ", its utterances are kept"
             if self._resume_for is None:
                 self._discard()
-                safe = ""
+                kept = ""
             raise ShardError(
                 f"{self._ark}: all {self.metadata.num_utterances} utterances are "
                 f"written, but the shard could not be ended ({error}); make room and "
-                f"run it again{safe}"
+                f"run it again{kept}"
             ) from error
 
+    def _begin(self) -> None:
+        """Keep what can be kept of earlier runs, and remove the rest.
+
+        After an interruption between any two lines, the temporary ark is empty or has
+        the settings in the json beside it.
+        """
+        for leftover in self._ark.parent.glob(f"{self._ark.stem}.*.tmp[0-9]*"):
+            leftover.unlink(missing_ok=True)  # of a killed `write_text`
+        previous = self._reusable_ark()
+        if previous is not None:
+            self._file.truncate(0)
+            previous.save(self._json_tmp)
+            with self._file:  # keeps its lock until the renamed ark is locked
+                self._ark.replace(self._ark_tmp)
+                self._file = self._open_locked()
+        self._lines: List[str] = []
+        self._file.truncate(self._recover())
+        self._file.seek(0, os.SEEK_END)
+        self.metadata.save(self._json_tmp)
+        for path in (self._json, self._scp):
+            path.unlink(missing_ok=True)
+
+    def _count(self, utt_id: str, array: np.ndarray, start: int) -> None:
+        """Add an utterance at a byte of the ark to scp and metadata."""
+        # An ark has `utt_id value`; the scp points behind the utterance id.
+        offset = start + len(utt_id.encode()) + 1
+        self._lines.append(f"{utt_id} {self._ark.resolve()}:{offset}\n")
+        self.metadata.num_utterances += 1
+        self.metadata.num_frames += len(array)
+
     def _discard(self) -> None:
-        """Remove what is temporary."""
+        """Remove the temporary files."""
         for path in (self._ark_tmp, self._json_tmp):
             path.unlink(missing_ok=True)
 
     def _open_locked(self) -> BinaryIO:
-        """Open the temporary ark, and refuse a second writer of this shard."""
+        """Open and lock the temporary ark.
+
+        Raises:
+            ShardError: If another process has locked it.
+        """
         for _ in range(_LOCK_TRIES):
             file = self._ark_tmp.open("a+b")
             try:
@@ -177,57 +179,62 @@ class ShardWriter:
         )
 
     def _is_temporary_ark(self, file: BinaryIO) -> bool:
-        """Say that a file was not renamed by another writer before it was locked."""
+        """Whether a file still is the temporary ark.
+
+        Another writer may have renamed it between opening and locking.
+        """
         try:
-            there = self._ark_tmp.stat()
+            current = self._ark_tmp.stat()
         except FileNotFoundError:
             return False
-        return os.path.samestat(os.fstat(file.fileno()), there)
+        return os.path.samestat(os.fstat(file.fileno()), current)
 
-    def _finished_before(self) -> Optional[FrameMetadata]:
-        """Return metadata that vouch, by its checksum, for an ark to go on with.
+    def _reusable_ark(self) -> Optional[FrameMetadata]:
+        """Return the metadata of an ark with its final name from which to resume.
 
-        It is one whose writer was stopped between the ark's renaming and the json's
-        writing, or a finished one of the same utterances of which some were skipped.
+        Its writer was interrupted between renaming the ark and writing the json, or the
+        shard is finished, of the same utterances, and some of them were skipped.
         """
         if self._resume_for is None or not self._ark.is_file():
             return None
-        found = self._same_settings(self._json)
-        if self._json.exists():
-            if found is None or not found.skipped or not self._scp.is_file():
+        finished = self._json.exists()
+        metadata = self._load_same_settings(self._json if finished else self._json_tmp)
+        if metadata is None:
+            return None
+        if finished:
+            if not metadata.skipped or not self._scp.is_file():
                 return None
             written = set(read_scp(self._scp))
-            if not written <= self._resume_for <= written.union(found.skipped):
+            if not written <= self._resume_for <= written.union(metadata.skipped):
                 return None
-        else:
-            found = self._same_settings(self._json_tmp)
-        checksum = None if found is None else found.shards.get(self._ark.name)
-        return found if checksum == file_sha256(self._ark) else None
+        checksum = metadata.shards.get(self._ark.name)
+        return metadata if checksum == file_sha256(self._ark) else None
 
-    def _same_settings(self, path: Path) -> Optional[FrameMetadata]:
-        """Return metadata if they are there and mean what this run's do."""
+    def _load_same_settings(self, path: Path) -> Optional[FrameMetadata]:
+        """Load metadata; None if there are none or their settings differ."""
         try:
-            found = type(self.metadata).load(path)
+            metadata = type(self.metadata).load(path)
         except (FileNotFoundError, ValueError):
             return None
-        return None if found.differences(self.metadata) else found
+        return None if metadata.differences(self.metadata) else metadata
 
     def _recover(self) -> int:
-        """Keep the whole utterances of a run that broke off; return where they end."""
-        if self._resume_for is None or self._same_settings(self._json_tmp) is None:
+        """Keep the whole utterances of an interrupted run; return their bytes."""
+        if self._resume_for is None or self._load_same_settings(self._json_tmp) is None:
             return 0
-        end, kept = 0, set()
-        for utt_id, array, start, after in _read_whole(self._file):
+        end = 0
+        wanted = set(self._resume_for)
+        for utt_id, array, start, next_start in _read_records(self._file):
             try:
                 self.metadata.check(array)
             except ValueError:
                 break
-            if utt_id not in self._resume_for or utt_id in kept:
+            if utt_id not in wanted:
                 break
+            wanted.remove(utt_id)
             self._count(utt_id, array, start)
             self.kept.append(utt_id)
-            kept.add(utt_id)
-            end = after
+            end = next_start
         if self.kept:
             logging.info(
                 f"{self._ark_tmp}: {len(self.kept)} utterances of a run that broke off "
@@ -237,11 +244,11 @@ class ShardWriter:
 
 
 class ShardError(ValueError):
-    """A shard cannot be written."""
+    """Error in writing a shard."""
 
 
-def _read_whole(file: BinaryIO) -> Iterator[Tuple[str, np.ndarray, int, int]]:
-    """Yield utterance, array, first byte and end of each whole record of an ark."""
+def _read_records(file: BinaryIO) -> Iterator[Tuple[str, np.ndarray, int, int]]:
+    """Yield utterance, array, start and end in bytes of each record until damage."""
     file.seek(0)
     while True:
         start = file.tell()
@@ -250,33 +257,24 @@ def _read_whole(file: BinaryIO) -> Iterator[Tuple[str, np.ndarray, int, int]]:
             if utt_id is None:
                 return
             array = read_numpy_record(file)
-        except Exception:  # half a record fails in many ways
+        except Exception:  # half a record raises errors of many kinds
             return
         yield utt_id, array, start, file.tell()
 
 
-def shard_paths(outdir: Union[str, Path], job: int, stem: str = IndexMetadata.STEM):
+def shard_paths(
+    outdir: Union[str, Path], job: int, stem: str = IndexMetadata.STEM
+) -> Tuple[Path, Path, Path]:
     """Return the paths of a shard's ark, scp and json."""
-    start = Path(outdir) / f"{stem}.{job}"
-    return tuple(
-        start.with_name(f"{start.name}.{end}") for end in ("ark", "scp", "json")
-    )
+    ark, scp, json = (Path(outdir, f"{stem}.{job}.{e}") for e in ("ark", "scp", "json"))
+    return ark, scp, json
 
 
 def finished_shard(
     outdir: Union[str, Path], job: int, kind: Type[FrameMetadata] = IndexMetadata
 ) -> Optional[FrameMetadata]:
-    """Return the metadata of a whole shard, None if there is none."""
+    """Load the metadata of a finished shard; None if a file of it is missing."""
     ark, scp, json_path = shard_paths(outdir, job, kind.STEM)
     if not (ark.is_file() and scp.is_file() and json_path.is_file()):
         return None
     return kind.load(json_path)
-
-
-def file_sha256(path: Union[str, Path]) -> str:
-    """Return the sha256 of a file's bytes, hex."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

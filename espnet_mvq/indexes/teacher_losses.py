@@ -1,6 +1,5 @@
-"""Teacher losses of a corpus: `utt_id value` lines, and a json that explains them."""
+"""Teacher losses of a corpus: `utt_id value` lines, and their metadata as json."""
 
-import dataclasses
 import math
 import statistics
 from dataclasses import dataclass, field
@@ -8,27 +7,24 @@ from pathlib import Path
 from typing import ClassVar, Dict, List, Sequence, Tuple, Union
 
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.versioned_json import format_versioned_json, load_versioned_json
-
-FILE_VERSION = 1
-UNIT = "nats per label"
+from espnet_mvq.files.versioned_json import VersionedJson
 
 
 def read_teacher_losses(path: Union[str, Path]) -> Dict[str, float]:
-    """Read the loss of each utterance, in the order of the file.
+    """Read the loss of each utterance.
 
     ESPnet reads the same file as data of type `text_float`.
 
     Args:
-        path: The file, `utt_id value` in each line.
+        path: File of `utt_id value` lines.
 
     Returns:
-        Losses in nats per label, all finite.
+        Losses in nats per label by utterance id, in the order of the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is empty, a line is not of this form, a value is no number,
-            NaN or infinite, or an utterance stands there twice.
+        ValueError: If it is empty, a line is malformed, a value is not finite, or an
+            utterance is repeated.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,38 +52,42 @@ def read_teacher_losses(path: Union[str, Path]) -> Dict[str, float]:
 
 
 def format_teacher_losses(losses: Dict[str, float]) -> str:
-    """Return the lines of a file; 9 digits are all that a float32 has."""
+    """Return `utt_id value` lines; 9 digits keep all that a float32 has."""
     return "".join(f"{utt_id} {value:.9g}\n" for utt_id, value in losses.items())
 
 
 @dataclass(kw_only=True)
-class TeacherLossMetadata:
-    """What the json beside teacher losses says of them.
+class TeacherLossMetadata(VersionedJson):
+    """Metadata of teacher losses, in `NAME.json` beside `NAME`.
 
     Attributes:
         teacher: Id of the teacher: back end, name and a hash of all its weights.
         loss: Kind of loss: ctc, attention, or espnet (the model's own sum of both).
-        label: What the losses are divided by the number of.
+        label: Unit of text by whose number each loss is divided.
         inputs: Hash of the utterances, their audio's places and their texts.
-        num_utterances: Utterances with a loss.
-        num_labels: Labels of all of them.
-        mean: Of the losses of all utterances, each counted once.
-        standard_deviation: Likewise, about this mean, over N (not N - 1).
-        minimum, maximum: Likewise.
-        quartiles: 25th, 50th and 75th percentile, linear between neighbours.
+        num_utterances: Number of utterances with a loss.
+        num_labels: Number of labels of all utterances.
+        mean: Mean of the utterances' losses, unweighted.
+        standard_deviation: Their standard deviation, over N (not N - 1).
+        minimum, maximum: Their extremes.
+        quartiles: Their 25th, 50th and 75th percentile, linearly interpolated.
         num_without_text: Utterances that have no loss because their text is empty.
         skipped: Utterances left out because their audio or text could not be used.
         espnet_mvq_version: Version that wrote the file.
     """
 
     FORMAT: ClassVar[str] = "espnet_mvq.teacher_loss"
+    ORIGIN: ClassVar[str] = (
+        "python3 -m espnet_mvq.bin.teacher_loss writes it beside the losses: run it "
+        "again"
+    )
     MEANING: ClassVar[Tuple[str, ...]] = ("teacher", "loss", "label", "inputs")
 
     teacher: str
     loss: str
     label: str
     inputs: str
-    unit: str = UNIT
+    unit: str = "nats per label"
     num_utterances: int = 0
     num_labels: int = 0
     mean: float = math.nan
@@ -101,7 +101,7 @@ class TeacherLossMetadata:
 
     @staticmethod
     def path_beside(losses: Union[str, Path]) -> Path:
-        """Return where the json of a file of losses is: `NAME.json` beside `NAME`."""
+        """Return the path of the metadata of a file of losses."""
         path = Path(losses)
         return path.with_name(f"{path.name}.json")
 
@@ -109,40 +109,13 @@ class TeacherLossMetadata:
         """Fill in counts and statistics.
 
         Args:
-            losses: Of all utterances, in nats per label; at least one.
-            num_labels: Labels of all of them.
+            losses: Losses of all utterances, in nats per label; at least one.
+            num_labels: Number of labels of all utterances.
         """
         self.num_utterances, self.num_labels = len(losses), num_labels
         self.mean = statistics.fmean(losses)
         self.standard_deviation = statistics.pstdev(losses, self.mean)
         self.minimum, self.maximum = min(losses), max(losses)
-        # `quantiles` wants two numbers at least
-        pair = [*losses, losses[0]] if len(losses) == 1 else list(losses)
-        self.quartiles = statistics.quantiles(pair, n=4, method="inclusive")
-
-    def to_json(self) -> str:
-        """Return the content of the json."""
-        content = dataclasses.asdict(self)
-        return format_versioned_json(self.FORMAT, FILE_VERSION, content)
-
-    @classmethod
-    def load(cls, path: Union[str, Path]) -> "TeacherLossMetadata":
-        """Read the json.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no json of this kind, or of a newer version.
-        """
-        origin = (
-            "python3 -m espnet_mvq.bin.teacher_loss writes it beside the losses: run "
-            "it again"
-        )
-        return load_versioned_json(path, cls.FORMAT, FILE_VERSION, cls, origin)
-
-    def differences(self, other: "TeacherLossMetadata") -> List[str]:
-        """Say where two files' losses do not mean the same, one line for each."""
-        return [
-            f"{name}: {getattr(self, name)!r} and {getattr(other, name)!r}"
-            for name in self.MEANING
-            if getattr(self, name) != getattr(other, name)
-        ]
+        # `quantiles` needs at least two numbers.
+        several = [*losses, *losses] if len(losses) == 1 else losses
+        self.quartiles = statistics.quantiles(several, n=4, method="inclusive")

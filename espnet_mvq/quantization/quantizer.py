@@ -9,6 +9,7 @@ from typing import Any, Dict, Mapping, Optional, Union
 
 import torch
 
+from espnet_mvq.files.whole_file import write_bytes
 from espnet_mvq.quantization.fastest_search import find_indexes, search_bytes
 from espnet_mvq.quantization.frames import as_tensor, check_frames, check_indexes
 from espnet_mvq.quantization.gram import GramTables
@@ -21,7 +22,6 @@ from espnet_mvq.quantization.quantizer_file import (
     FILE_VERSION,
     DamagedQuantizerError,
     read_quantizer_file,
-    write_bytes,
     write_quantizer_file,
 )
 from espnet_mvq.quantization.quantizer_tensors import check_tensors

@@ -1,6 +1,5 @@
 """The file of a quantizer: safetensors that say what they are."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any, Dict, Tuple, Union
@@ -9,6 +8,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
+from espnet_mvq.files.whole_file import write_bytes
 from espnet_mvq.quantization.quantizer_tensors import check_tensors
 
 FILE_FORMAT = "espnet_mvq.quantizer"
@@ -29,32 +29,11 @@ def write_quantizer_file(
     """Write tensors and description; an existing file is replaced as a whole.
 
     Raises:
-        OSError: See `write_bytes`.
+        OSError: If it cannot be written; an existing file stays as it is.
     """
     metadata = {"format": FILE_FORMAT, "version": FILE_VERSION, **description}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     write_bytes(path, safetensors.torch.save(tensors, metadata))
-
-
-def write_bytes(path: Union[str, Path], content: bytes) -> None:
-    """Write a file that is there whole or not at all; an existing one is replaced.
-
-    Raises:
-        OSError: If it cannot be written; an existing file stays as it is.
-    """
-    path = Path(path)
-    # Renamed when whole: a reader never sees half a file.
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(
-            f"{path}: could not be written ({error.strerror}); make room there, or "
-            "choose another place"
-        ) from error
 
 
 def read_quantizer_file(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from espnet_mvq.files.whole_file import write_bytes
 from espnet_mvq.quantization.frames import (
     Reservoir,
     as_tensor,
@@ -25,7 +26,6 @@ from espnet_mvq.quantization.frames import (
 from espnet_mvq.quantization.kmeans import residual_kmeans
 from espnet_mvq.quantization.least_squares import refit_codebooks
 from espnet_mvq.quantization.quantizer import Quantizer
-from espnet_mvq.quantization.quantizer_file import write_bytes
 
 Frames = Union[torch.Tensor, np.ndarray, Iterable[torch.Tensor]]
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from espnet_mvq.bin.combine_indexes import main
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import FrameReader, IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.shard import file_sha256, shard_paths
+from espnet_mvq.indexes.shard import shard_paths
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = sorted(

@@ -137,9 +137,9 @@ def test_there_and_back_gives_the_same_bytes(
     import_indexes([str(word) for word in words])
     ark = shard_paths(back / "codebook_indexes", 1)[0]
     assert ark.read_bytes() == ours.ark.read_bytes()
-    found = IndexMetadata.load(back / METADATA_NAME)
-    assert found.differences(ours.metadata) == []
-    assert found.shards == ours.metadata.shards
+    loaded = IndexMetadata.load(back / METADATA_NAME)
+    assert loaded.differences(ours.metadata) == []
+    assert loaded.shards == ours.metadata.shards
 
 
 def test_manifest_has_recordings_that_lhotse_can_read(ours, options, tmp_path, caplog):

@@ -43,7 +43,7 @@ def corpus(tmp_path):
         names[u]: np.random.randint(0, 4, (LENGTHS[u], 2)).astype(np.uint8)
         for u in names
     }
-    here = SimpleNamespace(
+    corpus = SimpleNamespace(
         data_dir=data_dir,
         manifest=tmp_path / "cuts.jsonl.gz",
         hdf5=tmp_path / "clean-100.h5",
@@ -51,14 +51,14 @@ def corpus(tmp_path):
     )
 
     def write(arrays=arrays, shapes=None, frame_shift_s=0.02):
-        write_hdf5(here.hdf5, [(f"{n}-7", a) for n, a in arrays.items()])
+        write_hdf5(corpus.hdf5, [(f"{n}-7", a) for n, a in arrays.items()])
         shapes = shapes or {name: array.shape for name, array in arrays.items()}
-        cuts = [cut_of(n, here.hdf5, s, frame_shift_s) for n, s in shapes.items()]
-        write_manifest(here.manifest, cuts)
+        cuts = [cut_of(n, corpus.hdf5, s, frame_shift_s) for n, s in shapes.items()]
+        write_manifest(corpus.manifest, cuts)
 
-    here.arrays, here.write = arrays, write
+    corpus.arrays, corpus.write = arrays, write
     write()
-    return here
+    return corpus
 
 
 @pytest.fixture

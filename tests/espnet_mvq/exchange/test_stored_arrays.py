@@ -5,6 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
+from espnet_mvq.exchange import stored_arrays as module
 from espnet_mvq.exchange.stored_arrays import (
     ArrayReader,
     StoredIndexes,
@@ -13,7 +14,6 @@ from espnet_mvq.exchange.stored_arrays import (
     write_hdf5,
     write_npy,
 )
-from espnet_mvq.indexes import stored_arrays as module
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def load(stored):
         return reader.load(stored)
 
 
-def assert_equal(found, arrays):
-    assert sorted(found) == sorted(arrays)
-    for utt_id, stored in found.items():
+def assert_equal(stored_arrays, arrays):
+    assert sorted(stored_arrays) == sorted(arrays)
+    for utt_id, stored in stored_arrays.items():
         array = load(stored)
         assert array.dtype == np.uint8
         np.testing.assert_array_equal(array, arrays[utt_id])

@@ -17,9 +17,10 @@ from espnet_mvq.files.ark import (
     read_matrix,
     read_numpy,
 )
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import FrameReader, IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.shard import file_sha256, shard_paths
+from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.teachers import audio, build_teacher
 
 INDEXES = np.arange(8, dtype=np.uint8).reshape(4, 2)
@@ -52,9 +53,9 @@ class Payload:
 def test_numpy_records(tmp_path, array):
     place = write_record(tmp_path / "a.ark", numpy_record(array))
     for utt_id in ("utt", None):
-        found = read_numpy(place, utt_id)
-        assert found.dtype == array.dtype
-        np.testing.assert_array_equal(found, array)
+        loaded = read_numpy(place, utt_id)
+        assert loaded.dtype == array.dtype
+        np.testing.assert_array_equal(loaded, array)
     np.testing.assert_array_equal(read_matrix(place), array)
 
 
@@ -74,8 +75,8 @@ def test_audio(tmp_path, options):
     samples = np.arange(-5, 5, dtype=np.int16)
     ark, scp = str(tmp_path / "a.ark"), str(tmp_path / "a.scp")
     kaldiio.save_ark(ark, {"utt": (16000, samples)}, scp=scp, **options)
-    rate, found = read_audio((tmp_path / "a.scp").read_text().split()[1])
-    assert rate == 16000 and found.shape == samples.shape
+    rate, loaded = read_audio((tmp_path / "a.scp").read_text().split()[1])
+    assert rate == 16000 and loaded.shape == samples.shape
 
 
 def test_utterance_before_the_offset_must_be_the_one_looked_for(tmp_path):
@@ -209,8 +210,8 @@ def test_nothing_is_run_or_unpickled(corpus, tmp_path, kind, read, caplog, monke
     with pytest.raises((ValueError, OSError, SystemExit)) as caught:
         read(corpus, place)
     assert not marker.exists()
-    said = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
-    said = said or [str(caught.value)]
-    assert len(said) == 1 and "\n" not in said[0]
-    assert "utt" in said[0]
-    assert place in said[0] or read is by_combine_indexes
+    messages = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    messages = messages or [str(caught.value)]
+    assert len(messages) == 1 and "\n" not in messages[0]
+    assert "utt" in messages[0]
+    assert place in messages[0] or read is by_combine_indexes

@@ -45,31 +45,6 @@ def test_file_names_its_format_first(metadata, tmp_path):
     assert content["version"] == 1 and content["frame_offset_samples"] == 199.5
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"format": "other"}, "got format 'other'"),
-        ({"version": 2}, "got version 2, expected at most 1; install a newer"),
-        ({"format": None}, "got format None"),
-        ({"unknown": 1}, "unknown"),
-    ],
-)
-def test_foreign_and_newer_files_are_refused(metadata, tmp_path, change, message):
-    path = tmp_path / "a.json"
-    metadata.save(path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match=message) as caught:
-        IndexMetadata.load(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1', "3", '"text"'])
-def test_damaged_files_are_refused(tmp_path, text):
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match="a.json: not readable"):
-        IndexMetadata.load(tmp_path / "a.json")
-
-
 def test_missing_file_says_what_makes_it(tmp_path):
     message = re.escape(str(tmp_path / METADATA_NAME)) + ": no such file.*extraction"
     with pytest.raises(FileNotFoundError, match=message):
@@ -206,5 +181,5 @@ def test_metadata_of_another_kind_are_refused(metadata, tmp_path):
 
 def test_scp_of_another_name_has_its_own_metadata(metadata, tmp_path):
     metadata.save(tmp_path / "codebook_indexes_layer6.json")
-    found = IndexMetadata.beside(tmp_path / "codebook_indexes_layer6.scp")
-    assert found == metadata
+    loaded = IndexMetadata.beside(tmp_path / "codebook_indexes_layer6.scp")
+    assert loaded == metadata

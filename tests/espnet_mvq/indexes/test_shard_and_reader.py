@@ -9,6 +9,7 @@ import kaldiio
 import numpy as np
 import pytest
 
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import (
     EmbeddingMetadata,
     FrameReader,
@@ -16,7 +17,7 @@ from espnet_mvq.indexes import (
     ShardWriter,
 )
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.shard import file_sha256, finished_shard, shard_paths
+from espnet_mvq.indexes.shard import finished_shard, shard_paths
 
 
 @pytest.fixture
@@ -66,12 +67,12 @@ def test_round_trip(data_dir, utterances):
 
 
 def test_metadata_count_and_vouch_for_the_ark(data_dir, metadata):
-    found = finished_shard(data_dir / "shards", 1)
-    assert found == metadata
-    assert (found.num_utterances, found.num_frames) == (3, 8)
+    loaded = finished_shard(data_dir / "shards", 1)
+    assert loaded == metadata
+    assert (loaded.num_utterances, loaded.num_frames) == (3, 8)
     ark = shard_paths(data_dir / "shards", 1)[0]
     digest = hashlib.sha256(ark.read_bytes()).hexdigest()
-    assert found.shards == {"codebook_indexes.1.ark": digest} and file_sha256(ark)
+    assert loaded.shards == {"codebook_indexes.1.ark": digest} and file_sha256(ark)
 
 
 def test_ark_is_plain_kaldi(data_dir, utterances):
@@ -287,8 +288,8 @@ def test_reading_after_a_fork(data_dir, utterances):
     reader = FrameReader(data_dir / SCP_NAME)
     names = list(utterances) * 30
     with multiprocessing.get_context("fork").Pool(3) as pool:
-        for utt_id, found in zip(names, pool.map(reader.__getitem__, names)):
-            np.testing.assert_array_equal(found, utterances[utt_id])
+        for utt_id, loaded in zip(names, pool.map(reader.__getitem__, names)):
+            np.testing.assert_array_equal(loaded, utterances[utt_id])
 
 
 def test_reader_of_embeddings(tmp_path):

@@ -62,10 +62,10 @@ def check(outdir, undisturbed):
     ark, scp, json = shard_paths(outdir, 1)
     assert ark.read_bytes() == undisturbed
     assert sorted(outdir.iterdir()) == sorted([ark, scp, json])
-    found = kaldiio.load_scp(str(scp))
-    assert list(found) == list(UTTERANCES)
+    loaded = kaldiio.load_scp(str(scp))
+    assert list(loaded) == list(UTTERANCES)
     for utt_id, indexes in UTTERANCES.items():
-        np.testing.assert_array_equal(found[utt_id], indexes)
+        np.testing.assert_array_equal(loaded[utt_id], indexes)
     assert finished_shard(outdir, 1).num_utterances == 6
     assert finished_shard(outdir, 1).num_frames == sum(map(len, UTTERANCES.values()))
 
@@ -119,9 +119,9 @@ def write_until(outdir, number, quantizer_id):
 
 def assert_not_mixed(outdir, whole):
     """Check that a shard that counts as finished has its own quantizer's bytes."""
-    found = finished_shard(outdir, 1)
-    if found is not None:
-        assert shard_paths(outdir, 1)[0].read_bytes() == whole[found.quantizer_id]
+    loaded = finished_shard(outdir, 1)
+    if loaded is not None:
+        assert shard_paths(outdir, 1)[0].read_bytes() == whole[loaded.quantizer_id]
 
 
 @pytest.mark.parametrize("start", ["nothing", "finished", "broken off"])

@@ -18,7 +18,7 @@ import soundfile
 from scipy.signal import butter, resample_poly, sosfilt
 
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 
 PHONE_BAND = (300.0, 3400.0)  # Hz
 PHONE_RATE = 8_000  # Hz
