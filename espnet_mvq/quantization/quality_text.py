@@ -1,15 +1,15 @@
-"""A quantizer's report in words and tables."""
+"""The quality report of a quantizer as text and tables."""
 
 import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 _WORST_CHANNELS = 10
 _IGNORED = 0.9  # a channel that keeps less than a tenth of its variance is ignored
-_FRAMES_PER_ENTRY = 50  # with fewer, an unused entry may be chance
+_FRAMES_PER_ENTRY = 50  # with fewer, entries may be unused by chance
 
 
 def findings(content: Dict[str, Any]) -> List[Tuple[str, str]]:
-    """Say in plain words what is good and what is not.
+    """Judge the figures of a report in words.
 
     Args:
         content: The report, as written to JSON.
@@ -169,7 +169,7 @@ def _probe_finding(probe) -> Tuple[str, str]:
 
 
 def worst_channels(channel_error: Sequence[Optional[float]]) -> List[int]:
-    """Return the channels with the largest errors, worst first, constant ones left out.
+    """Channels with the largest errors, worst first, without constant ones.
 
     Args:
         channel_error: Error of each channel, None if it is constant.
@@ -182,7 +182,7 @@ def worst_channels(channel_error: Sequence[Optional[float]]) -> List[int]:
 
 
 def table_of_codebooks(quality: Dict[str, Any]) -> Tuple[List[str], List[List[str]]]:
-    """Return header and rows of the figures of each codebook, as text."""
+    """Header and rows of the table of all codebooks, as text."""
     usage, probe, stability = (quality[k] for k in ("usage", "probe", "stability"))
     columns = {
         "codebook": [str(n) for n in range(len(usage["dead_entries"]))],
@@ -201,7 +201,7 @@ def table_of_codebooks(quality: Dict[str, Any]) -> Tuple[List[str], List[List[st
 
 
 def text_report(content: Dict[str, Any]) -> str:
-    """Write the report for a terminal.
+    """Format the report for a terminal.
 
     Args:
         content: The report, as written to JSON.
@@ -233,7 +233,7 @@ def text_report(content: Dict[str, Any]) -> str:
 
 
 def percent(fraction: float) -> str:
-    """Write a fraction as per cent with three digits."""
+    """Format a fraction as per cent with three digits."""
     return f"{100 * fraction:.3g} %"
 
 

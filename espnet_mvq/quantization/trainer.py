@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from espnet_mvq.files.whole_file import write_bytes
+from espnet_mvq.quantization.codebook_fitting import refit_codebooks, residual_kmeans
 from espnet_mvq.quantization.frames import (
     Reservoir,
     as_tensor,
@@ -23,8 +24,6 @@ from espnet_mvq.quantization.frames import (
     check_seed,
     check_training_frames,
 )
-from espnet_mvq.quantization.kmeans import residual_kmeans
-from espnet_mvq.quantization.least_squares import refit_codebooks
 from espnet_mvq.quantization.quantizer import Quantizer
 
 Frames = Union[torch.Tensor, np.ndarray, Iterable[torch.Tensor]]

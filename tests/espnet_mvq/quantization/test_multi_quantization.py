@@ -8,8 +8,8 @@ import torch
 
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.quantization import quantizer as quantizer_module
+from espnet_mvq.quantization.classifier_quantizer import tournament_pass
 from espnet_mvq.quantization.gram import GramTables
-from espnet_mvq.quantization.tournament_search import refine_by_tournament
 
 
 def build_theirs(num_codebooks, codebook_size=256, dim=16):
@@ -94,7 +94,7 @@ def test_pairs_are_searched_jointly():
     tables, x = GramTables(codebooks), torch.tensor([[0.1]])
     unary = tables.unary_costs(x)
     start = torch.zeros(1, 2, dtype=torch.long)
-    assert refine_by_tournament(tables, unary, start, 1).tolist() == [[1, 1]]
+    assert tournament_pass(tables, unary, start).tolist() == [[1, 1]]
 
 
 def trained_quantizer(num_codebooks=4, **options):
@@ -129,11 +129,8 @@ def test_indexes_are_theirs_with_a_trained_checkpoint(num_codebooks):
 def test_our_search_on_their_codebooks_is_not_worse():
     theirs, x = build_theirs(4), torch.randn(200, 16)
     ours = Quantizer.from_multi_quantization(theirs.state_dict())
-    errors = [
-        ours.relative_reconstruction_error(x, ours.encode(x, method=method))
-        for method in ("beam", "tournament")
-    ]
-    assert errors[0] < 1.02 * errors[1]
+    by_beam = Quantizer(ours.codebooks).relative_reconstruction_error(x)
+    assert by_beam < 1.02 * ours.relative_reconstruction_error(x)
 
 
 @pytest.mark.parametrize("normalize", ["mean", "mean_std"])
@@ -180,13 +177,6 @@ def test_sizes_that_theirs_has_not_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"got {what}, expected a power of two"):
             Quantizer(codebooks).to_multi_quantization(tmp_path / "theirs.pt")
-
-
-def test_tournament_without_a_classifier_is_refused():
-    with pytest.raises(ValueError, match="no classifier to start"):
-        Quantizer(torch.randn(2, 4, 8)).encode(torch.zeros(1, 8), method="tournament")
-    with pytest.raises(ValueError, match="method: got 'pairs'"):
-        Quantizer(torch.randn(2, 4, 8)).encode(torch.zeros(1, 8), method="pairs")
 
 
 def test_other_files_are_refused_by_name(tmp_path):

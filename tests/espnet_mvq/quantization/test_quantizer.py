@@ -6,8 +6,7 @@ import torch
 
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization import quantizer as module
-
-ONES = torch.ones(2, 4, 8), None, None, None
+from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
 
 
 def huge(*shape):
@@ -82,12 +81,15 @@ def test_half_precision_frames(quantizer):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_classifier", [False, True])
 def test_autocast_changes_nothing(dtype, with_classifier):
-    classifier = (torch.randn(16, 8), torch.randn(16)) if with_classifier else ()
-    parts = (torch.randn(2, 8, 8), torch.randn(8), None, None, *classifier)
+    parts = {"codebooks": torch.randn(2, 8, 8), "mean": torch.randn(8)}
+    kind = ClassifierQuantizer if with_classifier else Quantizer
+    if with_classifier:
+        parts["classifier_weight"] = torch.randn(16, 8)
+        parts["classifier_bias"] = torch.randn(16)
     x = torch.randn(300, 8)
-    expected, quantizer = Quantizer(*parts).encode(x), Quantizer(*parts)
+    expected, quantizer = kind(**parts).encode(x), kind(**parts)
     error = quantizer.relative_reconstruction_error(x, expected)
-    quantizer = Quantizer(*parts)  # its tables are made under autocast
+    quantizer = kind(**parts)  # its tables are made under autocast
     with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(quantizer.encode(x), expected)
         decoded = quantizer.decode(expected)
@@ -255,13 +257,6 @@ def test_search_settings_out_of_range_are_refused(quantizer, options):
         ((torch.zeros(2, 4, 8), huge(8)), "mean: got NaN or infinity in float32"),
         ((torch.zeros(2, 4, 8), None, huge(8)), "scale: got zero, .* in float32"),
         ((torch.zeros(2, 4, 8), None, 1 / huge(8)), "scale: got zero, .* in float32"),
-        ((*ONES, torch.full((8, 8), float("nan")), torch.ones(8)), "_weight: got NaN"),
-        ((*ONES, torch.ones(8, 8), huge(8)), "classifier_bias: got NaN"),
-        ((*ONES, torch.ones(8, 8)), "got one of weight and bias, expected both"),
-        (
-            (torch.ones(3, 4, 8), None, None, None, torch.ones(12, 8), torch.ones(12)),
-            "classifier: got 3 codebooks, expected a power of two",
-        ),
         (([[1.0]],), "codebooks: got list"),
         ((torch.zeros(2, 4, 8, dtype=torch.complex64),), "codebooks: got .*complex64"),
     ],
@@ -269,3 +264,22 @@ def test_search_settings_out_of_range_are_refused(quantizer, options):
 def test_what_makes_no_quantizer_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Quantizer(*arguments)
+
+
+@pytest.mark.parametrize(
+    "num_codebooks, weight, bias, message",
+    [
+        (2, torch.full((8, 8), float("nan")), torch.ones(8), "_weight: got NaN"),
+        (2, torch.ones(8, 8), huge(8), "classifier_bias: got NaN"),
+        (2, torch.ones(7, 8), torch.ones(8), r"_weight: got shape \(7, 8\), expected"),
+        (2, torch.ones(8, 8), None, "got one of weight and bias, expected both"),
+        (3, torch.ones(12, 8), torch.ones(12), "got 3 codebooks, expected a power of"),
+    ],
+)
+def test_unusable_classifiers_are_refused(num_codebooks, weight, bias, message):
+    with pytest.raises(ValueError, match=message):
+        ClassifierQuantizer(
+            torch.ones(num_codebooks, 4, 8),
+            classifier_weight=weight,
+            classifier_bias=bias,
+        )

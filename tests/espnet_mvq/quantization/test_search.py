@@ -7,12 +7,8 @@ import torch
 
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.gram import GramTables
-from espnet_mvq.quantization.search import (
-    SearchEffort,
-    beam_search,
-    perturb,
-    refine,
-)
+from espnet_mvq.quantization.search import perturbations
+from espnet_mvq.quantization.torch_search import beam_search, perturb, refine
 
 SIZES = [(1, 4), (2, 4), (3, 3), (4, 2)]  # number of codebooks, codebook size
 
@@ -148,7 +144,7 @@ def test_perturbation_finds_better_indexes_and_loses_nothing():
     tables = GramTables(codebooks)
     unary = tables.unary_costs(x)
     start = refine(tables, unary, torch.zeros(300, 4, dtype=torch.long), 9)
-    found = perturb(tables, unary, start, SearchEffort(perturbation_rounds=8))
+    found = perturb(tables, unary, start, 4, perturbations(8, 4, 16))
     before = squared_error(codebooks, x, start)
     after = squared_error(codebooks, x, found)
     assert (after <= before + 1e-5).all() and after.sum() < 0.98 * before.sum()

@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from espnet_mvq.quantization import kmeans as kmeans_module
-from espnet_mvq.quantization.kmeans import kmeans, nearest, residual_kmeans
-from espnet_mvq.quantization.least_squares import refit_codebooks
+from espnet_mvq.quantization import codebook_fitting as module
+from espnet_mvq.quantization.codebook_fitting import (
+    kmeans,
+    nearest,
+    refit_codebooks,
+    residual_kmeans,
+)
 
 
 def generator(seed=0):
@@ -26,7 +30,7 @@ def test_nearest_equals_the_smallest_distance(monkeypatch):
     x, centres = torch.randn(20, 8), torch.randn(4, 8)
     expected = torch.cdist(x, centres).argmin(1)
     assert torch.equal(nearest(x, centres), expected)
-    monkeypatch.setattr(kmeans_module, "_CHUNK_FRAMES", 3)
+    monkeypatch.setattr(module, "_CHUNK_FRAMES", 3)
     assert torch.equal(nearest(x, centres), expected)
 
 
