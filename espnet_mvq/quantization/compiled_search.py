@@ -47,15 +47,15 @@ def search(
         indexes = torch.empty(num_frames, num_codebooks, dtype=torch.int64)
     else:
         indexes = initial.clone()
-    frame_arrays = unary.numpy(), indexes.numpy()
+    costs, result = unary.numpy(), indexes.numpy()  # they share the tensors' memory
     cross, changes = tables.cross.numpy(), changes.numpy()
     threads = max(1, min(torch.get_num_threads(), num_frames // 64))
 
     def run(part: slice) -> None:
         _search_frames(
-            frame_arrays[0][part],
+            costs[part],
             cross,
-            frame_arrays[1][part],
+            result[part],
             initial is None,
             min(beam_size, codebook_size**num_codebooks),
             refine_passes,

@@ -42,12 +42,12 @@ def run(implementation, tables, unary, effort, initial=None):
 def test_indexes_are_those_of_torch(num_codebooks, codebook_size, effort):
     tables, unary = random_tables(num_codebooks, codebook_size)
     expected = run(torch_search, tables, unary, effort)
-    found = run(compiled_search, tables, unary, effort)
-    assert found.dtype == torch.int64
+    result = run(compiled_search, tables, unary, effort)
+    assert result.dtype == torch.int64
     # Rounding may decide ties otherwise, and a tie may lead elsewhere.
-    assert (found == expected).float().mean() > 0.99
+    assert (result == expected).float().mean() > 0.99
     torch.testing.assert_close(
-        tables.total_cost(unary, found).mean(),
+        tables.total_cost(unary, result).mean(),
         tables.total_cost(unary, expected).mean(),
         rtol=1e-3,
         atol=1e-3,
@@ -60,11 +60,11 @@ def test_given_indexes_lead_where_torch_goes_and_are_left_alone(effort):
     start = torch.randint(0, 16, (len(unary), 4))
     kept = start.clone()
     expected = run(torch_search, tables, unary, effort, start)
-    found = run(compiled_search, tables, unary, effort, start)
+    result = run(compiled_search, tables, unary, effort, start)
     assert torch.equal(start, kept)
-    assert (found == expected).float().mean() > 0.99
+    assert (result == expected).float().mean() > 0.99
     assert (
-        tables.total_cost(unary, found) <= tables.total_cost(unary, start) + 1e-4
+        tables.total_cost(unary, result) <= tables.total_cost(unary, start) + 1e-4
     ).all()
 
 

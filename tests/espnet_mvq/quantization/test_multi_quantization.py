@@ -30,9 +30,9 @@ def test_indexes_are_theirs(num_codebooks, codebook_size, num_passes):
     theirs = build_theirs(num_codebooks, codebook_size)
     x = torch.randn(40, 16)
     ours = Quantizer.from_multi_quantization(theirs.state_dict())
-    found = ours.encode(x, refine_passes=num_passes)
+    result = ours.encode(x, refine_passes=num_passes)
     expected = theirs.encode(x, refine_indexes_iters=num_passes, as_bytes=False)
-    assert torch.equal(found.long(), expected)
+    assert torch.equal(result.long(), expected)
 
 
 def test_indexes_are_theirs_with_sixteen_codebooks():
@@ -83,9 +83,9 @@ def test_encoding_in_chunks_is_encoding_at_once(monkeypatch):
 def test_given_indexes_are_refined_and_never_made_worse():
     ours = Quantizer.from_multi_quantization(build_theirs(4).state_dict())
     x, start = torch.randn(30, 16), torch.randint(0, 256, (30, 4))
-    found = ours.encode(x, initial_indexes=start)
+    result = ours.encode(x, initial_indexes=start)
     before = (x - ours.decode(start)).square().sum(1)
-    assert ((x - ours.decode(found)).square().sum(1) <= before + 1e-4).all()
+    assert ((x - ours.decode(result)).square().sum(1) <= before + 1e-4).all()
 
 
 def test_pairs_are_searched_jointly():
@@ -122,8 +122,8 @@ def test_indexes_are_theirs_with_a_trained_checkpoint(num_codebooks):
     x = frames[:50]
     for num_passes in (0, 1, 5):
         expected = theirs.encode(x, num_passes, as_bytes=False)
-        found = ours.encode(x, refine_passes=num_passes)
-        assert torch.equal(found.long(), expected)
+        result = ours.encode(x, refine_passes=num_passes)
+        assert torch.equal(result.long(), expected)
 
 
 def test_our_search_on_their_codebooks_is_not_worse():

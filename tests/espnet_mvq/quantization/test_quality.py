@@ -281,8 +281,8 @@ def plain_correlation(codebooks):
 @pytest.mark.parametrize("shape", [(3, 8, 5), (2, 4, 16), (1, 2, 3)])
 def test_correlation_equals_that_of_covariances(shape):
     codebooks = torch.randn(shape) * torch.arange(1, shape[2] + 1) + 3
-    found = codebook_correlation(codebooks)
-    torch.testing.assert_close(found, plain_correlation(codebooks))
+    result = codebook_correlation(codebooks)
+    torch.testing.assert_close(result, plain_correlation(codebooks))
 
 
 def test_correlation_of_equal_and_of_orthogonal_codebooks():
@@ -291,22 +291,22 @@ def test_correlation_of_equal_and_of_orthogonal_codebooks():
     # Neither order, nor sign, nor size, nor mean of the entries counts.
     codebooks = torch.stack([left, right, -2 * left.flip(0) + 1])
     expected = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.float64)
-    found = codebook_correlation(codebooks)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    result = codebook_correlation(codebooks)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
 
 
 def test_codebook_of_equal_entries_has_no_correlation():
     codebooks = torch.stack([torch.randn(4, 3), torch.ones(4, 3)])
-    found = codebook_correlation(codebooks)
-    assert found[0, 0] == pytest.approx(1)
-    assert found[1].isnan().all() and found[0, 1].isnan()
+    result = codebook_correlation(codebooks)
+    assert result[0, 0] == pytest.approx(1)
+    assert result[1].isnan().all() and result[0, 1].isnan()
 
 
 def test_variance_share():
     entries = torch.randn(8, 3)
     codebooks = torch.stack([entries, 2 * entries + 5, torch.ones(8, 3)])
-    found = codebook_variance_share(codebooks).tolist()
-    assert found == pytest.approx([0.2, 0.8, 0], abs=1e-6)
+    result = codebook_variance_share(codebooks).tolist()
+    assert result == pytest.approx([0.2, 0.8, 0], abs=1e-6)
 
 
 def halves(x, indexes):

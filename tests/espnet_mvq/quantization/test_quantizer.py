@@ -42,8 +42,8 @@ def test_decode_adds_entries_and_undoes_the_normalisation(quantizer):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_exact_sums_come_back(quantizer, dtype):
     indexes = torch.randint(0, 4, (7, 2)).to(dtype)
-    found = quantizer.encode(quantizer.decode(indexes), beam_size=16)
-    assert torch.equal(found.long(), indexes.long())
+    result = quantizer.encode(quantizer.decode(indexes), beam_size=16)
+    assert torch.equal(result.long(), indexes.long())
 
 
 def test_all_values_of_a_byte_are_used():
@@ -115,8 +115,8 @@ def test_autocast_changes_nothing(dtype, with_classifier):
 def test_frames_of_other_layouts_and_arrays(quantizer, convert):
     x = torch.randn(7, 8)
     expected = quantizer.encode(x)
-    found = quantizer.encode(convert(x))
-    assert torch.equal(found, expected) and not found.requires_grad
+    result = quantizer.encode(convert(x))
+    assert torch.equal(result, expected) and not result.requires_grad
     decoded = quantizer.decode(expected.numpy())
     assert torch.equal(decoded, quantizer.decode(expected))
     error = quantizer.relative_reconstruction_error(convert(x), expected.numpy())
@@ -139,7 +139,7 @@ def test_frames_of_other_layouts_and_arrays(quantizer, convert):
         (torch.full((3, 8), 3e38), r"values up to 3e\+38 in frame 0"),
     ],
 )
-def test_what_are_no_frames_is_refused_in_one_line(quantizer, x, message):
+def test_unusable_frames_are_refused_in_one_line(quantizer, x, message):
     with pytest.raises(ValueError, match=message) as raised:
         quantizer.encode(x)
     assert "\n" not in str(raised.value)
@@ -261,7 +261,7 @@ def test_search_settings_out_of_range_are_refused(quantizer, options):
         ((torch.zeros(2, 4, 8, dtype=torch.complex64),), "codebooks: got .*complex64"),
     ],
 )
-def test_what_makes_no_quantizer_is_refused(arguments, message):
+def test_unusable_tensors_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Quantizer(*arguments)
 
