@@ -15,9 +15,8 @@ import random
 import torch
 
 from espnet_mvq.quantization import Quantizer
-from espnet_mvq.quantization.fastest_search import find_indexes
 from espnet_mvq.quantization.gram import GramTables
-from espnet_mvq.quantization.search import SearchEffort
+from espnet_mvq.quantization.search import SearchEffort, find_indexes
 
 SCALE_SPEED = 10  # how much faster the log-domain scales learn than the weights
 BATCH_FRAMES = 512
@@ -54,7 +53,7 @@ class GradientQuantizer(torch.nn.Module):
         entries = self.entries()
         with torch.no_grad():
             tables = GramTables(entries)
-            effort = SearchEffort(1, random.choice((1, 2)), 2)
+            effort = SearchEffort(1, random.choice((1, 2)), 2, 0)
             unary = tables.unary_costs(x)
             indexes = find_indexes(tables, unary, effort, logits.argmax(2))
             mean = entries.mean(1).sum(0)

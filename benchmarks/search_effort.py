@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from espnet_mvq.quantization import Quantizer
-from espnet_mvq.quantization.linear_probe import linear_probe
-from espnet_mvq.quantization.quality import label_stability
+from espnet_mvq.quantization.quality import label_stability, linear_probe
 
 EFFORTS = {
     "greedy": {"beam_size": 1, "refine_passes": 0},

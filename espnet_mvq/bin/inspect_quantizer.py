@@ -25,6 +25,7 @@ from espnet_mvq.extraction.frame_sampling import embed_utterances, shuffle_over_
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.quantization.quality import QualityReport, measure_quality
 from espnet_mvq.quantization.quality_text import text_report
@@ -190,7 +191,7 @@ def describe(
             "num_codebooks": quantizer.num_codebooks,
             "codebook_size": quantizer.codebook_size,
             "dim": quantizer.dim,
-            "has_classifier": quantizer.classifier_weight is not None,
+            "has_classifier": isinstance(quantizer, ClassifierQuantizer),
             "provenance": quantizer.provenance,
         },
         "frames": {

@@ -1,8 +1,9 @@
-"""The code search of `search`, compiled for CPUs.
+"""Search for codebook indexes, compiled for CPUs; see `search`.
 
-Same steps, same results up to float ties, but one frame after the other: what a frame
-needs stays in the processor's cache, and each frame ends as soon as it is done. All
-entries are named by row numbers of the Gram table (see `gram.GramTables`).
+The steps and, up to float ties, the results are those of `torch_search`, one frame
+after the other: the tables of a frame stay in the processor's cache, and each frame
+stops as soon as it is done. Entries are named by row numbers of the Gram table (see
+`gram.GramTables`).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 
 from espnet_mvq.quantization.gram import GramTables
-from espnet_mvq.quantization.search import SearchEffort, perturbations
 
 # Costs are finite (frames are checked), so minima and sums may be reordered.
 _FAST_MATH = {"reassoc", "contract", "nnan", "nsz"}
@@ -21,7 +21,7 @@ _BLOCK = 32  # entries whose minimum is compared before the entries themselves
 
 
 def _compile(function: Callable) -> Callable:
-    """Compile a function at its first call, and keep the result on disk if possible."""
+    """Compile a function at its first call; cache the result on disk if possible."""
     options = {"nogil": True, "fastmath": _FAST_MATH}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -32,42 +32,36 @@ def _compile(function: Callable) -> Callable:
 def search(
     tables: GramTables,
     unary: torch.Tensor,
-    effort: SearchEffort,
-    initial: Optional[torch.Tensor] = None,
+    initial: Optional[torch.Tensor],
+    beam_size: int,
+    refine_passes: int,
+    pair_candidates: int,
+    changes: torch.Tensor,
 ) -> torch.Tensor:
-    """Find codebook indexes, with as many threads as torch uses.
+    """Find codebook indexes with as many threads as torch uses.
 
-    Args:
-        tables: Gram tables of the codebooks, on the CPU.
-        unary: From `GramTables.unary_costs`, float, (B, N, K), on the CPU.
-        effort: How hard to search.
-        initial: Indexes to start from in place of a beam search, int64, (B, N).
-
-    Returns:
-        Codebook indexes, int64, (B, N).
+    Args and result are those of `torch_search.search`, all on the CPU.
     """
     num_frames, num_codebooks, codebook_size = unary.shape
     if initial is None:
         indexes = torch.empty(num_frames, num_codebooks, dtype=torch.int64)
     else:
         indexes = initial.clone()
-    changes = perturbations(effort.perturbation_rounds, num_codebooks, codebook_size)
-    arrays = unary.numpy(), indexes.numpy()
+    costs, result = unary.numpy(), indexes.numpy()  # they share the tensors' memory
     cross, changes = tables.cross.numpy(), changes.numpy()
-    tolerance = np.float32(tables.tolerance)
     threads = max(1, min(torch.get_num_threads(), num_frames // 64))
 
     def run(part: slice) -> None:
         _search_frames(
-            arrays[0][part],
+            costs[part],
             cross,
-            arrays[1][part],
+            result[part],
             initial is None,
-            min(effort.beam_size, codebook_size**num_codebooks),
-            effort.refine_passes,
-            min(effort.pair_candidates, codebook_size - 1),
+            min(beam_size, codebook_size**num_codebooks),
+            refine_passes,
+            min(pair_candidates, codebook_size - 1),
             changes,
-            tolerance,
+            np.float32(tables.tolerance),
         )
 
     borders = [num_frames * t // threads for t in range(threads + 1)]
@@ -75,7 +69,7 @@ def search(
     if threads == 1:
         run(parts[0])
     else:
-        # Own threads: numba's would not survive a fork, as data loaders do it.
+        # Not numba's threads: they do not survive the fork of a data loader.
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, parts))
     return indexes
@@ -148,7 +142,7 @@ def _search_frames(
 def _insert(value, first, second, values, pairs, count, limit):
     """Insert a pair into a list sorted by value of at most `limit`; return its length.
 
-    The value must belong into the list.
+    The value must be small enough for the list.
     """
     if count < limit:
         count += 1
@@ -166,7 +160,7 @@ def _insert(value, first, second, values, pairs, count, limit):
 
 @_compile
 def _insert_all(costs, base, parent, values, pairs, count, limit):
-    """Insert (parent, k) for each of base + costs (K,) that belongs into the list."""
+    """Insert (parent, k) for each of base + costs (K,) small enough for the list."""
     size = costs.shape[0]
     for start in range(0, size, _BLOCK):
         end = min(start + _BLOCK, size)
@@ -184,10 +178,10 @@ def _insert_all(costs, base, parent, values, pairs, count, limit):
 
 @_compile
 def _beam_search(unary, cross, beams, beam_costs, kept, sums, indexes, beam_size):
-    """Beam search of one frame; see `search.beam_search`.
+    """Beam search of one frame; see `torch_search.beam_search`.
 
-    Partial choices that begin alike stand side by side ("tree order"), so that the sums
-    of their common beginnings, sums[m] for codebooks 0 to m, are made once.
+    Partial choices with a common beginning are neighbours ("tree order"), so the sums
+    of common beginnings, sums[m] for codebooks 0 to m, are computed once.
     """
     num_codebooks, codebook_size = unary.shape
     limit = beam_size if num_codebooks > 1 else 1
@@ -212,7 +206,7 @@ def _beam_search(unary, cross, beams, beam_costs, kept, sums, indexes, beam_size
             next_count = _insert_all(
                 sums[n - 1], values[w], w, next_values, kept, next_count, limit
             )
-        # Back into tree order; the old values make room for the sorted ones meanwhile.
+        # Back into tree order; the old values are no longer needed and hold a copy.
         values[:next_count] = next_values[:next_count]
         place = 0
         for parent in range(count):
@@ -228,7 +222,7 @@ def _beam_search(unary, cross, beams, beam_costs, kept, sums, indexes, beam_size
 
 @_compile
 def _conditional_costs(unary, cross, indexes, costs):
-    """Fill costs (N, K) with each entry's cost while the other codebooks stay."""
+    """Fill costs (N, K) with the cost of each entry while other codebooks stay."""
     num_codebooks, codebook_size = unary.shape
     costs[:] = unary
     for m in range(num_codebooks):
@@ -242,7 +236,7 @@ def _conditional_costs(unary, cross, indexes, costs):
 
 @_compile
 def _change(cross, costs, indexes, m, entry):
-    """Give codebook m another entry; return by how much the cost rises."""
+    """Give codebook m another entry; return the rise of the cost."""
     num_codebooks, codebook_size = costs.shape
     rise = costs[m, entry] - costs[m, indexes[m]]
     old = cross[indexes[m] + m * codebook_size]
@@ -258,7 +252,7 @@ def _change(cross, costs, indexes, m, entry):
 
 @_compile
 def _lowest(values):
-    """Return the place of the lowest of some values."""
+    """Index of the lowest value."""
     lowest = values[0]
     for k in range(1, values.shape[0]):
         lowest = min(lowest, values[k])
@@ -279,7 +273,7 @@ def _refine(
     best_costs,
     best,
 ):
-    """Refine one frame (see `search.refine`); return by how much its cost rises."""
+    """Refine one frame (see `torch_search.refine`); return the rise of its cost."""
     num_codebooks = costs.shape[0]
     rise = np.float32(0)
     for _ in range(num_passes):
@@ -320,10 +314,13 @@ def _change_pair(
     best_costs,
     best,
 ):
-    """Change codebook n and the one that answers best, if it pays; return the rise."""
+    """Change codebook n and the one that answers best, if the cost falls.
+
+    Return the rise of the cost, 0 or negative.
+    """
     num_codebooks, codebook_size = costs.shape
     now = indexes[n]
-    # The entry chosen now is no candidate: it is hidden while the list is made.
+    # The current entry is no candidate: hide it while the list is made.
     cost_now = costs[n, now]
     costs[n, now] = np.inf
     count = _insert_all(
@@ -354,6 +351,6 @@ def _change_pair(
     if first < 0:
         return np.float32(0)
     _change(cross, costs, indexes, n, first)
-    # Codebook n has its new entry now, so this is the answer that was counted on.
+    # Codebook n has its new entry now, so this is the answer chosen above.
     _change(cross, costs, indexes, second, _lowest(costs[second]))
     return rise

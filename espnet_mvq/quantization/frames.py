@@ -1,31 +1,32 @@
-"""Choosing frames for training, and checks of frames and indexes."""
+"""Frames for training, and checks of frames, indexes and numbers."""
 
 import math
 import numbers
 import os
 import warnings
-from typing import Any, List
+from typing import Any, Iterable, List, Union
 
 import numpy as np
 import torch
 
+Frames = Union[torch.Tensor, np.ndarray, Iterable[torch.Tensor]]
+
 MAX_CODEBOOK_SIZE = 256  # an index is one byte
-# Of two entries in a refit: how often they meet, in float32 and twice in float64
+# Memory of a pair of entries in a refit: its count in float32 and twice in float64
 _PAIR_BYTES = 20
 
 
 class Reservoir:
     """Keeps a uniform random sample of frames from a stream of unknown length.
 
-    Every frame of the stream has the same chance to be kept: each draws a random
-    key, and those with the smallest keys stay.
+    Each frame draws a random key, and the frames with the smallest keys are kept.
 
     Args:
-        max_frames: Frames kept.
+        max_frames: Size of the sample.
         seed: Seed of the keys.
 
     Raises:
-        ValueError: If max_frames is below 1 or the seed is none that torch takes.
+        ValueError: If max_frames is below 1 or torch does not take the seed.
     """
 
     def __init__(self, max_frames: int, seed: int = 0):
@@ -71,11 +72,65 @@ class Reservoir:
         self._frames, self._keys, self._held = [frames], [keys], len(keys)
 
 
-def check_number(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number, or too small a one.
+def gather_frames(
+    name: str, frames: Frames, dim: int, max_frames: int, seed: int
+) -> torch.Tensor:
+    """Return frames as one tensor on the CPU, a random sample if there are too many.
+
+    Args:
+        name: Name of the frames in errors.
+        frames: Float, (F, D): a tensor, an array or memory map, or an iterator of such
+            chunks.
+        dim: Dimension D.
+        max_frames: Maximum number of frames.
+        seed: Seed of the sample.
+
+    Returns:
+        Float32, (at most max_frames, D).
 
     Raises:
-        ValueError: If it is; names the setting.
+        ValueError: If there are none, or they have another shape or hold NaN or
+            infinity.
+    """
+
+    def check_shape(frames: torch.Tensor) -> torch.Tensor:
+        if frames.dim() != 2 or frames.shape[1] != dim:
+            raise ValueError(
+                f"{name}: got shape {tuple(frames.shape)}, expected (number of frames, "
+                f"{dim})"
+            )
+        return frames
+
+    if isinstance(frames, (np.ndarray, torch.Tensor)):
+        if frames.ndim == 2 and len(frames) > max_frames:
+            generator = torch.Generator().manual_seed(seed)
+            rows = torch.randperm(len(frames), generator=generator)[:max_frames]
+            # Reads only these rows of a memory map
+            frames = frames[rows.sort().values.numpy()]
+        if isinstance(frames, np.ndarray):
+            frames = torch.from_numpy(np.array(frames, dtype=np.float32))
+    else:
+        reservoir = Reservoir(max_frames, seed)
+        for chunk in frames:
+            reservoir.add(check_shape(as_tensor(name, chunk)))
+        frames = reservoir.frames()
+    # Checked as float32, which does not hold all values of float64
+    frames = check_shape(frames).detach().float().cpu()
+    bad_rows = (~frames.isfinite().all(dim=1)).nonzero().flatten()
+    if len(bad_rows):
+        raise ValueError(
+            f"{name}: got NaN or infinity in {len(bad_rows)} of {len(frames)} frames, "
+            f"first in frame {int(bad_rows[0])} (counted from 0); expected finite "
+            "embeddings: check the teacher's precision and the audio"
+        )
+    return frames
+
+
+def check_number(name: str, value: Any, least: int) -> None:
+    """Check a setting that is a whole number.
+
+    Raises:
+        ValueError: If it is not, or is too small; names the setting.
     """
     if not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(
@@ -84,10 +139,10 @@ def check_number(name: str, value: Any, least: int) -> None:
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse a seed that torch does not take.
+    """Check a seed.
 
     Raises:
-        ValueError: If it is no whole number from -2^63 to 2^64 - 1.
+        ValueError: If it is not a whole number from -2^63 to 2^64 - 1.
     """
     if not isinstance(seed, numbers.Integral) or not -(2**63) <= seed < 2**64:
         raise ValueError(
@@ -96,7 +151,7 @@ def check_seed(seed: Any) -> None:
 
 
 def check_codebook_size(codebook_size: int) -> None:
-    """Refuse a codebook size whose indexes do not fit into one byte.
+    """Check that the indexes of a codebook fit into one byte.
 
     Raises:
         ValueError: If the size is not between 2 and 256.
@@ -110,10 +165,10 @@ def check_codebook_size(codebook_size: int) -> None:
 
 
 def check_memory(num_codebooks: int, codebook_size: int) -> None:
-    """Refuse codebooks whose tables do not fit into this machine's memory.
+    """Check that the tables of a training fit into the memory of this machine.
 
     Raises:
-        ValueError: If there are too many of them.
+        ValueError: If they do not.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     needed = _PAIR_BYTES * (num_codebooks * codebook_size) ** 2
@@ -129,7 +184,7 @@ def as_tensor(name: str, value: Any) -> torch.Tensor:
     """Return a tensor, or a numpy array as one that shares its memory.
 
     Raises:
-        ValueError: If it is neither, or an array of a kind that torch has not.
+        ValueError: If it is neither, or an array that torch does not support.
     """
     if isinstance(value, torch.Tensor):
         return value
@@ -140,7 +195,7 @@ def as_tensor(name: str, value: Any) -> torch.Tensor:
         )
     try:
         with warnings.catch_warnings():
-            # Of arrays that are read only, as memory maps are: nothing writes to them.
+            # The warning that a memory map is read only: nothing writes to it.
             warnings.simplefilter("ignore", UserWarning)
             return torch.as_tensor(value)
     except (TypeError, ValueError) as error:
@@ -152,7 +207,7 @@ def as_tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def check_frames(x: Any, dim: int) -> torch.Tensor:
-    """Return embeddings (*, D), tensor or array, as a tensor, or refuse them.
+    """Return embeddings (*, D), a tensor or array, as a tensor.
 
     Raises:
         ValueError: If they are not float, or of another dimension.
@@ -167,7 +222,7 @@ def check_frames(x: Any, dim: int) -> torch.Tensor:
 
 
 def check_indexes(indexes: Any, num_codebooks: int, codebook_size: int) -> torch.Tensor:
-    """Return codebook indexes (*, N), tensor or array, as int64 (F, N), or refuse them.
+    """Return codebook indexes (*, N), a tensor or array, as an int64 tensor (F, N).
 
     Raises:
         ValueError: If they are not integers from 0 to K - 1, or not N of them.
@@ -194,7 +249,7 @@ def check_indexes(indexes: Any, num_codebooks: int, codebook_size: int) -> torch
 
 
 def check_training_frames(x: torch.Tensor, codebook_size: int) -> None:
-    """Refuse frames that no quantizer can be trained on.
+    """Check frames for training.
 
     Args:
         x: Training frames, finite, (F, D).

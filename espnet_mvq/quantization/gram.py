@@ -1,12 +1,12 @@
-"""Inner products between codebook entries: all that a code search needs to know.
+"""Gram tables: inner products between codebook entries, the input of a search.
 
 The squared error of approximating a frame x by a sum of codebook entries is
 
     ||x - sum_n c_n[i_n]||^2 = ||x||^2 + sum_n (||c_n[i_n]||^2 - 2 <x, c_n[i_n]>)
                                        + 2 sum_{n<m} <c_n[i_n], c_m[i_m]>
 
-so one product with the codebooks and one table of inner products between entries
-are enough: after that nothing depends on the embedding dimension D. Everywhere in
+so a search needs one product of x with the codebooks and one table of inner products
+between entries; nothing after that depends on the embedding dimension D. Everywhere in
 this package the "cost" of indexes is the error without the constant ||x||^2.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 # A change must lower the cost by more than this fraction of the largest entry's norm:
-# below it are rounding errors, and a search that follows them may run in circles.
+# smaller changes are rounding errors, and a search that follows them may not end.
 _TOLERANCE = 1e-6
 _LARGEST_COST = 1e38  # a third of float32's largest number
 
@@ -28,7 +28,7 @@ class GramTables:
         norms: ||entry||^2, float, (N * K,).
         offsets: Row number of entry 0 of each codebook, int64, (N,).
         tolerance: Smallest change of a cost that counts.
-        largest_value: Largest value of a frame whose costs float32 surely holds.
+        largest_value: Bound on the values of a frame; float32 holds the costs below it.
 
     Args:
         codebooks: Codebook entries, float32, (N, K, D).

@@ -1,14 +1,17 @@
-"""Exchange with k2-fsa's multi_quantization (icefall's MVQ recipes, SPEAR).
+"""Checkpoints of k2-fsa's multi_quantization (icefall's MVQ recipes, SPEAR).
 
-Read their quantizers, and make checkpoints of ours that their library loads.
+Read their quantizers, and write checkpoints of ours that their library loads.
 """
 
+import io
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Dict, Mapping, Tuple, Union
 
 import torch
 
-from espnet_mvq.quantization.quantizer_tensors import check_tensors
+from espnet_mvq.files.whole_file import write_bytes
+from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
+from espnet_mvq.quantization.quantizer import Quantizer
 
 _NAMES = (
     "centers",
@@ -18,27 +21,13 @@ _NAMES = (
     "to_logits.bias",
 )
 _SCALE_SPEED = 10  # that library's factor on its log-domain scales
-_STD_FLOOR = 1e-5  # what SPEAR adds to standard deviations
+_STD_FLOOR = 1e-5  # added by SPEAR to standard deviations
 
 
-def convert_multi_quantization(
+def read_checkpoint(
     source: Union[str, Path, Mapping[str, Any]],
-) -> Dict[str, torch.Tensor]:
-    """Convert a checkpoint to the arguments of our `Quantizer`.
-
-    Args:
-        source: Checkpoint file or state dict; or SPEAR's form
-            {"quantizer": state dict, "mean": (D,), "std": (D,)}.
-
-    Returns:
-        codebooks (N, K, D), classifier_weight (N*K, D), classifier_bias (N*K,) and,
-        for SPEAR's form, mean and scale (D,).
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a checkpoint, or holds NaN, infinity or values
-            that float32 does not hold; names file and tensor.
-    """
+) -> ClassifierQuantizer:
+    """Read a checkpoint; see `Quantizer.from_multi_quantization`."""
     name = "state dict"
     if isinstance(source, (str, Path)):
         name = str(source)
@@ -49,7 +38,7 @@ def convert_multi_quantization(
         try:
             source = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # unpickling raises by kind of damage
-            # The first line alone: the others advise to run what the file says
+            # Only the first line: the others advise to execute the file's content
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
                 f"multi_quantization checkpoint {name}: not loadable "
@@ -57,13 +46,20 @@ def convert_multi_quantization(
                 "that torch.save wrote, copy it again"
             ) from error
     try:
-        return _convert(source)
+        return ClassifierQuantizer(
+            **_convert(source), provenance={"made_by": "multi_quantization"}
+        )
     except ValueError as error:
         raise ValueError(f"multi_quantization checkpoint {name}: {error}") from error
 
 
 def _convert(source: Any) -> Dict[str, torch.Tensor]:
-    """Convert a state dict, alone or in SPEAR's form."""
+    """Convert a checkpoint to the arguments of `ClassifierQuantizer`.
+
+    Args:
+        source: State dict; or SPEAR's form {"quantizer": state dict, "mean": (D,),
+            "std": (D,)}.
+    """
     state = source.get("quantizer", source) if isinstance(source, Mapping) else {}
     state = state if isinstance(state, Mapping) else {}
     missing = [key for key in _NAMES if key not in state]
@@ -99,97 +95,88 @@ def _convert(source: Any) -> Dict[str, torch.Tensor]:
     if given:
         converted["mean"] = parts["mean"].flatten()
         converted["scale"] = parts["std"].flatten() + _STD_FLOOR
-    return check_tensors(**converted)
+    return converted
 
 
-def make_multi_quantization(
-    codebooks: torch.Tensor,
-    mean: torch.Tensor,
-    scale: torch.Tensor,
-    classifier_weight: Optional[torch.Tensor] = None,
-    classifier_bias: Optional[torch.Tensor] = None,
-    identity: str = "0" * 8,
-) -> Dict[str, Any]:
+def write_checkpoint(quantizer: Quantizer, path: Union[str, Path]) -> None:
+    """Write a checkpoint; see `Quantizer.to_multi_quantization`."""
+    checkpoint = io.BytesIO()
+    torch.save(make_checkpoint(quantizer), checkpoint)
+    write_bytes(path, checkpoint.getvalue())
+
+
+def make_checkpoint(quantizer: Quantizer) -> Dict[str, Any]:
     """Make a checkpoint that multi_quantization loads.
 
-    That library starts its search from a linear classifier; where there is none, one
-    is derived from the codebooks (see `linear_discriminant`). It knows no mean either:
-    the mean moves into the first codebook. Scales other than 1 need SPEAR's form.
-
-    Args:
-        codebooks: Entries in the normalised space, (N, K, D).
-        mean: Subtracted from each channel, (D,).
-        scale: Divides each channel, (D,).
-        classifier_weight: Of the first indexes, (N * K, D).
-        classifier_bias: Likewise, (N * K,).
-        identity: 8 ASCII characters, their quantizer's id.
+    That library needs a classifier, and has no mean and no scale. A quantizer without
+    a classifier gets that of `linear_discriminant`, and its mean is added to the first
+    codebook. A scale, or a mean beside a classifier, needs SPEAR's form.
 
     Returns:
-        The state dict of a `multi_quantization.Quantizer(D, K, N)`; with scales, or a
-        mean and a classifier, {"quantizer": state dict, "mean", "std"}.
+        The state dict of a `multi_quantization.Quantizer(D, K, N)`, or
+        {"quantizer": state dict, "mean": (D,), "std": (D,)}.
 
     Raises:
-        ValueError: If N or K is no power of two, as that library wants them.
+        ValueError: If N or K is not a power of two, as that library expects.
     """
-    num_codebooks, codebook_size, dim = codebooks.shape
-    for name, value in (
-        ("num_codebooks", num_codebooks),
-        ("codebook_size", codebook_size),
-    ):
+    for name in ("num_codebooks", "codebook_size"):
+        value = getattr(quantizer, name)
         if value & (value - 1):
             raise ValueError(
                 f"to_multi_quantization: got {name} {value}, expected a power of two; "
                 "multi_quantization has no others"
             )
-    derived = classifier_weight is None or classifier_bias is None
-    if derived:
-        classifier_weight, classifier_bias = linear_discriminant(codebooks)
-    is_scaled = bool((scale != 1).any())
-    is_moved = bool((mean != 0).any())
-    centers = codebooks.clone()
-    if is_moved and not is_scaled and derived:
-        centers[0] += mean
-        classifier_bias = classifier_bias - classifier_weight @ mean
+    mean, scale = quantizer.mean, quantizer.scale
+    is_scaled, has_mean = bool((scale != 1).any()), bool((mean != 0).any())
+    centers = quantizer.codebooks.clone()
+    has_classifier = isinstance(quantizer, ClassifierQuantizer)
+    if has_classifier:
+        weight = quantizer.classifier_weight.clone()
+        bias = quantizer.classifier_bias.clone()
+    else:
+        weight, bias = linear_discriminant(centers)
+        if has_mean and not is_scaled:
+            centers[0] += mean
+            bias -= weight @ mean
     state = {
         "centers": centers,
         "centers_scale": torch.zeros(()),
         "logits_scale": torch.zeros(()),
-        "id_buf": torch.tensor(list(identity[:8].encode("ascii")), dtype=torch.uint8),
-        "to_logits.weight": classifier_weight.clone(),
-        "to_logits.bias": classifier_bias.clone(),
+        "id_buf": torch.tensor(list(quantizer.id[:8].encode()), dtype=torch.uint8),
+        "to_logits.weight": weight,
+        "to_logits.bias": bias,
     }
-    if is_scaled or (is_moved and not derived):
+    if is_scaled or (has_mean and has_classifier):
         return {"quantizer": state, "mean": mean, "std": scale - _STD_FLOOR}
     return state
 
 
-def linear_discriminant(codebooks: torch.Tensor):
+def linear_discriminant(codebooks: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     """Derive a linear classifier of indexes from the codebooks alone.
 
-    Seen from one codebook, the entries of all others are noise with the covariance
-    that these entries have. A linear discriminant analysis with this noise is the best
-    linear guess of an index, as far as codebooks are independent and entries equally
-    frequent.
+    From the view of one codebook, the entries of all others are Gaussian noise with the
+    covariance of these entries, which are taken for equally frequent. The logits of
+    entry k of codebook n are the log odds under this noise, of mean m_n and covariance
+    S_n: c_nk' S_n^-1 (z - m_n - c_nk / 2).
 
     Args:
         codebooks: Entries, float, (N, K, D).
 
     Returns:
         Weight (N * K, D) and bias (N * K,) of the logits.
+
+    Source: ours; linear discriminant analysis.
     """
+    # In float32, so that the same quantizer always gives the same checkpoint
     centred = (codebooks - codebooks.mean(1, keepdim=True)).double()
-    num_codebooks, codebook_size, dim = centred.shape
-    means = codebooks.double().mean(1)
-    total_mean = means.sum(0)
-    total = torch.einsum("nkd,nke->de", centred, centred) / codebook_size
-    # What quantization leaves over is unknown; a tenth of the variance stands for it.
-    floor = 0.1 * total.diagonal().mean() * torch.eye(dim, dtype=total.dtype)
-    weights, biases = [], []
-    for n in range(num_codebooks):
-        noise = total - centred[n].T @ centred[n] / codebook_size + floor.to(total)
-        weight = torch.linalg.solve(noise, codebooks[n].double().T).T
-        shift = total_mean - means[n]
-        quadratic = (weight * codebooks[n].double()).sum(1) / 2
-        weights.append(weight)
-        biases.append(-weight @ shift - quadratic)
-    return torch.cat(weights).float(), torch.cat(biases).float()
+    codebooks = codebooks.double()
+    means = codebooks.mean(1)
+    covariances = centred.transpose(1, 2) @ centred / codebooks.shape[1]  # (N, D, D)
+    total = covariances.sum(0)
+    # The quantizer's error is unknown; a tenth of the variance stands for it.
+    error = 0.1 * total.diagonal().mean() * torch.eye(len(total)).to(total)
+    noise = total - covariances + error
+    weight = torch.linalg.solve(noise, codebooks.transpose(1, 2)).transpose(1, 2)
+    others = (means.sum(0) - means).unsqueeze(1)  # m_n
+    bias = -(weight * (others + codebooks / 2)).sum(2)
+    return weight.flatten(0, 1).float(), bias.flatten().float()

@@ -1,8 +1,9 @@
-"""What a quantizer is worth on given frames.
+"""Quality of a quantizer on given frames.
 
-How much it loses, and in which channels and at which search effort; how well its
-codebooks are used and how much they overlap; whether its indexes survive a little noise
-and can be predicted at all, which a student has to do.
+The report has the reconstruction error, by channel and search effort; the use and the
+overlap of the codebooks; and two figures of the work that the indexes leave to a
+student: their stability under noise, and how well a linear classifier predicts them
+from the frame itself.
 """
 
 import math
@@ -11,30 +12,39 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from espnet_mvq.quantization.codebook_statistics import (
-    IndexUsage,
-    codebook_correlation,
-    codebook_variance_share,
-    index_usage,
-)
-from espnet_mvq.quantization.linear_probe import (
-    ProbeScores,
-    channel_statistics,
-    linear_probe,
-)
+from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
 from espnet_mvq.quantization.quantizer import Quantizer
 
-_CHUNK_FRAMES = 8192  # frames that are held in double precision at once
-_TINY = 1e-300  # what nothing is divided by
+_CHUNK_FRAMES = 8192  # frames in double precision at a time
+_TINY = 1e-300  # replaces 0 in divisors
+_CONSTANT = 1e-12  # a channel with less of the largest channel's variance is constant
+_NOISE_POWERS = (0.001, 0.01, 0.1)  # over the variance, for the stability
+_PROBE_FRAMES = 20_000  # for training and test of the linear probe together
+_MOST_PASSES, _MOST_PERTURBATIONS = 5, 16  # of the largest search effort
+
+
+@dataclass(frozen=True)
+class IndexUsage:
+    """Use of the entries of each codebook.
+
+    Attributes:
+        entropy_bits: Entropy of the index distribution, float64, (N,); log2 K at most.
+        perplexity: 2 to the entropy, the number of equally used entries, (N,).
+        dead_entries: Entries that no frame uses, int64, (N,).
+    """
+
+    entropy_bits: torch.Tensor
+    perplexity: torch.Tensor
+    dead_entries: torch.Tensor
 
 
 @dataclass(frozen=True)
 class EffortError:
-    """The error after a search of some effort.
+    """Error after a search of some effort.
 
     Attributes:
         search: The search, in words.
-        options: What `Quantizer.encode` was given.
+        options: Options of `Quantizer.encode`.
         relative_error: sum ||x - x_hat||^2 / sum ||x - mean||^2.
     """
 
@@ -45,7 +55,7 @@ class EffortError:
 
 @dataclass(frozen=True)
 class ReconstructionErrors:
-    """Where the error lies.
+    """Reconstruction error by channel and by frame.
 
     Attributes:
         channel_error: Squared error of each channel over its variance, float64, (D,);
@@ -65,7 +75,7 @@ class ReconstructionErrors:
 
 @dataclass(frozen=True)
 class NoiseStability:
-    """How many indexes stay as they are under noise.
+    """Fraction of indexes that stay the same under noise.
 
     Attributes:
         noise_power: Power of the noise over the variance, in each channel.
@@ -79,8 +89,32 @@ class NoiseStability:
 
 
 @dataclass(frozen=True)
+class ProbeScores:
+    """Scores of a linear classifier on frames it was not trained on.
+
+    Attributes:
+        accuracy: Fraction of right answers for each codebook, (N,).
+        cross_entropy_nats: Mean cross entropy in nats, (N,).
+        entropy_nats: Entropy of the indexes, the cross entropy of a guess by their
+            frequencies, (N,).
+        chance_nats: ln K, the cross entropy of a random guess.
+        split: Division into training and test frames, in words.
+        num_train_frames: Number of training frames.
+        num_test_frames: Number of test frames.
+    """
+
+    accuracy: torch.Tensor
+    cross_entropy_nats: torch.Tensor
+    entropy_nats: torch.Tensor
+    chance_nats: float
+    split: str
+    num_train_frames: int
+    num_test_frames: int
+
+
+@dataclass(frozen=True)
 class QualityReport:
-    """All figures of `measure_quality`.
+    """The figures of `measure_quality`.
 
     Attributes:
         num_frames: Frames measured.
@@ -90,7 +124,7 @@ class QualityReport:
         codebook_variance_share: Share of each codebook's entries in the sum of the
             codebooks' variances, in the normalised space, (N,).
         codebook_correlation: See the function of this name, (N, N).
-        errors: Where the error lies.
+        errors: Error by channel and by frame.
         stability: Unchanged indexes, by noise power.
         probe: Scores of the linear classifier.
     """
@@ -115,9 +149,6 @@ def measure_quality(
     x: torch.Tensor,
     *,
     utt_ids: Optional[Sequence[str]] = None,
-    train: Optional[torch.Tensor] = None,
-    noise_powers: Sequence[float] = (0.001, 0.01, 0.1),
-    probe_frames: int = 20_000,
     seed: int = 0,
 ) -> QualityReport:
     """Measure a quantizer on frames it was not trained on.
@@ -126,36 +157,23 @@ def measure_quality(
         quantizer: The quantizer.
         x: Teacher embeddings, float, (F, D), F >= 2.
         utt_ids: Utterance of each frame, F names. With them the linear probe is
-            trained and tested on different utterances.
-        train: Frames to train the probe on, float, (F', D); all of x tests it then.
-            Default: one half of x, and the other half tests.
-        noise_powers: Noise power over variance, for the stability of the indexes.
-        probe_frames: Frames that the probe is trained and tested on, at most.
+            trained and tested on different utterances, else on random halves.
         seed: Seed of the noise and of the probe.
 
     Returns:
-        The figures. They are the same again for the same seed and frames.
+        The report; the same seed and frames give the same figures.
 
     Raises:
         ValueError: If frames have another dimension, are fewer than 2, all equal, or
             hold NaN or infinity (the utterance is named if utt_ids are given).
     """
-    _check_frames(quantizer, x, "x", utt_ids)
+    _check_frames(quantizer, x, utt_ids)
     indexes = quantizer.encode(x)
     generator = torch.Generator().manual_seed(seed)
-    if train is None:
-        rows, test_rows, split = _halves(len(x), utt_ids, generator)
-        train, train_indexes = x, indexes
-    else:
-        _check_frames(quantizer, train, "train")
-        train_indexes = quantizer.encode(train)
-        rows, test_rows = torch.arange(len(train)), torch.arange(len(x))
-        split = "training frames given apart"
-    rows, test_rows = (
-        part[
-            torch.randperm(len(part), generator=generator)[: max(1, probe_frames // 2)]
-        ]
-        for part in (rows, test_rows)
+    *halves, split = _halves(len(x), utt_ids, generator)
+    most = max(1, _PROBE_FRAMES // 2)
+    train, test = (
+        rows[torch.randperm(len(rows), generator=generator)[:most]] for rows in halves
     )
     return QualityReport(
         num_frames=len(x),
@@ -167,11 +185,11 @@ def measure_quality(
         errors=reconstruction_errors(quantizer, x, indexes),
         stability=[
             label_stability(quantizer, x, indexes, power, seed)
-            for power in noise_powers
+            for power in _NOISE_POWERS
         ],
         probe=linear_probe(
-            (train[rows], train_indexes[rows]),
-            (x[test_rows], indexes[test_rows]),
+            (x[train], indexes[train]),
+            (x[test], indexes[test]),
             quantizer.codebook_size,
             split=split,
             seed=seed,
@@ -179,25 +197,20 @@ def measure_quality(
     )
 
 
-def error_by_effort(
-    quantizer: Quantizer,
-    x: torch.Tensor,
-    most_passes: int = 5,
-    perturbation_rounds: int = 16,
-) -> List[EffortError]:
-    """Measure what more search is good for.
+def error_by_effort(quantizer: Quantizer, x: torch.Tensor) -> List[EffortError]:
+    """Measure the error after searches of growing effort.
+
+    The searches are the quantizer's own with 0 to 5 refinement passes, and last a beam
+    search with perturbation.
 
     Args:
         quantizer: The quantizer.
         x: Frames, float, (F, D).
-        most_passes: Refinement passes are 0, 1, ... to this number. Quantizers with a
-            classifier start from it, and the passes are multi_quantization's.
-        perturbation_rounds: Of the last search, which is always a beam search.
 
     Returns:
         Errors, from the least effort to the most.
     """
-    by_beam = quantizer.classifier_weight is None
+    by_beam = not isinstance(quantizer, ClassifierQuantizer)
     start = "beam" if by_beam else "classifier"
     errors = []
 
@@ -206,21 +219,23 @@ def error_by_effort(
         errors.append(EffortError(name, options, error))
 
     indexes = None
-    for passes in range(most_passes + 1):
+    for passes in range(_MOST_PASSES + 1):
         options = {"refine_passes": passes}
         if passes == 0 or not by_beam:
             indexes = quantizer.encode(x, **options)
-        else:  # one pass more after the last ones: the same, in less time
+        else:  # one more pass on the last indexes: the same result in less time
             indexes = quantizer.encode(x, refine_passes=1, initial_indexes=indexes)
         add(f"{start}, {passes} pass{'es' * (passes != 1)}", options, indexes)
     options = {
-        "method": "beam",
-        "refine_passes": most_passes,
-        "perturbation_rounds": perturbation_rounds,
+        "refine_passes": _MOST_PASSES,
+        "perturbation_rounds": _MOST_PERTURBATIONS,
     }
-    initial = indexes if by_beam else None
-    indexes = quantizer.encode(x, initial_indexes=initial, **options)
-    name = f"beam, {most_passes} passes, {perturbation_rounds} perturbations"
+    searcher, initial = quantizer, indexes
+    if not by_beam:  # a quantizer without the classifier searches by beam
+        parts = quantizer.codebooks, quantizer.mean, quantizer.scale
+        searcher, initial = Quantizer(*parts), None
+    indexes = searcher.encode(x, initial_indexes=initial, **options)
+    name = f"beam, {_MOST_PASSES} passes, {_MOST_PERTURBATIONS} perturbations"
     add(name, options, indexes)
     return errors
 
@@ -269,13 +284,13 @@ def label_stability(
     seed: int = 0,
     **options: Any,
 ) -> NoiseStability:
-    """Count the indexes that stay when white noise is added to the frames.
+    """Count the indexes that stay the same when white noise is added to the frames.
 
     Args:
         quantizer: The quantizer.
         x: Frames, float, (F, D).
         indexes: `quantizer.encode(x, **options)`, (F, N).
-        noise_power: Variance of the noise over that of the channel it is added to.
+        noise_power: Variance of the noise over the variance of its channel.
         seed: Seed of the noise; another power with the same seed only scales it.
         **options: Of `Quantizer.encode`.
 
@@ -288,16 +303,193 @@ def label_stability(
     unchanged = torch.zeros(quantizer.num_codebooks, dtype=torch.float64)
     for part, chosen in zip(x.split(_CHUNK_FRAMES), indexes.split(_CHUNK_FRAMES)):
         noise = torch.randn(part.shape, generator=generator).to(part.device)
-        found = quantizer.encode(part + noise * deviation, **options)
-        unchanged += (found == chosen).sum(0).cpu()
+        noisy = quantizer.encode(part + noise * deviation, **options)
+        unchanged += (noisy == chosen).sum(0).cpu()
     unchanged /= len(x)
     return NoiseStability(noise_power, unchanged, float(unchanged.mean()))
+
+
+def index_counts(indexes: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """Count how often each entry is used.
+
+    Args:
+        indexes: Codebook indexes, any integer type, (F, N).
+        codebook_size: Entries K of each codebook.
+
+    Returns:
+        Counts, float64, (N, K).
+    """
+    columns = indexes.long().unbind(1)
+    counts = [torch.bincount(column, minlength=codebook_size) for column in columns]
+    return torch.stack(counts).double()
+
+
+def index_usage(indexes: torch.Tensor, codebook_size: int) -> IndexUsage:
+    """Measure how evenly the entries are used.
+
+    Args:
+        indexes: Codebook indexes, any integer type, (F, N), F >= 1.
+        codebook_size: Entries K of each codebook.
+
+    Returns:
+        Entropy, perplexity and number of dead entries of each codebook.
+    """
+    counts = index_counts(indexes, codebook_size)
+    entropy = torch.special.entr(counts / len(indexes)).sum(1) / math.log(2)
+    return IndexUsage(entropy, 2**entropy, (counts == 0).sum(1))
+
+
+def codebook_variance_share(codebooks: torch.Tensor) -> torch.Tensor:
+    """Compare the variances of the codebooks' entries, with equal weights.
+
+    Args:
+        codebooks: Entries, float, (N, K, D).
+
+    Returns:
+        Variance of each codebook's entries over the sum of all codebooks', float64,
+        (N,); 0 where nothing varies.
+    """
+    variance = _centred(codebooks).square().sum((1, 2))
+    return (variance / variance.sum().clamp_min(1e-300)).cpu()
+
+
+def codebook_correlation(codebooks: torch.Tensor) -> torch.Tensor:
+    """Compare the directions in which codebooks can move the reconstruction.
+
+    With S_i the covariance (D, D) of the entries of codebook i, with equal weights, the
+    correlation is tr(S_i S_j) / sqrt(tr(S_i^2) tr(S_j^2)): 1 for proportional
+    covariances, 0 for codebooks in orthogonal subspaces. tr(S_i S_j) is the sum of the
+    squared inner products of their entries, over K^2, so no S is formed.
+
+    Args:
+        codebooks: Entries, float, (N, K, D).
+
+    Returns:
+        Correlations, float64, (N, N); NaN for a codebook whose entries are all equal.
+    """
+    num_codebooks, codebook_size, dim = codebooks.shape
+    entries = _centred(codebooks)
+    flat = entries.reshape(-1, dim)
+    traces = torch.stack(
+        [
+            (own @ flat.T)
+            .square()
+            .reshape(codebook_size, num_codebooks, codebook_size)
+            .sum((0, 2))
+            for own in entries
+        ]
+    )
+    norms = traces.diagonal().sqrt()
+    return (traces / norms.outer(norms)).cpu()
+
+
+def _centred(codebooks: torch.Tensor) -> torch.Tensor:
+    """Subtract the mean entry of each codebook, in double precision, (N, K, D)."""
+    entries = codebooks.double()
+    return entries - entries.mean(1, keepdim=True)
+
+
+def linear_probe(
+    train: Tuple[torch.Tensor, torch.Tensor],
+    test: Tuple[torch.Tensor, torch.Tensor],
+    codebook_size: int,
+    *,
+    num_steps: int = 160,
+    batch_size: int = 256,
+    learning_rate: float = 0.005,
+    split: str = "",
+    seed: int = 0,
+) -> ProbeScores:
+    """Predict the indexes of a frame from the frame, by softmax regression.
+
+    A student predicts indexes from features that hold less than the frame, so indexes
+    that are hard to predict here will be hard to learn.
+
+    Training starts from the frequencies of the indexes and takes a fixed number of
+    steps of Adam, with a step size that falls to 0. Few steps also prevent overfitting
+    to few frames.
+
+    Args:
+        train: Frames, float, (F, D), and their codebook indexes, (F, N).
+        test: The same for the frames to score.
+        codebook_size: Entries K of each codebook.
+        num_steps: Number of steps.
+        batch_size: Maximum number of frames of a step.
+        learning_rate: Learning rate of the first step.
+        split: Division of the frames, for the report.
+        seed: Seed of the order of the frames.
+
+    Returns:
+        Scores of the test frames.
+    """
+    (x, indexes), (test_x, test_indexes) = train, test
+    mean, variance, constant = channel_statistics(x)
+    mean, scale = mean.float(), torch.where(constant, 1.0, variance.sqrt()).float()
+
+    def loss_and_hits(frames, wanted):
+        logits = ((frames.float() - mean) / scale) @ weight + bias
+        logits = logits.reshape(-1, codebook_size)
+        wanted = wanted.reshape(-1).long()
+        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        shape = (-1, indexes.shape[1])
+        return loss.reshape(shape), (logits.argmax(1) == wanted).reshape(shape)
+
+    # Half a frame more for each entry: no entry is impossible
+    frequencies = index_counts(indexes, codebook_size) + 0.5
+    bias = (frequencies / frequencies.sum(1, keepdim=True)).log().float().reshape(-1)
+    weight = torch.zeros(x.shape[1], len(bias), device=x.device)
+    optimizer = torch.optim.Adam([weight.requires_grad_(), bias.requires_grad_()])
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.int64)
+    with torch.enable_grad():
+        for step in range(num_steps):
+            if len(order) < min(batch_size, len(x)):
+                order = torch.randperm(len(x), generator=generator)
+            rows, order = order[:batch_size], order[batch_size:]
+            loss, _ = loss_and_hits(x[rows], indexes[rows])
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / num_steps)
+            optimizer.zero_grad()
+            loss.mean().backward()
+            optimizer.step()
+    with torch.no_grad():
+        batches = zip(test_x.split(batch_size), test_indexes.split(batch_size))
+        scores = [loss_and_hits(*batch) for batch in batches]
+    frequencies = index_counts(test_indexes, codebook_size) / len(test_x)
+    return ProbeScores(
+        torch.cat([hits for _, hits in scores]).double().mean(0).cpu(),
+        torch.cat([loss for loss, _ in scores]).double().mean(0).cpu(),
+        torch.special.entr(frequencies).sum(1).cpu(),
+        math.log(codebook_size),
+        split,
+        len(x),
+        len(test_x),
+    )
+
+
+def channel_statistics(
+    x: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and variance of each channel, in bounded memory.
+
+    Args:
+        x: Frames, float, (F, D), F >= 1.
+
+    Returns:
+        Mean, float64, variance (divided by F), float64, and mask of constant channels,
+        bool; all (D,).
+    """
+    mean = x.mean(0, dtype=torch.float64)
+    variance = torch.zeros_like(mean)
+    for part in x.split(_CHUNK_FRAMES):
+        variance += (part - mean).square().sum(0)
+    variance /= len(x)
+    return mean, variance, variance <= _CONSTANT * variance.max()
 
 
 def _halves(
     num_frames: int, utt_ids: Optional[Sequence[str]], generator: torch.Generator
 ) -> Tuple[torch.Tensor, torch.Tensor, str]:
-    """Part frames into two halves: their rows, and how they were parted."""
+    """Divide frames into two halves; return their rows, and the division in words."""
     utterances = list(dict.fromkeys(utt_ids or ()))
     if len(utterances) > 1:
         first = set(utterances[: len(utterances) // 2])
@@ -310,20 +502,21 @@ def _halves(
 
 
 def _check_frames(
-    quantizer: Quantizer,
-    x: torch.Tensor,
-    name: str,
-    utt_ids: Optional[Sequence[str]] = None,
+    quantizer: Quantizer, x: torch.Tensor, utt_ids: Optional[Sequence[str]]
 ) -> None:
-    """Refuse frames that cannot be measured."""
+    """Check the frames of a report.
+
+    Raises:
+        ValueError: See `measure_quality`.
+    """
     if x.dim() != 2 or x.shape[1] != quantizer.dim or not x.is_floating_point():
         raise ValueError(
-            f"{name}: got {x.dtype} of shape {tuple(x.shape)}, expected float (number "
+            f"x: got {x.dtype} of shape {tuple(x.shape)}, expected float (number "
             f"of frames, {quantizer.dim}) as the quantizer has"
         )
     if len(x) < 2:
         raise ValueError(
-            f"{name}: got {len(x)} frames, expected at least 2, better thousands"
+            f"x: got {len(x)} frames, expected at least 2, better thousands"
         )
     if utt_ids is not None and len(utt_ids) != len(x):
         raise ValueError(
@@ -335,13 +528,13 @@ def _check_frames(
             row = start + int(bad.nonzero()[0])
             where = "" if utt_ids is None else f", of utterance {utt_ids[row]}"
             raise ValueError(
-                f"{name}: got NaN or infinity in frame {row} (counted from 0){where}; "
+                f"x: got NaN or infinity in frame {row} (counted from 0){where}; "
                 "expected finite embeddings: check the teacher's precision and audio"
             )
 
 
 def _plain(value: Any) -> Any:
-    """Turn dataclasses, tensors and NaN into what JSON knows."""
+    """Convert dataclasses, tensors and NaN to the types of JSON."""
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, torch.Tensor):

@@ -1,15 +1,15 @@
-"""A quantizer's report in words and tables."""
+"""The quality report of a quantizer as text and tables."""
 
 import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 _WORST_CHANNELS = 10
 _IGNORED = 0.9  # a channel that keeps less than a tenth of its variance is ignored
-_FRAMES_PER_ENTRY = 50  # with fewer, an unused entry may be chance
+_FRAMES_PER_ENTRY = 50  # with fewer, entries may be unused by chance
 
 
 def findings(content: Dict[str, Any]) -> List[Tuple[str, str]]:
-    """Say in plain words what is good and what is not.
+    """Judge the figures of a report in words.
 
     Args:
         content: The report, as written to JSON.
@@ -64,7 +64,7 @@ def _effort_finding(effort) -> Tuple[str, str]:
     )
     text = (
         f"Refinement takes {percent(refined)} off the error of the first indexes, and "
-        f"far more search another {percent(searched)}."
+        f"the largest search effort another {percent(searched)}."
     )
     if searched > 0.05:
         return "note", text + " A larger search effort would pay."
@@ -79,10 +79,8 @@ def _dead_finding(content) -> Tuple[str, str]:
     if dead <= 0.01 * total:
         return "good", text
     if content["frames"]["measured"] < _FRAMES_PER_ENTRY * quantizer["codebook_size"]:
-        return "note", text + " There are too few frames here to blame the quantizer."
-    return "bad", text + (
-        " They are wasted: train on more frames, or with smaller codebooks."
-    )
+        return "note", text + " There are too few frames to judge the quantizer."
+    return "bad", text + (" Train on more frames, or with smaller codebooks.")
 
 
 def _entropy_finding(content) -> Tuple[str, str]:
@@ -95,7 +93,7 @@ def _entropy_finding(content) -> Tuple[str, str]:
     )
     verdict = "good" if mean >= 0.9 * most else "note" if mean >= 0.75 * most else "bad"
     if verdict != "good":
-        text += " Few entries do most of the work."
+        text += " Few entries are used most of the time."
     return verdict, text
 
 
@@ -115,7 +113,7 @@ def _correlation_findings(correlation) -> List[Tuple[str, str]]:
         f"pairs have {mean:.2f} on average."
     )
     if value > 0.98:
-        return [("note", text + " Two codebooks that spread alike may do one's work.")]
+        return [("note", text + " One of the two codebooks may be redundant.")]
     return [("good", text)]
 
 
@@ -125,7 +123,7 @@ def _channel_finding(errors) -> Tuple[str, str]:
     share = sum(variance[c] for c in ignored)
     text = (
         f"{len(ignored)} of {len(error)} channels, with {percent(share)} of the "
-        f"variance, are lost nearly whole (error above {percent(_IGNORED)})."
+        f"variance, are hardly reproduced (error above {percent(_IGNORED)})."
     )
     constant = error.count(None)
     if constant:
@@ -133,7 +131,7 @@ def _channel_finding(errors) -> Tuple[str, str]:
     worst = ", ".join(f"{c} ({percent(error[c])})" for c in worst_channels(error)[:5])
     text += f" Worst channels: {worst}."
     if len(ignored) > 0.05 * len(error):
-        text += " To make all channels count alike, train with --normalize mean_std."
+        text += " To give all channels equal weight, train with --normalize mean_std."
         return "note", text
     return "good", text
 
@@ -144,11 +142,12 @@ def _stability_finding(stability) -> Tuple[str, str]:
         for s in stability
     ]
     text = (
-        f"Indexes that stay under noise of so much of the variance: {', '.join(parts)}."
+        "Indexes that stay the same under noise, by its share of the variance: "
+        f"{', '.join(parts)}."
     )
     if stability[0]["mean_unchanged"] < 0.5:
         return "bad", text + (
-            " Indexes are close to arbitrary: a little noise chooses among them."
+            " The indexes are close to arbitrary: little noise changes them."
         )
     return "good", text
 
@@ -164,12 +163,14 @@ def _probe_finding(probe) -> Tuple[str, str]:
         f"codebook {hardest} is the hardest ({gains[hardest]:.2f} nats)."
     )
     if min(gains) < 0.1:
-        return "bad", text + " A student will hardly learn what even the frame hides."
+        return "bad", text + (
+            " Indexes that the frame does not predict are hard for a student to learn."
+        )
     return "good", text
 
 
 def worst_channels(channel_error: Sequence[Optional[float]]) -> List[int]:
-    """Return the channels with the largest errors, worst first, constant ones left out.
+    """Channels with the largest errors, worst first, without constant ones.
 
     Args:
         channel_error: Error of each channel, None if it is constant.
@@ -182,7 +183,7 @@ def worst_channels(channel_error: Sequence[Optional[float]]) -> List[int]:
 
 
 def table_of_codebooks(quality: Dict[str, Any]) -> Tuple[List[str], List[List[str]]]:
-    """Return header and rows of the figures of each codebook, as text."""
+    """Header and rows of the table of all codebooks, as text."""
     usage, probe, stability = (quality[k] for k in ("usage", "probe", "stability"))
     columns = {
         "codebook": [str(n) for n in range(len(usage["dead_entries"]))],
@@ -201,7 +202,7 @@ def table_of_codebooks(quality: Dict[str, Any]) -> Tuple[List[str], List[List[st
 
 
 def text_report(content: Dict[str, Any]) -> str:
-    """Write the report for a terminal.
+    """Format the report for a terminal.
 
     Args:
         content: The report, as written to JSON.
@@ -233,7 +234,7 @@ def text_report(content: Dict[str, Any]) -> str:
 
 
 def percent(fraction: float) -> str:
-    """Write a fraction as per cent with three digits."""
+    """Format a fraction as per cent with three digits."""
     return f"{100 * fraction:.3g} %"
 
 

@@ -1,22 +1,20 @@
-"""The multi-codebook quantizer: N codebooks whose chosen entries are added up."""
+"""The multi-codebook quantizer: an embedding as a sum of N codebook entries."""
 
 import hashlib
-import io
 import json
 import math
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 import torch
 
-from espnet_mvq.files.whole_file import write_bytes
-from espnet_mvq.quantization.fastest_search import find_indexes, search_bytes
-from espnet_mvq.quantization.frames import as_tensor, check_frames, check_indexes
-from espnet_mvq.quantization.gram import GramTables
-from espnet_mvq.quantization.multi_quantization import (
-    convert_multi_quantization,
-    make_multi_quantization,
+from espnet_mvq.quantization.frames import (
+    as_tensor,
+    check_codebook_size,
+    check_frames,
+    check_indexes,
 )
+from espnet_mvq.quantization.gram import GramTables
 from espnet_mvq.quantization.quantizer_file import (
     FILE_FORMAT,
     FILE_VERSION,
@@ -24,14 +22,16 @@ from espnet_mvq.quantization.quantizer_file import (
     read_quantizer_file,
     write_quantizer_file,
 )
-from espnet_mvq.quantization.quantizer_tensors import check_tensors
-from espnet_mvq.quantization.search import SearchEffort, default_pair_candidates
-from espnet_mvq.quantization.tournament_search import (
-    refine_by_tournament,
-    tournament_bytes,
+from espnet_mvq.quantization.search import (
+    SearchEffort,
+    default_pair_candidates,
+    find_indexes,
+    search_bytes,
 )
 
-# What the cost tables of one chunk of frames may take.
+# Modules that build on `Quantizer` are imported in the methods that need them.
+
+# Memory for the cost tables of one chunk of frames
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -45,11 +45,8 @@ class Quantizer(torch.nn.Module):
         codebooks: Entries in the normalised space, float, (N, K, D), K <= 256.
         mean: Subtracted from each channel, float, (D,). Default: zeros.
         scale: Divides each channel, float, (D,), positive. Default: ones.
-        provenance: How the quantizer came about (teacher, layer, frames, seed ...),
+        provenance: Origin of the quantizer (teacher, layer, frames, seed ...),
             JSON-serialisable; stored in the file, not part of the id.
-        classifier_weight: Linear classifier of first indexes, float, (N * K, D), of
-            quantizers made by multi_quantization. Default: none, beam search instead.
-        classifier_bias: Its bias, float, (N * K,).
 
     Raises:
         ValueError: If a shape or value is out of range, or float32 does not hold it.
@@ -64,15 +61,29 @@ class Quantizer(torch.nn.Module):
         mean: Optional[torch.Tensor] = None,
         scale: Optional[torch.Tensor] = None,
         provenance: Optional[Dict[str, Any]] = None,
-        classifier_weight: Optional[torch.Tensor] = None,
-        classifier_bias: Optional[torch.Tensor] = None,
     ):
         super().__init__()
-        tensors = check_tensors(
-            codebooks, mean, scale, classifier_weight, classifier_bias
-        )
-        for name, value in tensors.items():
-            self.register_buffer(name, value)
+        codebooks = float32_tensor("codebooks", codebooks)
+        if codebooks.dim() != 3 or 0 in codebooks.shape:
+            raise ValueError(
+                f"codebooks: got shape {tuple(codebooks.shape)}, expected (number of "
+                "codebooks, codebook size, dimension), none of them 0"
+            )
+        num_codebooks, codebook_size, dim = codebooks.shape
+        check_codebook_size(codebook_size)
+        mean = codebooks.new_zeros(dim) if mean is None else mean
+        scale = codebooks.new_ones(dim) if scale is None else scale
+        self.register_buffer("codebooks", codebooks)
+        self.register_buffer("mean", float32_tensor("mean", mean, (dim,)))
+        self.register_buffer("scale", float32_tensor("scale", scale, (dim,)))
+        # Costs of a search: squares of sums of an entry from each codebook
+        costs = 4 * num_codebooks**2 * codebooks.square().sum(2)
+        if not costs.isfinite().all():
+            raise ValueError(
+                f"codebooks: got values up to {float(codebooks.abs().max()):g}, "
+                "expected smaller ones: float32 does not hold their squares; scale the "
+                "embeddings"
+            )
         self.provenance = dict(provenance or {})
         self._tables: Optional[GramTables] = None
 
@@ -108,12 +119,12 @@ class Quantizer(torch.nn.Module):
         )
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Load other codebooks; tables of the old ones are of no use then."""
+        """Load other codebooks, and drop the tables of the old ones."""
         self._tables = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def _gram_tables(self) -> GramTables:
-        """Build the Gram tables once, on the device where the codebooks are."""
+        """Gram tables, built once on the device of the codebooks."""
         tables = self._tables
         if tables is None or tables.entries.device != self.codebooks.device:
             self._tables = tables = GramTables(self.codebooks)
@@ -129,30 +140,25 @@ class Quantizer(torch.nn.Module):
         pair_candidates: Optional[int] = None,
         perturbation_rounds: int = 0,
         initial_indexes: Optional[torch.Tensor] = None,
-        method: str = "auto",
     ) -> torch.Tensor:
-        """Pick codebook indexes that approximate each teacher embedding.
+        """Find codebook indexes that approximate each teacher embedding.
 
-        Memory beyond input and output is bounded, however many frames there are. All
-        is computed in float32, under autocast too.
+        Memory beyond input and output is bounded for any number of frames. All
+        computations are in float32, under autocast too.
 
         Args:
             x: Teacher embeddings, float, (*, D), unnormalised; a tensor or numpy array.
             beam_size: Width of the beam search; 1 = greedy.
-            refine_passes: Most passes of refinement after the search; a frame stops
-                early when a pass changes nothing.
+            refine_passes: Maximum number of refinement passes after the search; a
+                frame stops early when a pass changes nothing.
             pair_candidates: Entries of a codebook that refinement tries together with
                 the best answer of another codebook; 0: one codebook at a time only.
-                Default: 1 with up to 8 codebooks, else 0 (pairs grow as N^2).
-            perturbation_rounds: Times that refinement starts again from indexes
-                changed at random. 16 take 1 % (8 codebooks) to 4 % (16) off the
-                error and leave a third to a tenth of the speed.
+                Default: 1 with up to 8 codebooks, else 0 (their time grows as N^2).
+            perturbation_rounds: Number of restarts of refinement from randomly changed
+                indexes. 16 take 1 % (8 codebooks) to 4 % (16) off the error and leave
+                a third to a tenth of the speed.
             initial_indexes: Indexes to refine instead of searching, (*, N). The result
                 is never worse than these.
-            method: "beam" for the search described here; "tournament" for
-                multi_quantization's, which gives that library's indexes for its
-                quantizers and as many `refine_passes`; "auto" is "tournament" for
-                these quantizers, "beam" for all others.
 
         Returns:
             Codebook indexes, uint8, (*, N), on x's device.
@@ -184,44 +190,29 @@ class Quantizer(torch.nn.Module):
                 raise ValueError(
                     f"initial_indexes: got {len(initial)} frames, x has {len(frames)}"
                 )
-        by_tournament = self._is_tournament(method) and initial is None
-        frame_bytes = search_bytes(self.num_codebooks, self.codebook_size, effort)
-        if by_tournament:
-            frame_bytes += tournament_bytes(self.num_codebooks)
-        chunk = max(1, _CHUNK_BYTES // frame_bytes)
         out = torch.empty(
             len(frames), self.num_codebooks, dtype=torch.uint8, device=x.device
         )
+        chunk = max(1, _CHUNK_BYTES // self._search_bytes(effort))
         with torch.autocast(self.codebooks.device.type, enabled=False):
-            tables = self._gram_tables()
             for start in range(0, len(frames), chunk):
                 part = slice(start, start + chunk)
                 normalised = self._normalise(frames[part], start)
-                unary = tables.unary_costs(normalised)
-                if by_tournament:
-                    indexes = self._classify(normalised)
-                    indexes = refine_by_tournament(
-                        tables, unary, indexes, refine_passes
-                    )
-                else:
-                    first = None if initial is None else initial[part].to(unary.device)
-                    indexes = find_indexes(tables, unary, effort, first)
+                first = None if initial is None else initial[part].to(normalised.device)
+                indexes = self._search(normalised, effort, first)
                 out[part] = indexes.to(x.device, torch.uint8)
         return out.reshape(*x.shape[:-1], self.num_codebooks)
 
-    def _is_tournament(self, method: str) -> bool:
-        """Say whether a method of `encode` means the tournament, or refuse it."""
-        if method not in ("auto", "beam", "tournament"):
-            raise ValueError(
-                f"method: got {method!r}, expected 'auto', 'beam' or 'tournament'"
-            )
-        has_classifier = self.classifier_weight is not None
-        if method == "tournament" and not has_classifier:
-            raise ValueError(
-                "method: got 'tournament', but this quantizer has no classifier to "
-                "start it from; expected one read by from_multi_quantization"
-            )
-        return method != "beam" and has_classifier
+    def _search_bytes(self, effort: SearchEffort) -> int:
+        """Estimated memory of the search of one frame, in bytes."""
+        return search_bytes(self.num_codebooks, self.codebook_size, effort)
+
+    def _search(
+        self, x: torch.Tensor, effort: SearchEffort, initial: Optional[torch.Tensor]
+    ) -> torch.Tensor:
+        """Codebook indexes, int64, (B, N), of normalised frames (B, D)."""
+        tables = self._gram_tables()
+        return find_indexes(tables, tables.unary_costs(x), effort, initial)
 
     @torch.no_grad()
     def decode(self, indexes: torch.Tensor) -> torch.Tensor:
@@ -251,15 +242,15 @@ class Quantizer(torch.nn.Module):
     def relative_reconstruction_error(
         self, x: torch.Tensor, indexes: Optional[torch.Tensor] = None
     ) -> float:
-        """Measure what quantization loses, as a fraction of the variance.
+        """Squared error of quantization as a fraction of the variance.
 
         Args:
             x: Teacher embeddings, float, (*, D).
             indexes: Their codebook indexes, (*, N). Default: `encode(x)`.
 
         Returns:
-            sum ||x - x_hat||^2 / sum ||x - mean of x||^2; 0 is perfect, 1 is no
-            better than always answering the mean.
+            sum ||x - x_hat||^2 / sum ||x - mean of x||^2; 0 is perfect, 1 is the
+            error of the mean.
 
         Raises:
             ValueError: If frames and indexes do not fit, or the frames are all equal or
@@ -305,23 +296,38 @@ class Quantizer(torch.nn.Module):
         }
         write_quantizer_file(path, self.state_dict(), description)
 
-    @classmethod
-    def load(cls, path: Union[str, Path]) -> "Quantizer":
+    @staticmethod
+    def load(path: Union[str, Path]) -> "Quantizer":
         """Read a file written by `save`.
 
         Args:
             path: The file.
 
         Returns:
-            The quantizer, on the CPU.
+            The quantizer, on the CPU; a `ClassifierQuantizer` if the file has a
+            classifier.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is no quantizer or of a newer version; a
-                `DamagedQuantizerError` if it is not whole or was changed.
+                `DamagedQuantizerError` if it is truncated or was changed.
         """
-        tensors, description, provenance = read_quantizer_file(path)
-        quantizer = cls(**tensors, provenance=provenance)
+        from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
+
+        tensors, description = read_quantizer_file(path)
+        has_classifier = any(name.startswith("classifier_") for name in tensors)
+        kind = ClassifierQuantizer if has_classifier else Quantizer
+        try:
+            provenance = json.loads(description.get("provenance", "{}"))
+            if not isinstance(provenance, dict):
+                raise ValueError(
+                    f"got provenance {provenance!r}, expected a json object"
+                )
+            quantizer = kind(**tensors, provenance=provenance)
+        except ValueError as error:
+            raise ValueError(
+                f"quantizer {path}: {error}; train it again or copy it again"
+            ) from error
         if description.get("id") != quantizer.id:
             raise DamagedQuantizerError(
                 f"quantizer {path}: content hash {quantizer.id} differs from the id "
@@ -329,36 +335,37 @@ class Quantizer(torch.nn.Module):
             )
         return quantizer
 
-    @classmethod
+    @staticmethod
     def from_multi_quantization(
-        cls, source: Union[str, Path, Mapping[str, Any]]
+        source: Union[str, Path, Mapping[str, Any]],
     ) -> "Quantizer":
-        """Take over a quantizer of k2-fsa's multi_quantization (icefall, SPEAR).
+        """Read a quantizer of k2-fsa's multi_quantization (icefall, SPEAR).
 
         `encode` then gives that library's codebook indexes for the same number of
         passes (its default is 5), up to float ties.
 
         Args:
-            source: Checkpoint file or state dict; also SPEAR's with mean and std.
+            source: Checkpoint file or state dict; or SPEAR's form
+                {"quantizer": state dict, "mean": (D,), "std": (D,)}.
 
         Returns:
             The quantizer.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not such a checkpoint.
+            ValueError: If it is not such a checkpoint, or holds NaN, infinity or values
+                that float32 does not hold; names file and tensor.
         """
-        return cls(
-            **convert_multi_quantization(source),
-            provenance={"made_by": "multi_quantization"},
-        )
+        from espnet_mvq.quantization.multi_quantization import read_checkpoint
+
+        return read_checkpoint(source)
 
     def to_multi_quantization(self, path: Union[str, Path]) -> None:
         """Write a checkpoint that k2-fsa's multi_quantization loads.
 
         It holds a state dict for `multi_quantization.Quantizer(D, K, N)`. That library
-        then searches in its own way, from a linear classifier: its indexes are not
-        those of `encode`, but those of `from_multi_quantization(path).encode`.
+        starts its own search from a linear classifier: its indexes are not those of
+        `encode`, but those of `from_multi_quantization(path).encode`.
 
         Args:
             path: Where to write, normally `*.pt`. With scales other than 1 the file
@@ -368,22 +375,19 @@ class Quantizer(torch.nn.Module):
             ValueError: If N or K is no power of two.
             OSError: If it cannot be written; an existing file stays as it is.
         """
-        checkpoint = make_multi_quantization(**self.state_dict(), identity=self.id)
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_bytes(path, content.getvalue())
+        from espnet_mvq.quantization.multi_quantization import write_checkpoint
 
-    def _classify(self, normalised: torch.Tensor) -> torch.Tensor:
-        """Return the classifier's indexes, int64, (B, N), of frames (B, D)."""
-        logits = normalised @ self.classifier_weight.T + self.classifier_bias
-        shape = (-1, self.num_codebooks, self.codebook_size)
-        return logits.reshape(shape).argmax(dim=2)
+        write_checkpoint(self, path)
 
     def _normalise(self, frames: torch.Tensor, first_row: int) -> torch.Tensor:
-        """Bring frames (B, D) into the codebooks' space, refusing what has no costs."""
+        """Normalise frames (B, D).
+
+        Raises:
+            ValueError: If float32 does not hold the costs of a frame.
+        """
         given, frames = frames, frames.to(self.codebooks.device, torch.float32)
         normalised = (frames - self.mean) / self.scale
-        # Not true of NaN
+        # False for NaN
         usable = normalised.abs().amax(dim=1) <= self._gram_tables().largest_value
         if not usable.all():
             row = int((~usable).nonzero()[0])
@@ -395,3 +399,38 @@ class Quantizer(torch.nn.Module):
                 "expected finite embeddings; check the teacher's precision and audio"
             )
         return normalised
+
+
+def float32_tensor(
+    name: str, value: Any, shape: Optional[Tuple[int, ...]] = None
+) -> torch.Tensor:
+    """Convert a tensor of a quantizer to contiguous float32, without a gradient.
+
+    Args:
+        name: Name of the tensor; values of "scale" must be positive.
+        value: Tensor or numpy array.
+        shape: Expected shape. Default: any.
+
+    Raises:
+        ValueError: If it has another shape, is complex, or holds NaN, infinity or
+            values that float32 does not hold.
+    """
+    value = as_tensor(name, value)
+    if value.is_complex():
+        raise ValueError(f"{name}: got {value.dtype}, expected real numbers")
+    value = value.detach().float().contiguous()
+    if shape is not None and value.shape != shape:
+        raise ValueError(
+            f"{name}: got shape {tuple(value.shape)}, expected {shape} as the "
+            "codebooks have"
+        )
+    if name == "scale" and not (value.isfinite() & (value > 0)).all():
+        raise ValueError(
+            "scale: got zero, negative or non-finite values in float32, expected "
+            "positive ones"
+        )
+    if not value.isfinite().all():
+        raise ValueError(
+            f"{name}: got NaN or infinity in float32, expected finite values"
+        )
+    return value

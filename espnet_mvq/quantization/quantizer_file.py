@@ -1,24 +1,22 @@
-"""The file of a quantizer: safetensors that say what they are."""
+"""The quantizer's file: safetensors with a description as metadata."""
 
-import json
 from pathlib import Path
-from typing import Any, Dict, Tuple, Union
+from typing import Dict, Tuple, Union
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
 from espnet_mvq.files.whole_file import write_bytes
-from espnet_mvq.quantization.quantizer_tensors import check_tensors
 
 FILE_FORMAT = "espnet_mvq.quantizer"
 FILE_VERSION = "1"
-REQUIRED = {"codebooks", "mean", "scale"}
-OPTIONAL = {"classifier_weight", "classifier_bias"}
+_REQUIRED = {"codebooks", "mean", "scale"}
+_OPTIONAL = {"classifier_weight", "classifier_bias"}
 
 
 class DamagedQuantizerError(ValueError):
-    """A quantizer's file is not whole, or not as it was saved."""
+    """The quantizer's file is truncated or was changed."""
 
 
 def write_quantizer_file(
@@ -38,14 +36,13 @@ def write_quantizer_file(
 
 def read_quantizer_file(
     path: Union[str, Path],
-) -> Tuple[Dict[str, torch.Tensor], Dict[str, str], Dict[str, Any]]:
-    """Read tensors, description and, of the latter, the provenance.
+) -> Tuple[Dict[str, torch.Tensor], Dict[str, str]]:
+    """Read the tensors and the description of a quantizer.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DamagedQuantizerError: If it is not whole.
-        ValueError: If the file is no quantizer, of another version, or its tensors or
-            provenance make none.
+        DamagedQuantizerError: If it is truncated.
+        ValueError: If the file is no quantizer, or of another version.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,7 +61,7 @@ def read_quantizer_file(
         ) from error
     names = set(tensors)
     if metadata.get("format") != FILE_FORMAT or not (
-        REQUIRED <= names <= REQUIRED | OPTIONAL
+        _REQUIRED <= names <= _REQUIRED | _OPTIONAL
     ):
         raise ValueError(
             f"quantizer {path}: a safetensors file, but no quantizer of espnet_mvq: "
@@ -76,14 +73,4 @@ def read_quantizer_file(
             f"quantizer {path}: got version {metadata.get('version')!r}, expected "
             f"{FILE_VERSION!r}; install a newer espnet_mvq"
         )
-    try:
-        checked = check_tensors(**tensors)
-        provenance = json.loads(metadata.get("provenance", "{}"))
-        if not isinstance(provenance, dict):
-            raise ValueError(f"got provenance {provenance!r}, expected a json object")
-    except ValueError as error:
-        raise ValueError(
-            f"quantizer {path}: {error}; train it again or copy it again"
-        ) from error
-    tensors = {name: value for name, value in checked.items() if value is not None}
-    return tensors, metadata, provenance
+    return tensors, metadata

@@ -1,4 +1,4 @@
-"""Quantizer training: alternate between searching indexes and refitting codebooks."""
+"""Training of quantizers: alternate between index search and codebook refit."""
 
 import contextlib
 import hashlib
@@ -7,78 +7,83 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from espnet_mvq.files.whole_file import write_bytes
+from espnet_mvq.quantization.codebook_fitting import refit_codebooks, residual_kmeans
 from espnet_mvq.quantization.frames import (
-    Reservoir,
-    as_tensor,
+    Frames,
     check_codebook_size,
     check_memory,
     check_number,
     check_seed,
     check_training_frames,
+    gather_frames,
 )
-from espnet_mvq.quantization.kmeans import residual_kmeans
-from espnet_mvq.quantization.least_squares import refit_codebooks
 from espnet_mvq.quantization.quantizer import Quantizer
 
-Frames = Union[torch.Tensor, np.ndarray, Iterable[torch.Tensor]]
-
-# Residual k-means only starts the training: more frames gain nothing in the end.
-_KMEANS_FRAMES_PER_ENTRY = 128
-_FRAMES_OF_RIDGE = 200  # frames per entry from which on the ridge is as it is given
-_CLEARLY = 1e-3  # by how much an error must fall to count as progress
+_KMEANS_FRAMES_PER_ENTRY = 128  # more frames do not improve the trained quantizer
+_FRAMES_OF_RIDGE = 200  # frames per entry from which on the full ridge is used
+_PROGRESS = 1e-3  # relative fall of the error that counts as progress
 
 
 @dataclass
 class _State:
-    """What a resumed training needs."""
+    """State of a training, as kept in a checkpoint."""
 
-    iteration: int  # rounds done
+    iteration: int  # finished rounds
     codebooks: torch.Tensor  # (N, K, D), normalised space
     indexes: torch.Tensor  # uint8, (F, N), of the training frames
     best_error: float
     best_iteration: int
     best_codebooks: torch.Tensor
-    last_progress: int = 0  # the last round that was clearly better
+    last_progress: int = 0  # the last round with progress
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Frames that the error is measured on."""
+
+    frames: torch.Tensor  # float, (F, D), unnormalised
+    mean: torch.Tensor  # (D,)
+    scale: torch.Tensor  # (D,)
+    measured_on: str  # "held-out" or "on the training frames"
 
 
 class QuantizerTrainer:
     """Trains a `Quantizer` on teacher embeddings.
 
-    Starts from residual k-means, then alternates: search better indexes for all
-    training frames (from the last ones, with random perturbations), solve for the best
-    codebooks in closed form. A ridge that falls from round to round keeps entries that
-    few frames use from running away, so that all entries stay in use. The codebooks
-    with the lowest held-out error win; training ends early when that error has stopped
-    to fall.
+    Training starts from residual k-means, then alternates: it searches better indexes
+    for all training frames (from the last ones, with random perturbations), and solves
+    for the best codebooks in closed form. A ridge that falls from round to round bounds
+    entries with few frames, so that all entries stay in use. The result is the
+    codebooks with the lowest held-out error; training ends early when that error stops
+    falling.
 
     Args:
         dim: Dimension D of the embeddings.
         num_codebooks: Number of codebooks N >= 1 (bytes per frame).
         codebook_size: Entries K of each codebook, 2 to 256.
-        seed: Seed of everything random; same seed and frames, same quantizer
-            (on CPUs; on GPUs torch adds in any order).
-        num_iterations: Most rounds of search and refit after initialisation.
-        patience: Rounds in which the held-out error fell by less than a thousandth
-            before training ends.
-        normalize: "mean" subtracts the mean of each channel, "mean_std" also divides
-            by its standard deviation, so all channels count alike.
-        max_frames: Frames trained on at most; of more, a random sample.
+        seed: Random seed. The same seed and frames give the same quantizer on CPUs; on
+            GPUs the order of torch's sums is not deterministic.
+        num_iterations: Maximum number of rounds of search and refit.
+        patience: Training ends after this many rounds in which the held-out error fell
+            by less than a thousandth.
+        normalize: "mean" subtracts the mean of each channel; "mean_std" also divides
+            by its standard deviation, which gives all channels equal weight.
+        max_frames: Maximum number of training frames; a random sample of more.
         kmeans_iterations: Rounds of each k-means in the initialisation.
         perturbation_rounds: See `Quantizer.encode`; for the search in each round.
-        ridge: Regulariser of the first and the last refit, in frames per entry; with
-            fewer than 200 frames per entry it is as much smaller.
-        device: Where to train.
-        checkpoint: File that keeps the state after each round; a training that finds
-            one with the same settings and frames goes on from there; a damaged one is
-            set aside. None: no checkpoints.
-        progress: Show a progress bar; None: where the log is a terminal.
+        ridge: Regulariser of the first and the last refit, in frames per entry; below
+            200 frames per entry it is reduced in proportion.
+        device: Device of the training.
+        checkpoint: File of the state after each round. A training with the same
+            settings and frames resumes from it; a damaged one is set aside. None: no
+            checkpoints.
+        progress: Show a progress bar; None: if the log is a terminal.
 
     Source: alternation after LSQ and LSQ++ (Martinez et al. 2016, 2018); purpose and
         additive form after Guo et al. 2022 (arXiv:2211.00508), whose training by
@@ -149,65 +154,70 @@ class QuantizerTrainer:
         """Train a quantizer.
 
         Args:
-            frames: Teacher embeddings, float, (F, D): a tensor, an array (a memory map
-                will do) or an iterator of such chunks.
-            held_out: Frames of other utterances, to choose the best round. Default: a
-                random twentieth of `frames` (at most 10 000) that is not trained on. If
-                these are fewer than two, or all equal, the training frames choose.
-            provenance: Stored in the quantizer, with the training's own figures.
+            frames: Teacher embeddings, float, (F, D): a tensor, an array or memory
+                map, or an iterator of such chunks.
+            held_out: Frames of other utterances, to select the best round. Default: a
+                random twentieth of `frames` (at most 10 000), left out of the
+                training. If these are fewer than two, or all equal, the training
+                frames select.
+            provenance: Stored in the quantizer, with figures of the training.
 
         Returns:
-            The quantizer, on the CPU. Its provenance has the error as
-            `relative_reconstruction_error`; that of training frames, where they had to
-            choose, as `training_relative_reconstruction_error`.
+            The quantizer, on the CPU. Its provenance has the held-out error as
+            `relative_reconstruction_error`, or the error of the training frames as
+            `training_relative_reconstruction_error`.
 
         Raises:
             ValueError: If frames hold NaN or infinity, have another dimension, are
                 fewer than the codebook size or all equal.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        x = self._gather(frames, "frames")
+        x = gather_frames("frames", frames, self.dim, self.max_frames, self.seed)
         if held_out is None:
             order = torch.randperm(len(x), generator=generator)
             num_held_out = min(len(x) // 20, 10_000)
             y, x = x[order[:num_held_out]], x[order[num_held_out:]]
         else:
-            y = self._gather(held_out, "held_out")
+            y = gather_frames(
+                "held_out", held_out, self.dim, self.max_frames, self.seed
+            )
         check_training_frames(x, self.codebook_size)
         mean, scale = self._normalisation(x)
         settings = self._settings(x, y)
         x = ((x - mean) / scale).to(self.device)
-        measured_on, figure = "held-out", "relative_reconstruction_error"
+        evaluation = _Evaluation(y, mean, scale, "held-out")
+        figure = "relative_reconstruction_error"
         if len(y) < 2 or bool((y == y[0]).all()):
             logging.warning(
                 f"quantizer: got {len(y)} held-out frames, expected two or more that "
                 "differ: the error is that of the training frames"
             )
-            measured_on, figure = "on the training frames", f"training_{figure}"
             y = x.cpu() * scale + mean
+            evaluation = _Evaluation(y, mean, scale, "on the training frames")
+            figure = f"training_{figure}"
 
         state = self._resume(settings)
         if state is None:
             state = self._initialise(x, generator)
-            self._evaluate(state, y, mean, scale, measured_on)
-        hidden = None if self.progress is None else not self.progress
+            self._evaluate(state, evaluation)
         with tqdm(
             total=self.num_iterations,
             initial=state.iteration,
             desc="quantizer",
             unit="round",
-            disable=hidden,
+            disable=None if self.progress is None else not self.progress,
         ) as bar:
             while state.iteration < self.num_iterations:
                 if state.iteration - state.last_progress >= self.patience:
                     break
                 self._round(x, state)
-                self._evaluate(state, y, mean, scale, measured_on)
+                self._evaluate(state, evaluation)
                 self._save_checkpoint(state, settings)
                 bar.update()
         logging.info(
             f"quantizer: relative reconstruction error {state.best_error:.4f} "
-            f"{measured_on} after round {state.best_iteration} of {state.iteration}"
+            f"{evaluation.measured_on} after round {state.best_iteration} of "
+            f"{state.iteration}"
         )
         figures = {
             figure: round(state.best_error, 6),
@@ -220,47 +230,8 @@ class QuantizerTrainer:
             state.best_codebooks.cpu(), mean, scale, {**(provenance or {}), **figures}
         )
 
-    def _gather(self, frames: Frames, name: str) -> torch.Tensor:
-        """Return frames as one float tensor (F, D) on the CPU."""
-        if isinstance(frames, (np.ndarray, torch.Tensor)):
-            if frames.ndim == 2 and len(frames) > self.max_frames:
-                generator = torch.Generator().manual_seed(self.seed)
-                rows = torch.randperm(len(frames), generator=generator)
-                rows = rows[: self.max_frames].sort().values
-                # Only these rows of a memory map are read.
-                frames = frames[
-                    rows.numpy() if isinstance(frames, np.ndarray) else rows
-                ]
-            if isinstance(frames, np.ndarray):
-                frames = torch.from_numpy(np.array(frames, dtype=np.float32))
-        else:
-            reservoir = Reservoir(self.max_frames, self.seed)
-            for chunk in frames:
-                reservoir.add(self._check_shape(as_tensor(name, chunk), name))
-            frames = reservoir.frames()
-        # As float32, which does not hold all that float64 does
-        frames = self._check_shape(frames, name).detach().float().cpu()
-        finite = frames.isfinite().all(dim=1)
-        if not finite.all():
-            rows = (~finite).nonzero().flatten()
-            raise ValueError(
-                f"{name}: got NaN or infinity in {len(rows)} of {len(frames)} frames, "
-                f"first in frame {int(rows[0])} (counted from 0); expected finite "
-                "embeddings: check the teacher's precision and the audio"
-            )
-        return frames
-
-    def _check_shape(self, frames: torch.Tensor, name: str) -> torch.Tensor:
-        """Return frames, or refuse those that are not (F, D)."""
-        if frames.dim() != 2 or frames.shape[1] != self.dim:
-            raise ValueError(
-                f"{name}: got shape {tuple(frames.shape)}, expected (number of frames, "
-                f"{self.dim})"
-            )
-        return frames
-
-    def _normalisation(self, x: torch.Tensor):
-        """Return mean and scale (D,) of training frames (F, D)."""
+    def _normalisation(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Mean and scale (D,) of training frames (F, D)."""
         mean = x.mean(0, dtype=torch.float64).float()
         if self.normalize == "mean":
             return mean, torch.ones_like(mean)
@@ -274,7 +245,7 @@ class QuantizerTrainer:
         return mean, torch.where(constant, torch.ones_like(scale), scale)
 
     def _initialise(self, x: torch.Tensor, generator: torch.Generator) -> _State:
-        """Residual k-means on a part of the frames, and the indexes it gives."""
+        """Residual k-means on a part of the frames, and indexes of all frames."""
         order = torch.randperm(len(x), generator=generator)
         part = order[: _KMEANS_FRAMES_PER_ENTRY * self.codebook_size].sort().values
         codebooks = residual_kmeans(
@@ -306,25 +277,19 @@ class QuantizerTrainer:
         )
         state.iteration += 1
 
-    def _evaluate(
-        self,
-        state: _State,
-        y: torch.Tensor,
-        mean: torch.Tensor,
-        scale: torch.Tensor,
-        measured_on: str,
-    ) -> None:
-        """Log the error of frames (F, D) and remember the best round."""
-        # A beam search does best when the codebooks that move most come first.
+    def _evaluate(self, state: _State, evaluation: _Evaluation) -> None:
+        """Measure and log the error, and keep the codebooks of the best round."""
+        # A beam search works best from the largest codebook to the smallest.
         order = state.codebooks.var(1).sum(1).argsort(descending=True)
         codebooks = state.codebooks[order]
-        quantizer = Quantizer(codebooks.cpu(), mean, scale).to(self.device)
-        error = quantizer.relative_reconstruction_error(y)
+        quantizer = Quantizer(codebooks.cpu(), evaluation.mean, evaluation.scale)
+        quantizer.to(self.device)
+        error = quantizer.relative_reconstruction_error(evaluation.frames)
         logging.info(
             f"quantizer: round {state.iteration}/{self.num_iterations}, relative "
-            f"reconstruction error {error:.4f} {measured_on}"
+            f"reconstruction error {error:.4f} {evaluation.measured_on}"
         )
-        if error < (1 - _CLEARLY) * state.best_error:
+        if error < (1 - _PROGRESS) * state.best_error:
             state.last_progress = state.iteration
         if error < state.best_error:
             state.best_error = error
@@ -332,7 +297,7 @@ class QuantizerTrainer:
             state.best_codebooks = codebooks
 
     def _settings(self, *frames: torch.Tensor) -> str:
-        """Identify settings and frames, so that only its own checkpoint is resumed."""
+        """Settings and hashes of the frames: they identify a checkpoint."""
         if self.checkpoint is None:
             return ""
         settings = {
@@ -347,7 +312,7 @@ class QuantizerTrainer:
         return f"{settings} {hashes}"
 
     def _save_checkpoint(self, state: _State, settings: str) -> None:
-        """Keep the state of a training, if it is to be kept and can be."""
+        """Write the checkpoint; a failure is a warning."""
         if self.checkpoint is None:
             return
         content = io.BytesIO()
@@ -360,7 +325,7 @@ class QuantizerTrainer:
             )
 
     def _resume(self, settings: str) -> Optional[_State]:
-        """Return the state of a training that broke off, None if there is none."""
+        """Read the checkpoint; None if there is none of this training."""
         if self.checkpoint is None or not self.checkpoint.is_file():
             return None
         try:

@@ -8,8 +8,8 @@ import torch
 
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.quantization import quantizer as quantizer_module
+from espnet_mvq.quantization.classifier_quantizer import tournament_pass
 from espnet_mvq.quantization.gram import GramTables
-from espnet_mvq.quantization.tournament_search import refine_by_tournament
 
 
 def build_theirs(num_codebooks, codebook_size=256, dim=16):
@@ -30,9 +30,9 @@ def test_indexes_are_theirs(num_codebooks, codebook_size, num_passes):
     theirs = build_theirs(num_codebooks, codebook_size)
     x = torch.randn(40, 16)
     ours = Quantizer.from_multi_quantization(theirs.state_dict())
-    found = ours.encode(x, refine_passes=num_passes)
+    result = ours.encode(x, refine_passes=num_passes)
     expected = theirs.encode(x, refine_indexes_iters=num_passes, as_bytes=False)
-    assert torch.equal(found.long(), expected)
+    assert torch.equal(result.long(), expected)
 
 
 def test_indexes_are_theirs_with_sixteen_codebooks():
@@ -83,9 +83,9 @@ def test_encoding_in_chunks_is_encoding_at_once(monkeypatch):
 def test_given_indexes_are_refined_and_never_made_worse():
     ours = Quantizer.from_multi_quantization(build_theirs(4).state_dict())
     x, start = torch.randn(30, 16), torch.randint(0, 256, (30, 4))
-    found = ours.encode(x, initial_indexes=start)
+    result = ours.encode(x, initial_indexes=start)
     before = (x - ours.decode(start)).square().sum(1)
-    assert ((x - ours.decode(found)).square().sum(1) <= before + 1e-4).all()
+    assert ((x - ours.decode(result)).square().sum(1) <= before + 1e-4).all()
 
 
 def test_pairs_are_searched_jointly():
@@ -94,7 +94,7 @@ def test_pairs_are_searched_jointly():
     tables, x = GramTables(codebooks), torch.tensor([[0.1]])
     unary = tables.unary_costs(x)
     start = torch.zeros(1, 2, dtype=torch.long)
-    assert refine_by_tournament(tables, unary, start, 1).tolist() == [[1, 1]]
+    assert tournament_pass(tables, unary, start).tolist() == [[1, 1]]
 
 
 def trained_quantizer(num_codebooks=4, **options):
@@ -122,18 +122,15 @@ def test_indexes_are_theirs_with_a_trained_checkpoint(num_codebooks):
     x = frames[:50]
     for num_passes in (0, 1, 5):
         expected = theirs.encode(x, num_passes, as_bytes=False)
-        found = ours.encode(x, refine_passes=num_passes)
-        assert torch.equal(found.long(), expected)
+        result = ours.encode(x, refine_passes=num_passes)
+        assert torch.equal(result.long(), expected)
 
 
 def test_our_search_on_their_codebooks_is_not_worse():
     theirs, x = build_theirs(4), torch.randn(200, 16)
     ours = Quantizer.from_multi_quantization(theirs.state_dict())
-    errors = [
-        ours.relative_reconstruction_error(x, ours.encode(x, method=method))
-        for method in ("beam", "tournament")
-    ]
-    assert errors[0] < 1.02 * errors[1]
+    by_beam = Quantizer(ours.codebooks).relative_reconstruction_error(x)
+    assert by_beam < 1.02 * ours.relative_reconstruction_error(x)
 
 
 @pytest.mark.parametrize("normalize", ["mean", "mean_std"])
@@ -180,13 +177,6 @@ def test_sizes_that_theirs_has_not_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"got {what}, expected a power of two"):
             Quantizer(codebooks).to_multi_quantization(tmp_path / "theirs.pt")
-
-
-def test_tournament_without_a_classifier_is_refused():
-    with pytest.raises(ValueError, match="no classifier to start"):
-        Quantizer(torch.randn(2, 4, 8)).encode(torch.zeros(1, 8), method="tournament")
-    with pytest.raises(ValueError, match="method: got 'pairs'"):
-        Quantizer(torch.randn(2, 4, 8)).encode(torch.zeros(1, 8), method="pairs")
 
 
 def test_other_files_are_refused_by_name(tmp_path):

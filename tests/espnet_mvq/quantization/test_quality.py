@@ -1,15 +1,23 @@
 """The quality report of a quantizer, figure by figure."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.quantization import quality as module
+from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
 from espnet_mvq.quantization.quality import (
+    channel_statistics,
+    codebook_correlation,
+    codebook_variance_share,
     error_by_effort,
+    index_counts,
+    index_usage,
     label_stability,
+    linear_probe,
     measure_quality,
     reconstruction_errors,
 )
@@ -28,7 +36,7 @@ def quantizer(x):
 def with_classifier(quantizer):
     """Give a quantizer of two codebooks the classifier of multi_quantization's."""
     rows = quantizer.num_codebooks * quantizer.codebook_size
-    return Quantizer(
+    return ClassifierQuantizer(
         quantizer.codebooks,
         quantizer.mean,
         classifier_weight=torch.randn(rows, quantizer.dim),
@@ -49,8 +57,9 @@ def test_report_agrees_with_the_quantizer(quantizer, x):
     assert report.codebook_correlation.shape == (3, 3)
 
 
-def test_effort_lowers_the_error(quantizer, x):
-    errors = error_by_effort(quantizer, x, most_passes=2)
+def test_effort_lowers_the_error(quantizer, x, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_PASSES", 2)
+    errors = error_by_effort(quantizer, x)
     assert [e.search for e in errors] == [
         "beam, 0 passes",
         "beam, 1 pass",
@@ -65,9 +74,10 @@ def test_effort_lowers_the_error(quantizer, x):
         assert effort.relative_error == error
 
 
-def test_effort_of_a_quantizer_with_a_classifier(x):
+def test_effort_of_a_quantizer_with_a_classifier(x, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_PASSES", 2)
     trained = QuantizerTrainer(8, 2, codebook_size=8, num_iterations=2).fit(x)
-    errors = error_by_effort(with_classifier(trained), x, most_passes=2)
+    errors = error_by_effort(with_classifier(trained), x)
     assert [e.search for e in errors] == [
         "classifier, 0 passes",
         "classifier, 1 pass",
@@ -76,7 +86,7 @@ def test_effort_of_a_quantizer_with_a_classifier(x):
     ]
     values = [e.relative_error for e in errors]
     assert values[0] > values[1] >= values[2]
-    assert values[3] == error_by_effort(trained, x, most_passes=2)[-1].relative_error
+    assert values[3] == error_by_effort(trained, x)[-1].relative_error
 
 
 def test_errors_of_channels_and_frames(quantizer, x, monkeypatch):
@@ -154,7 +164,6 @@ def probe_frames(monkeypatch, *args, **kwargs):
         seen.update(train=train, test=test, split=options["split"])
         return linear_probe(train, test, codebook_size, **options)
 
-    linear_probe = module.linear_probe
     with monkeypatch.context() as patch:
         patch.setattr(module, "linear_probe", probe)
         measure_quality(*args, **kwargs)
@@ -182,13 +191,10 @@ def test_probe_of_one_utterance_takes_random_halves(quantizer, x, monkeypatch, u
     assert "random" in split
 
 
-def test_probe_frames_are_limited_or_given(quantizer, x, monkeypatch):
-    train, test, _ = probe_frames(monkeypatch, quantizer, x, probe_frames=40)
+def test_probe_frames_are_limited(quantizer, x, monkeypatch):
+    monkeypatch.setattr(module, "_PROBE_FRAMES", 40)
+    train, test, _ = probe_frames(monkeypatch, quantizer, x)
     assert len(train[0]) == len(test[0]) == 20
-    given = torch.randn(50, 8)
-    train, test, split = probe_frames(monkeypatch, quantizer, x, train=given)
-    assert len(train[0]) == 50 and len(test[0]) == 300 and "given" in split
-    assert torch.equal(train[0].sum(1).sort().values, given.sum(1).sort().values)
 
 
 def test_report_is_the_same_again_and_survives_json(quantizer, x):
@@ -239,7 +245,138 @@ def test_bad_values_name_frame_and_utterance(quantizer, x, value, monkeypatch):
     utt_ids = ["a"] * 100 + ["b"] * 200
     with pytest.raises(ValueError, match="frame 100 .* of utterance b"):
         measure_quality(quantizer, bad, utt_ids=utt_ids)
-    with pytest.raises(ValueError, match="train: .* frame 100"):
-        measure_quality(quantizer, x, train=bad)
     with pytest.raises(ValueError, match="got 2 names, expected 300"):
         measure_quality(quantizer, x, utt_ids=["a", "b"])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_usage_of_known_counts(dtype):
+    indexes = torch.tensor([[0, 3], [0, 3], [1, 3], [2, 3]]).to(dtype)
+    assert index_counts(indexes, 4).tolist() == [[2, 1, 1, 0], [0, 0, 0, 4]]
+    usage = index_usage(indexes, 4)
+    assert usage.entropy_bits.tolist() == pytest.approx([1.5, 0])
+    assert usage.perplexity.tolist() == pytest.approx([2**1.5, 1])
+    assert usage.dead_entries.tolist() == [1, 3]
+
+
+def test_even_use_has_all_bits():
+    usage = index_usage(torch.arange(512).remainder(256)[:, None], 256)
+    assert usage.entropy_bits.item() == pytest.approx(8)
+    assert usage.perplexity.item() == pytest.approx(256)
+    assert usage.dead_entries.item() == 0
+
+
+def plain_correlation(codebooks):
+    """Form the covariances (D, D), one pair after the other."""
+    covariances = [torch.cov(entries.double().T, correction=0) for entries in codebooks]
+    count = len(codebooks)
+    values = torch.zeros(count, count, dtype=torch.float64)
+    for i, a in enumerate(covariances):
+        for j, b in enumerate(covariances):
+            norm = math.sqrt((a @ a).trace() * (b @ b).trace())
+            values[i, j] = (a @ b).trace() / norm
+    return values
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 5), (2, 4, 16), (1, 2, 3)])
+def test_correlation_equals_that_of_covariances(shape):
+    codebooks = torch.randn(shape) * torch.arange(1, shape[2] + 1) + 3
+    result = codebook_correlation(codebooks)
+    torch.testing.assert_close(result, plain_correlation(codebooks))
+
+
+def test_correlation_of_equal_and_of_orthogonal_codebooks():
+    left = torch.cat([torch.randn(8, 3), torch.zeros(8, 3)], dim=1)
+    right = torch.cat([torch.zeros(8, 3), torch.randn(8, 3)], dim=1)
+    # Neither order, nor sign, nor size, nor mean of the entries counts.
+    codebooks = torch.stack([left, right, -2 * left.flip(0) + 1])
+    expected = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.float64)
+    result = codebook_correlation(codebooks)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
+
+
+def test_codebook_of_equal_entries_has_no_correlation():
+    codebooks = torch.stack([torch.randn(4, 3), torch.ones(4, 3)])
+    result = codebook_correlation(codebooks)
+    assert result[0, 0] == pytest.approx(1)
+    assert result[1].isnan().all() and result[0, 1].isnan()
+
+
+def test_variance_share():
+    entries = torch.randn(8, 3)
+    codebooks = torch.stack([entries, 2 * entries + 5, torch.ones(8, 3)])
+    result = codebook_variance_share(codebooks).tolist()
+    assert result == pytest.approx([0.2, 0.8, 0], abs=1e-6)
+
+
+def halves(x, indexes):
+    half = len(x) // 2
+    return (x[:half], indexes[:half]), (x[half:], indexes[half:])
+
+
+def test_separable_indexes_are_guessed_and_random_ones_are_not():
+    x = torch.randn(4000, 8)
+    separable = x[:, :4].argmax(1)
+    indexes = torch.stack([separable, torch.randint(0, 4, (4000,))], 1).to(torch.uint8)
+    scores = linear_probe(*halves(x, indexes), 4, learning_rate=0.05)
+    assert scores.accuracy[0] > 0.95 and scores.cross_entropy_nats[0] < 0.25
+    assert scores.accuracy[1] == pytest.approx(0.25, abs=0.04)
+    assert scores.cross_entropy_nats[1] == pytest.approx(math.log(4), abs=0.03)
+    assert scores.entropy_nats.tolist() == pytest.approx([math.log(4)] * 2, abs=0.01)
+    assert scores.chance_nats == math.log(4)
+    assert (scores.num_train_frames, scores.num_test_frames) == (2000, 2000)
+
+
+def test_without_steps_it_knows_the_frequencies():
+    indexes = torch.tensor([0] * 700 + [1] * 200 + [2] * 100)[:, None]
+    data = torch.randn(1000, 3), indexes
+    scores = linear_probe(data, data, 4, num_steps=0)
+    entropy = -sum(p * math.log(p) for p in (0.7, 0.2, 0.1))
+    assert scores.entropy_nats.item() == pytest.approx(entropy)
+    assert scores.cross_entropy_nats.item() == pytest.approx(entropy, abs=0.003)
+    assert scores.accuracy.item() == pytest.approx(0.7)
+
+
+def test_entries_that_were_not_trained_on_are_possible():
+    train = torch.randn(50, 3), torch.zeros(50, 1, dtype=torch.uint8)
+    test = torch.randn(50, 3), torch.full((50, 1), 3, dtype=torch.uint8)
+    scores = linear_probe(train, test, 4)
+    assert scores.accuracy.item() == 0
+    assert math.log(4) < scores.cross_entropy_nats.item() < math.inf
+
+
+def test_size_of_channels_does_not_matter():
+    """A classifier without standardisation does not see the small channels."""
+    x = torch.randn(2000, 4)
+    indexes = x.argmax(1)[:, None]
+    wide = x * torch.tensor([1e-2, 1, 1e2, 10]) + torch.tensor([0, 50, 5e2, -1])
+    plain, scaled = (linear_probe(*halves(v, indexes), 4) for v in (x, wide))
+    assert plain.accuracy.item() > 0.8
+    torch.testing.assert_close(plain.accuracy, scaled.accuracy, atol=0.01, rtol=0)
+
+
+def test_same_seed_same_scores_and_no_global_state():
+    x, indexes = torch.randn(300, 4), torch.randint(0, 4, (300, 2))
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        first, second, other = (
+            linear_probe(*halves(x, indexes), 4, seed=seed) for seed in (1, 1, 2)
+        )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.cross_entropy_nats, second.cross_entropy_nats)
+    assert not torch.equal(first.cross_entropy_nats, other.cross_entropy_nats)
+
+
+def test_one_frame_is_enough_to_run():
+    data = torch.randn(1, 3), torch.tensor([[2]])
+    assert linear_probe(data, data, 4).accuracy.item() == 1
+
+
+def test_channel_statistics(monkeypatch):
+    x = torch.randn(50, 4) * 3 + 1000
+    x[:, 2] = 0.1
+    monkeypatch.setattr(module, "_CHUNK_FRAMES", 7)
+    mean, variance, constant = channel_statistics(x)
+    torch.testing.assert_close(mean, x.double().mean(0))
+    torch.testing.assert_close(variance, x.double().var(0, correction=0))
+    assert constant.tolist() == [False, False, True, False]

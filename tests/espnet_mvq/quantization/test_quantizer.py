@@ -6,8 +6,7 @@ import torch
 
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization import quantizer as module
-
-ONES = torch.ones(2, 4, 8), None, None, None
+from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
 
 
 def huge(*shape):
@@ -43,8 +42,8 @@ def test_decode_adds_entries_and_undoes_the_normalisation(quantizer):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_exact_sums_come_back(quantizer, dtype):
     indexes = torch.randint(0, 4, (7, 2)).to(dtype)
-    found = quantizer.encode(quantizer.decode(indexes), beam_size=16)
-    assert torch.equal(found.long(), indexes.long())
+    result = quantizer.encode(quantizer.decode(indexes), beam_size=16)
+    assert torch.equal(result.long(), indexes.long())
 
 
 def test_all_values_of_a_byte_are_used():
@@ -82,12 +81,15 @@ def test_half_precision_frames(quantizer):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_classifier", [False, True])
 def test_autocast_changes_nothing(dtype, with_classifier):
-    classifier = (torch.randn(16, 8), torch.randn(16)) if with_classifier else ()
-    parts = (torch.randn(2, 8, 8), torch.randn(8), None, None, *classifier)
+    parts = {"codebooks": torch.randn(2, 8, 8), "mean": torch.randn(8)}
+    kind = ClassifierQuantizer if with_classifier else Quantizer
+    if with_classifier:
+        parts["classifier_weight"] = torch.randn(16, 8)
+        parts["classifier_bias"] = torch.randn(16)
     x = torch.randn(300, 8)
-    expected, quantizer = Quantizer(*parts).encode(x), Quantizer(*parts)
+    expected, quantizer = kind(**parts).encode(x), kind(**parts)
     error = quantizer.relative_reconstruction_error(x, expected)
-    quantizer = Quantizer(*parts)  # its tables are made under autocast
+    quantizer = kind(**parts)  # its tables are made under autocast
     with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(quantizer.encode(x), expected)
         decoded = quantizer.decode(expected)
@@ -113,8 +115,8 @@ def test_autocast_changes_nothing(dtype, with_classifier):
 def test_frames_of_other_layouts_and_arrays(quantizer, convert):
     x = torch.randn(7, 8)
     expected = quantizer.encode(x)
-    found = quantizer.encode(convert(x))
-    assert torch.equal(found, expected) and not found.requires_grad
+    result = quantizer.encode(convert(x))
+    assert torch.equal(result, expected) and not result.requires_grad
     decoded = quantizer.decode(expected.numpy())
     assert torch.equal(decoded, quantizer.decode(expected))
     error = quantizer.relative_reconstruction_error(convert(x), expected.numpy())
@@ -137,7 +139,7 @@ def test_frames_of_other_layouts_and_arrays(quantizer, convert):
         (torch.full((3, 8), 3e38), r"values up to 3e\+38 in frame 0"),
     ],
 )
-def test_what_are_no_frames_is_refused_in_one_line(quantizer, x, message):
+def test_unusable_frames_are_refused_in_one_line(quantizer, x, message):
     with pytest.raises(ValueError, match=message) as raised:
         quantizer.encode(x)
     assert "\n" not in str(raised.value)
@@ -255,17 +257,29 @@ def test_search_settings_out_of_range_are_refused(quantizer, options):
         ((torch.zeros(2, 4, 8), huge(8)), "mean: got NaN or infinity in float32"),
         ((torch.zeros(2, 4, 8), None, huge(8)), "scale: got zero, .* in float32"),
         ((torch.zeros(2, 4, 8), None, 1 / huge(8)), "scale: got zero, .* in float32"),
-        ((*ONES, torch.full((8, 8), float("nan")), torch.ones(8)), "_weight: got NaN"),
-        ((*ONES, torch.ones(8, 8), huge(8)), "classifier_bias: got NaN"),
-        ((*ONES, torch.ones(8, 8)), "got one of weight and bias, expected both"),
-        (
-            (torch.ones(3, 4, 8), None, None, None, torch.ones(12, 8), torch.ones(12)),
-            "classifier: got 3 codebooks, expected a power of two",
-        ),
         (([[1.0]],), "codebooks: got list"),
         ((torch.zeros(2, 4, 8, dtype=torch.complex64),), "codebooks: got .*complex64"),
     ],
 )
-def test_what_makes_no_quantizer_is_refused(arguments, message):
+def test_unusable_tensors_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Quantizer(*arguments)
+
+
+@pytest.mark.parametrize(
+    "num_codebooks, weight, bias, message",
+    [
+        (2, torch.full((8, 8), float("nan")), torch.ones(8), "_weight: got NaN"),
+        (2, torch.ones(8, 8), huge(8), "classifier_bias: got NaN"),
+        (2, torch.ones(7, 8), torch.ones(8), r"_weight: got shape \(7, 8\), expected"),
+        (2, torch.ones(8, 8), None, "got one of weight and bias, expected both"),
+        (3, torch.ones(12, 8), torch.ones(12), "got 3 codebooks, expected a power of"),
+    ],
+)
+def test_unusable_classifiers_are_refused(num_codebooks, weight, bias, message):
+    with pytest.raises(ValueError, match=message):
+        ClassifierQuantizer(
+            torch.ones(num_codebooks, 4, 8),
+            classifier_weight=weight,
+            classifier_bias=bias,
+        )

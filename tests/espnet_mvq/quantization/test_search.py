@@ -7,12 +7,8 @@ import torch
 
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.gram import GramTables
-from espnet_mvq.quantization.search import (
-    SearchEffort,
-    beam_search,
-    perturb,
-    refine,
-)
+from espnet_mvq.quantization.search import perturbations
+from espnet_mvq.quantization.torch_search import beam_search, perturb, refine
 
 SIZES = [(1, 4), (2, 4), (3, 3), (4, 2)]  # number of codebooks, codebook size
 
@@ -59,8 +55,8 @@ def test_wide_beam_finds_the_best_of_all_indexes(num_codebooks, codebook_size):
     codebooks, x = random_case(num_codebooks, codebook_size)
     quantizer = Quantizer(codebooks)
     beam_size = codebook_size**num_codebooks
-    found = quantizer.encode(x, beam_size=beam_size, refine_passes=0)
-    assert torch.equal(found.long(), exhaustive_search(codebooks, x))
+    result = quantizer.encode(x, beam_size=beam_size, refine_passes=0)
+    assert torch.equal(result.long(), exhaustive_search(codebooks, x))
 
 
 @pytest.mark.parametrize("num_codebooks, codebook_size", SIZES)
@@ -78,8 +74,8 @@ def test_cost_is_the_error_but_for_the_norm(num_codebooks, codebook_size):
 @pytest.mark.parametrize("num_codebooks, codebook_size", SIZES)
 def test_beam_of_one_is_residual_greedy(num_codebooks, codebook_size):
     codebooks, x = random_case(num_codebooks, codebook_size)
-    found = Quantizer(codebooks).encode(x, beam_size=1, refine_passes=0)
-    assert torch.equal(found.long(), greedy_search(codebooks, x))
+    result = Quantizer(codebooks).encode(x, beam_size=1, refine_passes=0)
+    assert torch.equal(result.long(), greedy_search(codebooks, x))
 
 
 def test_wider_beam_is_better_on_average():
@@ -148,9 +144,9 @@ def test_perturbation_finds_better_indexes_and_loses_nothing():
     tables = GramTables(codebooks)
     unary = tables.unary_costs(x)
     start = refine(tables, unary, torch.zeros(300, 4, dtype=torch.long), 9)
-    found = perturb(tables, unary, start, SearchEffort(perturbation_rounds=8))
+    result = perturb(tables, unary, start, 4, perturbations(8, 4, 16))
     before = squared_error(codebooks, x, start)
-    after = squared_error(codebooks, x, found)
+    after = squared_error(codebooks, x, result)
     assert (after <= before + 1e-5).all() and after.sum() < 0.98 * before.sum()
 
 
@@ -174,8 +170,8 @@ def test_refinement_changes_nothing_where_entries_are_equally_good():
     codebooks, x = random_case(2, 4)
     quantizer = Quantizer(torch.cat([codebooks, codebooks], dim=1))
     fixed = Quantizer(codebooks).encode(x, refine_passes=100)
-    found = quantizer.encode(x, refine_passes=1, initial_indexes=fixed + 4)
-    assert torch.equal(found, fixed + 4)
+    result = quantizer.encode(x, refine_passes=1, initial_indexes=fixed + 4)
+    assert torch.equal(result, fixed + 4)
 
 
 def test_refinement_leaves_its_input_alone():
@@ -189,5 +185,5 @@ def test_refinement_leaves_its_input_alone():
 def test_beam_search_returns_one_index_for_each_codebook():
     codebooks, x = random_case(3, 4)
     tables = GramTables(codebooks)
-    found = beam_search(tables, tables.unary_costs(x), 2)
-    assert found.shape == (len(x), 3) and found.dtype == torch.int64
+    result = beam_search(tables, tables.unary_costs(x), 2)
+    assert result.shape == (len(x), 3) and result.dtype == torch.int64

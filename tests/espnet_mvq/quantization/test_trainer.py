@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
-from espnet_mvq.quantization.kmeans import residual_kmeans
+from espnet_mvq.quantization.codebook_fitting import residual_kmeans
 
 
 def trainer(**options):

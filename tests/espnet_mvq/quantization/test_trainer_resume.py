@@ -78,9 +78,9 @@ def test_checkpoint_of_other_settings_is_ignored(
     frames, checkpoint, monkeypatch, caplog, options
 ):
     interrupt(frames, checkpoint, monkeypatch)
-    found = trainer(checkpoint=checkpoint, **options).fit(frames)
+    result = trainer(checkpoint=checkpoint, **options).fit(frames)
     assert "is of other settings or frames, or of an older" in caplog.text
-    assert found.id == trainer(**options).fit(frames).id
+    assert result.id == trainer(**options).fit(frames).id
 
 
 def exchange(frames, rows, values):
@@ -106,9 +106,9 @@ def test_checkpoint_of_other_frames_is_ignored(
     held_out = torch.randn(20, 8)
     interrupt(frames, checkpoint, monkeypatch, held_out=held_out)
     other = exchange(frames, list(rows), values)
-    found = trainer(checkpoint=checkpoint).fit(other, held_out)
+    result = trainer(checkpoint=checkpoint).fit(other, held_out)
     assert f"{checkpoint} is of other settings or frames" in caplog.text
-    assert found.id == trainer().fit(other, held_out).id
+    assert result.id == trainer().fit(other, held_out).id
 
 
 def test_checkpoint_of_an_older_version_is_ignored(frames, checkpoint, caplog):
@@ -156,8 +156,8 @@ def test_full_disk_does_not_end_a_training(frames, checkpoint, monkeypatch, capl
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(type(checkpoint), "write_bytes", write)
-    found = trainer(checkpoint=checkpoint).fit(frames)
-    assert found.id == trainer().fit(frames).id
+    result = trainer(checkpoint=checkpoint).fit(frames)
+    assert result.id == trainer().fit(frames).id
     assert "goes on without a checkpoint" in caplog.text
     assert f"{checkpoint}: could not be written (No space left" in caplog.text
     assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
@@ -169,8 +169,8 @@ def test_more_rounds_after_an_interruption_are_as_many_rounds_at_once(
 ):
     """The ridge of a round depends on the number of rounds, so must the checkpoint."""
     interrupt(frames, checkpoint, monkeypatch, num_iterations=4)
-    found = trainer(checkpoint=checkpoint, num_iterations=8).fit(frames)
-    assert found.id == trainer(num_iterations=8).fit(frames).id
+    result = trainer(checkpoint=checkpoint, num_iterations=8).fit(frames)
+    assert result.id == trainer(num_iterations=8).fit(frames).id
 
 
 def test_no_half_written_checkpoint_stays(frames, checkpoint):

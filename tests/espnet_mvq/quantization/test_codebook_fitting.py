@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from espnet_mvq.quantization import kmeans as kmeans_module
-from espnet_mvq.quantization.kmeans import kmeans, nearest, residual_kmeans
-from espnet_mvq.quantization.least_squares import refit_codebooks
+from espnet_mvq.quantization import codebook_fitting as module
+from espnet_mvq.quantization.codebook_fitting import (
+    kmeans,
+    nearest,
+    refit_codebooks,
+    residual_kmeans,
+)
 
 
 def generator(seed=0):
@@ -26,19 +30,19 @@ def test_nearest_equals_the_smallest_distance(monkeypatch):
     x, centres = torch.randn(20, 8), torch.randn(4, 8)
     expected = torch.cdist(x, centres).argmin(1)
     assert torch.equal(nearest(x, centres), expected)
-    monkeypatch.setattr(kmeans_module, "_CHUNK_FRAMES", 3)
+    monkeypatch.setattr(module, "_CHUNK_FRAMES", 3)
     assert torch.equal(nearest(x, centres), expected)
 
 
 def test_kmeans_finds_separated_clusters():
     truth = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
     x = (truth.repeat(20, 1) + 0.1 * torch.randn(60, 2))[torch.randperm(60)]
-    found = [
+    result = [
         kmeans(x, 3, 10, generator(seed))[:, None].sub(truth).norm(dim=2).min(0).values
         for seed in range(10)
     ]
     # Lloyd's rounds may end with two centres in one cluster, but not for most seeds
-    assert sum(bool((distance < 1).all()) for distance in found) >= 3
+    assert sum(bool((distance < 1).all()) for distance in result) >= 3
 
 
 def test_kmeans_centres_are_means_of_their_frames():
@@ -92,24 +96,24 @@ def test_refit_equals_ridge_regression(num_codebooks, codebook_size, ridge):
     rows = torch.cat([z, ridge**0.5 * torch.eye(z.shape[1], dtype=z.dtype)])
     goal = torch.cat([x.double(), torch.zeros(z.shape[1], 8, dtype=z.dtype)])
     expected = torch.linalg.lstsq(rows, goal).solution.float()
-    found = refit_codebooks(x, indexes, codebook_size, ridge)
-    assert found.dtype == x.dtype
+    result = refit_codebooks(x, indexes, codebook_size, ridge)
+    assert result.dtype == x.dtype
     torch.testing.assert_close(
-        found, expected.reshape(num_codebooks, codebook_size, 8), rtol=1e-4, atol=1e-5
+        result, expected.reshape(num_codebooks, codebook_size, 8), rtol=1e-4, atol=1e-5
     )
 
 
 def test_entries_that_no_frame_uses_are_zero():
     x = torch.randn(20, 8)
     indexes = torch.randint(0, 3, (20, 2))
-    found = refit_codebooks(x, indexes, 4, ridge=1.0)
-    assert torch.equal(found[:, 3], torch.zeros(2, 8))
+    result = refit_codebooks(x, indexes, 4, ridge=1.0)
+    assert torch.equal(result[:, 3], torch.zeros(2, 8))
 
 
 def test_refit_recovers_codebooks_from_exact_sums():
     codebooks = torch.randn(2, 4, 8)
     indexes = torch.randint(0, 4, (200, 2))
     x = codebooks[0, indexes[:, 0]] + codebooks[1, indexes[:, 1]]
-    found = refit_codebooks(x, indexes, 4, ridge=1e-6)
-    again = found[0, indexes[:, 0]] + found[1, indexes[:, 1]]
+    result = refit_codebooks(x, indexes, 4, ridge=1e-6)
+    again = result[0, indexes[:, 0]] + result[1, indexes[:, 1]]
     torch.testing.assert_close(again, x, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""K-means and residual k-means: the starting point of quantizer training."""
+"""Codebooks fitted to frames: residual k-means, and the closed-form refit."""
 
 import torch
 
@@ -65,7 +65,7 @@ def residual_kmeans(
     num_iterations: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Train codebooks one after the other, each on what the ones before left over.
+    """Train codebooks one after the other, each on the residual of those before.
 
     Args:
         x: Frames, float, (F, D), F >= codebook_size.
@@ -84,3 +84,46 @@ def residual_kmeans(
         residual -= centres[nearest(residual, centres)]
         codebooks.append(centres)
     return torch.stack(codebooks)
+
+
+def refit_codebooks(
+    x: torch.Tensor, indexes: torch.Tensor, codebook_size: int, ridge: float
+) -> torch.Tensor:
+    """Solve for the codebooks that reconstruct frames best from given indexes.
+
+    With Z (F, N*K) the matrix of ones at the chosen entries, the codebooks are the
+    ridge solution of Z C = X. Z is never built: Z'Z counts pairs of indexes, Z'X sums
+    frames. The ridge makes the solution unique (a constant
+    can move between codebooks) and keeps entries that no frame uses at zero.
+
+    Args:
+        x: Frames, float, (F, D).
+        indexes: Codebook indexes, int64, (F, N).
+        codebook_size: Entries K of each codebook.
+        ridge: Regulariser, in frames: an entry used by that many frames is halved.
+
+    Returns:
+        Codebooks, float, (N, K, D), of x's type.
+
+    Source: the codebook update of additive quantization (Babenko and Lempitsky 2014).
+    """
+    num_codebooks = indexes.shape[1]
+    size = num_codebooks * codebook_size
+    counts = x.new_zeros(num_codebooks, codebook_size, num_codebooks, codebook_size)
+    for n in range(num_codebooks):
+        for m in range(n, num_codebooks):
+            pairs = torch.bincount(
+                indexes[:, n] * codebook_size + indexes[:, m],
+                minlength=codebook_size**2,
+            ).reshape(codebook_size, codebook_size)
+            counts[n, :, m] = pairs.to(x.dtype)
+            counts[m, :, n] = pairs.T.to(x.dtype)
+    sums = x.new_zeros(num_codebooks, codebook_size, x.shape[1])
+    for n in range(num_codebooks):
+        sums[n].index_add_(0, indexes[:, n], x)
+    # Double precision: the counts matrix is singular but for the ridge.
+    normal = counts.reshape(size, size).double()
+    normal.diagonal().add_(ridge)
+    factor = torch.linalg.cholesky(normal)
+    solution = torch.cholesky_solve(sums.reshape(size, -1).double(), factor)
+    return solution.to(x.dtype).reshape(num_codebooks, codebook_size, -1)
