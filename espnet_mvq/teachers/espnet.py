@@ -1,7 +1,6 @@
 """Teachers trained with ESPnet: encoders of ASR, SSL and HuBERT models."""
 
 import inspect
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -28,7 +27,7 @@ from espnet_mvq.teachers.espnet_folder import (
     read_config,
     read_state,
     sample_rate_hz,
-    write_stand_in,
+    stand_in_statistics,
 )
 from espnet_mvq.teachers.model_id import ESPNET_PARTS, espnet_settings, weights_hash
 
@@ -297,8 +296,7 @@ def _build_parts(
         parts["frontend"] = build("frontend")
         size = parts["frontend"].output_size()
     if config.get("normalize") == "global_mvn":
-        with tempfile.TemporaryDirectory() as folder:
-            stats_file = write_stand_in(folder, state["normalize.mean"])
+        with stand_in_statistics(state) as stats_file:
             parts["normalize"] = build("normalize", stats_file)
     elif config.get("normalize"):
         parts["normalize"] = build("normalize")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
@@ -163,12 +164,15 @@ def fill(spec: str, module: torch.nn.Module, state: Dict[str, torch.Tensor]) -> 
     module.load_state_dict(state)
 
 
-def write_stand_in(folder: str, mean: torch.Tensor) -> str:
-    """Write statistics of GlobalMVN's size; return the file.
+@contextlib.contextmanager
+def stand_in_statistics(state: Dict[str, torch.Tensor]) -> Iterator[str]:
+    """Context with a file of statistics from which ESPnet can build its GlobalMVN.
 
     The values are loaded from the checkpoint later: a copied experiment folder comes
     without the file that its config names.
     """
-    path, zeros = str(Path(folder, "stats.npz")), np.zeros_like(mean.numpy())
-    np.savez(path, count=1, sum=zeros, sum_square=zeros + 1)
-    return path
+    zeros = np.zeros_like(state["normalize.mean"].numpy())
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "stats.npz"))
+        np.savez(path, count=1, sum=zeros, sum_square=zeros + 1)
+        yield path

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import importlib
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -17,7 +16,7 @@ from espnet_mvq.teachers.espnet_folder import (
     read_config,
     read_state,
     sample_rate_hz,
-    write_stand_in,
+    stand_in_statistics,
 )
 from espnet_mvq.teachers.model_id import espnet_settings, file_hash, weights_hash
 from espnet_mvq.teachers.speech_model import TeacherError
@@ -198,8 +197,7 @@ def _load_model(
     with contextlib.ExitStack() as stack:
         stack.enter_context(building(spec, hint))
         if getattr(args, "normalize", None) == "global_mvn":
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            stats_file = write_stand_in(folder, state["normalize.mean"])
+            stats_file = stack.enter_context(stand_in_statistics(state))
             conf = args.normalize_conf or {}
             args.normalize_conf = {**conf, "stats_file": stats_file}
         model = task.build_model(args)

@@ -59,9 +59,8 @@ class WhisperTeacher(Teacher):
         longest = len(self._positions) * self.frame_shift_samples
         frame_s = self.frame_shift_samples / self.sample_rate
         frames = round(window_s / frame_s)
-        fits = (
-            abs(frames * frame_s - window_s) < 1e-9
-        )  # if not, the last frame would be lost
+        # If a window is not a multiple of a frame, its last frame is lost.
+        fits = abs(frames * frame_s - window_s) < 1e-9
         if not fits or not (frames == 0 or 3 <= frames <= len(self._positions)):
             raise TeacherError(
                 f"teacher {spec}: got window_s {window_s}, expected 0 to "
