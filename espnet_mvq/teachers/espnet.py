@@ -53,7 +53,7 @@ class ESPnetTeacher(Teacher):
             `espnet_folder.CHECKPOINTS`.
         frame_shift_samples: Samples between two encoder frames; needed for front ends
             and encoders whose subsampling is not known here.
-        frame_offset_samples: Centre of frame 0, in samples; likewise.
+        frame_offset_samples: Centre of frame 0, in samples; needed for the same.
 
     Raises:
         TeacherError: If folder, config or checkpoint are missing, damaged, or of a
