@@ -1,4 +1,4 @@
-"""Reading audio as teachers need it: one channel, the right rate, whole."""
+"""Audio of a corpus: one channel, at the sample rate of the teacher."""
 
 import re
 from typing import Tuple
@@ -22,14 +22,14 @@ def read_audio(utt_id: str, place: str, sample_rate: int) -> torch.Tensor:
     Args:
         utt_id: The utterance, for messages.
         place: Its value in `wav.scp`: a file soundfile can read, or `FILE.ark:OFFSET`.
-        sample_rate: The rate it must have, in Hz.
+        sample_rate: Required sample rate, in Hz.
 
     Returns:
         Samples in [-1, 1], float32, (S,).
 
     Raises:
-        AudioError: If it is unreadable, empty, of another rate, of several channels,
-            or holds NaN or infinity.
+        AudioError: If it is unreadable or empty, has another rate or several channels,
+            or contains NaN or infinity.
     """
     if place.endswith("|"):
         raise AudioError(
@@ -38,7 +38,7 @@ def read_audio(utt_id: str, place: str, sample_rate: int) -> torch.Tensor:
         )
     try:
         samples, rate = _read(place)
-    except Exception as error:  # soundfile's and kaldiio's, by kind of damage
+    except Exception as error:  # soundfile and kaldiio raise many kinds
         raise AudioError(
             f"utterance {utt_id}: could not read {place} ({error}); replace the file "
             "or take the utterance out of wav.scp"
@@ -66,11 +66,11 @@ def read_audio(utt_id: str, place: str, sample_rate: int) -> torch.Tensor:
 
 
 def _read(place: str) -> Tuple[np.ndarray, int]:
-    """Return samples, float32, (S,) or (S, channels), and rate in Hz."""
+    """Read samples, float32, (S,) or (S, channels), and the rate in Hz."""
     if not _ARK_PLACE.search(place):
         return soundfile.read(place, dtype="float32")
     rate, samples = read_ark_audio(place)
-    if samples.dtype == np.uint8:  # wav of 8 bits, whose silence is 128
+    if samples.dtype == np.uint8:  # 8-bit wav, whose silence is 128
         samples = (samples.astype(np.int16) - 128).astype(np.int8)
     if samples.dtype.kind == "i":
         samples = samples / np.float32(2 ** (8 * samples.itemsize - 1))

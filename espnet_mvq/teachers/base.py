@@ -1,54 +1,111 @@
-"""What every teacher back end offers."""
+"""Base classes of teachers: sources of embeddings, and models that compute them."""
 
-import hashlib
-import json
-from abc import abstractmethod
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from abc import ABC, abstractmethod
+from typing import Iterator, List, Sequence, Tuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mvq.teachers.audio import AudioError
-from espnet_mvq.teachers.batching import cut_into_segments, group_by_length
+from espnet_mvq.teachers.batching import Segment, cut_into_segments, group_by_length
 from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError
 
 
 class EmbeddingError(AudioError):
-    """A teacher has no embeddings, or none that are finite, for an utterance."""
+    """A teacher has no embeddings, or no finite ones, for an utterance."""
 
 
-class Teacher(SpeechModel):
-    """A frozen model that turns speech into teacher embeddings.
-
-    A back end sets the attributes and says how a batch runs (`_forward`); cutting of
-    long speech, batches that keep utterances independent of each other, and reduced
-    precision are done here.
+class FrameSource(ABC):
+    """Embeddings of the utterances of a corpus.
 
     Attributes:
+        spec: The name it was built from, `BACKEND/NAME`.
+        id: Equal id, equal embeddings.
         layer: Layer of the embeddings, counted from 1; 0 = input of the first block.
         dim: Dimension D of the embeddings.
+        sample_rate: Sample rate of the speech, in Hz.
         frame_shift_samples: Samples between the centres of two frames.
         frame_offset_samples: Centre of frame 0, in samples from the start.
-        segment_s: Longest piece of speech that runs whole, in seconds; longer speech
-            is cut into such pieces.
-        overlap_s: Context in seconds that each frame has on both sides where speech
-            is cut.
-        reads_audio: It needs the audio files of a corpus.
+        reads_audio: It needs the audio files of the corpus.
+        batch_samples: As `SpeechModel`.
+        mixes_lengths: As `SpeechModel`.
     """
 
+    spec: str
+    id: str
     layer: int
     dim: int
+    sample_rate: int
     frame_shift_samples: int
     frame_offset_samples: float
+    reads_audio: bool = True
+    batch_samples: int = 0
+    mixes_lengths: bool = False
+
+    @abstractmethod
+    def read(self, utt_id: str, place: str) -> torch.Tensor:
+        """Read the input of an utterance; safe to call from several threads.
+
+        Args:
+            utt_id: The utterance.
+            place: Its audio file, as in `wav.scp`.
+
+        Raises:
+            AudioError: If it cannot be used.
+        """
+
+    @abstractmethod
+    def embed_batch(self, inputs: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        """Embed utterances; none depends on the others.
+
+        Args:
+            inputs: Results of `read`.
+
+        Returns:
+            Embeddings, float32, on the teacher's device, [(T_1, D), ...].
+        """
+
+    def embed_file(self, utt_id: str, place: str) -> torch.Tensor:
+        """Embed an utterance of a corpus.
+
+        Args:
+            utt_id: The utterance.
+            place: Its audio file, as in `wav.scp`.
+
+        Returns:
+            Embeddings, float32, (T, D).
+
+        Raises:
+            AudioError: If the audio cannot be used, or the model cannot run on it.
+        """
+        waveform = self.read(utt_id, place)
+        try:
+            return self.embed_batch([waveform])[0]
+        except EmbeddingError as error:
+            raise EmbeddingError(f"utterance {utt_id}: {error}") from error
+
+
+class Teacher(SpeechModel, FrameSource):
+    """A frozen model that turns speech into teacher embeddings.
+
+    A back end sets the attributes and runs a batch in `_forward`. Cutting of long
+    speech, batches whose utterances stay independent, and reduced precision are done
+    here.
+
+    Attributes:
+        segment_s: Longest speech that runs whole, in seconds; longer speech is cut into
+            segments of this length.
+        overlap_s: Context in seconds on both sides of each frame where speech is cut.
+    """
+
     segment_s: float = 40.0
     overlap_s: float = 2.0
-    reads_audio: bool = True
 
     @abstractmethod
     def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Run the model on a batch; without gradients, under autocast if asked for.
+        """Run the model on a batch; called without gradients, under `dtype`'s autocast.
 
         Args:
             speech: Waveforms on the teacher's device, float32, (B, S), zero beyond
@@ -61,7 +118,7 @@ class Teacher(SpeechModel):
         """
 
     def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Do to a whole utterance (S,) what the model wants done, normalise it say."""
+        """Prepare a whole utterance (S,) before it is cut, for example normalise it."""
         return waveform
 
     @torch.inference_mode()
@@ -69,7 +126,7 @@ class Teacher(SpeechModel):
         """Embed utterances; none depends on the others.
 
         Args:
-            waveforms: What `read` gives, [(S_1,), ...].
+            waveforms: Results of `read`, [(S_1,), ...].
 
         Returns:
             Embeddings, float32, on the teacher's device, [(T_1, D), ...].
@@ -78,18 +135,27 @@ class Teacher(SpeechModel):
             EmbeddingError: If the model cannot run on one of them.
         """
         prepared = [self._prepare(w.detach().cpu().float()) for w in waveforms]
-        segments = [
-            (number, segment)
-            for number, waveform in enumerate(prepared)
-            for segment in cut_into_segments(
-                len(waveform),
-                int(self.segment_s * self.sample_rate),
-                int(self.overlap_s * self.sample_rate),
-                self.frame_shift_samples,
-            )
+        segments = [self._cut(len(waveform)) for waveform in prepared]
+        pieces = [
+            waveform[segment.start : segment.stop]
+            for waveform, parts in zip(prepared, segments)
+            for segment in parts
         ]
-        pieces = [prepared[number][s.start : s.stop] for number, s in segments]
-        found: List[torch.Tensor] = [torch.empty(0)] * len(pieces)
+        embeddings = iter(self._embed_pieces(pieces))
+        return [self._join(parts, embeddings) for parts in segments]
+
+    def _cut(self, num_samples: int) -> List[Segment]:
+        """Cut speech into segments short enough for the model."""
+        return cut_into_segments(
+            num_samples,
+            int(self.segment_s * self.sample_rate),
+            int(self.overlap_s * self.sample_rate),
+            self.frame_shift_samples,
+        )
+
+    def _embed_pieces(self, pieces: List[torch.Tensor]) -> List[torch.Tensor]:
+        """Embed pieces of speech (S,), batched by length; [(T, D), ...]."""
+        results: List[torch.Tensor] = [torch.empty(0)] * len(pieces)
         for group in group_by_length(
             [len(piece) for piece in pieces], self.batch_samples, not self.mixes_lengths
         ):
@@ -99,23 +165,29 @@ class Teacher(SpeechModel):
             with self._autocast():
                 embeddings, frames = self._forward(padded, lengths)
             for position, row, count in zip(group, embeddings, frames.tolist()):
-                found[position] = row[:count].float()
-        joined: List[List[torch.Tensor]] = [[] for _ in prepared]
-        for (number, segment), frames_of_segment in zip(segments, found):
-            shift = segment.start // self.frame_shift_samples
-            end = None if segment.end_frame is None else segment.end_frame - shift
-            joined[number].append(frames_of_segment[segment.first_frame - shift : end])
-        return [torch.cat(parts) for parts in joined]
+                results[position] = row[:count].float()
+        return results
+
+    def _join(
+        self, segments: List[Segment], embeddings: Iterator[torch.Tensor]
+    ) -> torch.Tensor:
+        """Join the embeddings of an utterance's segments, without their context."""
+        parts = []
+        for segment, frames in zip(segments, embeddings):
+            first = segment.start // self.frame_shift_samples
+            end = None if segment.end_frame is None else segment.end_frame - first
+            parts.append(frames[segment.first_frame - first : end])
+        return torch.cat(parts)
 
     def embed(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Compute embeddings, in eval mode and without gradients.
 
-        An utterance's embeddings do not depend on what else is in its batch.
+        An utterance's embeddings do not depend on the other utterances of its batch.
 
         Args:
-            speech: Waveforms in [-1, 1], float, (B, S), padded with anything.
+            speech: Waveforms in [-1, 1], float, (B, S), padded with any values.
             speech_lengths: Samples of each utterance, int64, (B,).
 
         Returns:
@@ -139,28 +211,9 @@ class Teacher(SpeechModel):
         """
         return self.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))[0][0]
 
-    def embed_file(self, utt_id: str, place: str) -> torch.Tensor:
-        """Embed an utterance of a corpus.
-
-        Args:
-            utt_id: The utterance.
-            place: Its audio file, as in `wav.scp`.
-
-        Returns:
-            Embeddings, float32, (T, D).
-
-        Raises:
-            AudioError: If the audio cannot be used, or the model cannot run on it.
-        """
-        waveform = self.read(utt_id, place)
-        try:
-            return self.embed_batch([waveform])[0]
-        except EmbeddingError as error:
-            raise EmbeddingError(f"utterance {utt_id}: {error}") from error
-
 
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
-    """Turn a layer number into one counted from 1, -1 meaning the last.
+    """Return the number of a layer counted from 1; -1 means the last.
 
     Raises:
         TeacherError: If the teacher has no such layer.
@@ -175,7 +228,7 @@ def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
 
 
 def check_frames(spec: str, shift_samples: int, offset_samples: float) -> None:
-    """Refuse frames that lie nowhere.
+    """Check frame shift and offset.
 
     Raises:
         TeacherError: If the shift is not above 0 or the centre of frame 0 below 0.
@@ -189,7 +242,7 @@ def check_frames(spec: str, shift_samples: int, offset_samples: float) -> None:
 
 
 def is_fault_of_device(error: Exception) -> bool:
-    """Say whether an error is of a device or its memory, not of what ran on it."""
+    """Whether an error comes from a device or its memory, not from the input."""
     kinds = (
         torch.cuda.OutOfMemoryError,
         getattr(torch, "AcceleratorError", MemoryError),
@@ -197,29 +250,3 @@ def is_fault_of_device(error: Exception) -> bool:
     # Older torch raises errors of CUDA, cuDNN and cuBLAS as RuntimeError.
     named = any(name in str(error).upper() for name in ("CUDA", "CUDNN", "CUBLAS"))
     return named or isinstance(error, (MemoryError, *kinds))
-
-
-def weights_hash(
-    named_tensors: Iterable[Tuple[str, torch.Tensor]],
-    settings: Optional[Dict[str, Any]] = None,
-) -> str:
-    """Hash a model.
-
-    Args:
-        named_tensors: Its weights by name.
-        settings: Plain values, of any depth, that decide on its results too.
-
-    Returns:
-        12 hex digits; the order of weights and settings is of no account.
-    """
-    if settings is not None:
-        text = json.dumps(settings, sort_keys=True, default=str)
-        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        named_tensors = [*named_tensors, ("config", content)]
-    digest = hashlib.sha256()
-    for name, value in sorted(named_tensors, key=lambda item: item[0]):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        value = value.detach().cpu().contiguous()
-        # A view as bytes: numpy knows no bfloat16.
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]

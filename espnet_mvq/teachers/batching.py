@@ -1,4 +1,4 @@
-"""Which waveforms run together, and how long ones are cut: numbers only, no audio."""
+"""Grouping of waveforms by length, and cutting of long ones; lengths only, no audio."""
 
 from dataclasses import dataclass
 from typing import List, Optional, Sequence
@@ -7,19 +7,19 @@ from typing import List, Optional, Sequence
 def group_by_length(
     lengths: Sequence[int], max_samples: int, equal_lengths: bool
 ) -> List[List[int]]:
-    """Group waveforms of like length into batches, the longest first.
+    """Group waveforms of similar length into batches, the longest first.
 
     Args:
-        lengths: Samples of each waveform; 0: not known, such run alone.
-        max_samples: Samples of a batch at most, padding counted; a waveform longer
-            than that runs alone.
-        equal_lengths: A batch holds waveforms of one length only.
+        lengths: Samples of each waveform; 0: not known, such a waveform runs alone.
+        max_samples: Maximum samples of a batch, padding included; a longer waveform
+            runs alone.
+        equal_lengths: Waveforms of different lengths do not share a batch.
 
     Returns:
         Batches of positions in `lengths`; the same lengths give the same batches.
     """
     batches: List[List[int]] = []
-    longest = 0  # of the batch that is being filled
+    longest = 0  # of the last batch
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[position]
         fits = (
@@ -38,13 +38,13 @@ def group_by_length(
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a long waveform, and the frames that are taken from it.
+    """A piece of a long waveform, and the frames of it that are used.
 
     Attributes:
         start: First sample, a multiple of the frame shift.
         stop: Sample after the last.
-        first_frame: First frame taken, counted from the start of the waveform.
-        end_frame: Frame after the last; None: all to the end.
+        first_frame: First frame used, counted from the start of the waveform.
+        end_frame: Frame after the last one used; None: all to the end.
     """
 
     start: int
@@ -59,22 +59,23 @@ def cut_into_segments(
     overlap_samples: int,
     frame_shift_samples: int,
 ) -> List[Segment]:
-    """Cut a waveform into segments that overlap, so that each frame has context.
+    """Cut a waveform into overlapping segments, so that each frame has context.
 
-    Two neighbours share `2 * overlap_samples` or up to a frame shift more: the first
-    half of them counts with the left one, the second half with the right one.
+    Neighbours share `2 * overlap_samples`, or up to one frame shift more. Frames in the
+    first half of the overlap are taken from the left segment, those in the second half
+    from the right one.
 
     Args:
         num_samples: Length of the waveform.
-        segment_samples: Longest segment; a waveform that is not longer stays whole.
-        overlap_samples: Context that every frame has at least, except at both ends.
+        segment_samples: Maximum length of a segment; shorter waveforms stay whole.
+        overlap_samples: Minimum context of every frame, except at both ends.
         frame_shift_samples: Samples between two frames.
 
     Returns:
         The segments, in order.
 
     Raises:
-        ValueError: If the overlap leaves nothing of a segment.
+        ValueError: If the overlap fills the whole segment.
     """
     shift = frame_shift_samples
     context = -(-overlap_samples // shift)  # frames

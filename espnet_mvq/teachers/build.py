@@ -1,18 +1,21 @@
-"""From a teacher's name to the teacher."""
+"""From the name of a teacher to the teacher, and checks of its options."""
 
-from typing import Any, Union
+import importlib
+import inspect
+import math
+from typing import Any, Callable, Dict, Union, get_args
 
 import torch
 
-from espnet_mvq.teachers.base import Teacher, TeacherError
-from espnet_mvq.teachers.speech_model import build_from
+from espnet_mvq.teachers.base import FrameSource
+from espnet_mvq.teachers.speech_model import DTYPES, SpeechModel, TeacherError
 
-# back end -> module and class; a new back end is a new file and a line here
+# Back end -> file and class. A new back end is a new file and a line in this table.
 BACKENDS = {
-    "s3prl": ("espnet_mvq.teachers.s3prl", "S3PRLTeacher"),
-    "transformers": ("espnet_mvq.teachers.transformers", "build_transformers_teacher"),
-    "espnet": ("espnet_mvq.teachers.espnet", "ESPnetTeacher"),
-    "feats": ("espnet_mvq.teachers.features", "FeatureTeacher"),
+    "s3prl": "s3prl.S3PRLTeacher",
+    "transformers": "transformers.build_transformers_teacher",
+    "espnet": "espnet.ESPnetTeacher",
+    "feats": "features.StoredFeatures",
 }
 
 
@@ -23,7 +26,7 @@ def build_teacher(
     dtype: str = "float32",
     batch_s: float = 0.0,
     **teacher_conf: Any,
-) -> Teacher:
+) -> FrameSource:
     """Build a teacher.
 
     Args:
@@ -31,27 +34,28 @@ def build_teacher(
             `transformers/NAME_OR_DIR`, `espnet/EXP_DIR` or `feats/SCP`.
         layer: Layer of the embeddings, counted from 1; 0 = input of the first block,
             -1 = the last layer.
-        device: Where the teacher runs.
-        dtype: What it computes in, float32, bfloat16 or float16. Embeddings come out
-            as float32; those of less precision are another teacher's to a quantizer.
-        batch_s: Speech that runs at once at most, in seconds, padding counted, unless
-            one utterance is longer. 0: every utterance alone.
+        device: Device of the teacher.
+        dtype: Precision of its computation: float32, bfloat16 or float16. Embeddings
+            are always float32; a teacher of lower precision has another id.
+        batch_s: Maximum speech of a batch in seconds, padding included; a longer
+            utterance runs alone. 0: every utterance alone.
         **teacher_conf: Options of the back end.
 
     Returns:
-        The teacher, in eval mode.
+        A `Teacher` in eval mode; for `feats/SCP` stored embeddings, which have no
+        `embed`.
 
     Raises:
         TeacherError: If there is no such back end, model or layer.
     """
-    backend, slash, name = spec.partition("/")
-    if backend not in BACKENDS or not slash or not name:
+    backend, _, name = spec.partition("/")
+    if backend not in BACKENDS or not name:
         raise TeacherError(
             f"teacher: got {spec!r}, expected BACKEND/NAME with a back end out of "
             f"{', '.join(BACKENDS)}; for example s3prl/wavlm_large"
         )
     return build_from(
-        BACKENDS,
+        BACKENDS[backend],
         spec,
         layer,
         torch.device(device),
@@ -59,3 +63,102 @@ def build_teacher(
         batch_s=batch_s,
         conf=teacher_conf,
     )
+
+
+def build_from(
+    entry: str,
+    spec: str,
+    *args: Any,
+    dtype: str,
+    batch_s: float,
+    conf: Dict[str, Any],
+) -> Any:
+    """Build a model from an entry of a table of back ends.
+
+    Args:
+        entry: File and factory, see `load_factory`.
+        spec: `BACKEND/NAME`.
+        *args: Arguments of the factory after spec and name.
+        dtype: As in `build_teacher`.
+        batch_s: As in `build_teacher`.
+        conf: Options of the back end.
+
+    Returns:
+        The model. Its id includes a dtype below float32.
+
+    Raises:
+        TeacherError: If an option is unknown or invalid, or the factory raises it.
+    """
+    if dtype not in list(DTYPES) or not _is_of(batch_s, float) or batch_s < 0:
+        raise TeacherError(
+            f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s!r}, expected a "
+            f"dtype of {', '.join(DTYPES)} and 0 s or more"
+        )
+    factory = load_factory(entry)
+    check_options(spec, factory, conf)
+    model = factory(spec, spec.partition("/")[2], *args, **conf)
+    model.dtype = DTYPES[dtype]
+    model.batch_samples = int(batch_s * model.sample_rate)
+    # Stored embeddings are not computed.
+    if dtype != "float32" and isinstance(model, SpeechModel):
+        model.id += f",dtype={dtype}"
+    return model
+
+
+def load_factory(entry: str) -> Callable[..., Any]:
+    """Import a class or function of this folder, given as `FILE.NAME`.
+
+    Imported only when it is used: back ends need different packages.
+    """
+    module, _, name = entry.partition(".")
+    return getattr(importlib.import_module(f"espnet_mvq.teachers.{module}"), name)
+
+
+def check_options(spec: str, factory: Callable[..., Any], conf: Dict[str, Any]) -> None:
+    """Refuse unknown options of a back end, and values of a wrong type.
+
+    Args:
+        spec: The whole name, for messages.
+        factory: Class or function; its options are the parameters with a default. A
+            factory with `**` passes other options on, and checks them itself.
+        conf: The options.
+
+    Raises:
+        TeacherError: If an option is unknown or of a wrong type.
+    """
+    parameters = inspect.signature(factory).parameters
+    kinds = {
+        name: get_args(parameter.annotation) or (parameter.annotation,)
+        for name, parameter in parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in conf.items():
+        if key not in kinds:
+            if passes_on and key not in parameters:
+                continue
+            raise TeacherError(
+                f"teacher {spec}: unknown option: {key}; expected "
+                f"{' or '.join(kinds) or 'none here'}"
+            )
+        if not any(_is_of(value, kind) for kind in kinds[key]):
+            words = [_KINDS[kind] for kind in kinds[key] if kind in _KINDS]
+            raise TeacherError(
+                f"teacher {spec}: got {key} {value!r}, expected {' or '.join(words)}"
+            )
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text (in quotes if yaml takes it for something else)",
+}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value read from yaml is of a Python type."""
+    if kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return type(value) is kind

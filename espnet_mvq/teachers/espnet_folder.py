@@ -1,15 +1,19 @@
-"""Reading an ESPnet experiment folder: its config and one of its checkpoints."""
+"""ESPnet experiment folders: reading config and checkpoint, building models of them."""
 
+import contextlib
 import logging
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, Optional
 
+import numpy as np
 import torch
 import yaml
 
-from espnet_mvq.teachers.base import TeacherError
+from espnet_mvq.teachers.speech_model import TeacherError
 
-# What asr.sh decodes with comes first.
+# In order of preference; asr.sh decodes with the first one.
 CHECKPOINTS = (
     "valid.acc.ave.pth",
     "valid.loss.ave.pth",
@@ -28,7 +32,7 @@ _MAPPINGS = (
 
 
 def read_config(spec: str, path: Path) -> Dict[str, Any]:
-    """Read `config.yaml`."""
+    """Read `config.yaml` of a model that reads speech."""
     if not path.is_file():
         raise TeacherError(
             f"teacher {spec}: no such file {path}; expected an ESPnet experiment "
@@ -63,29 +67,29 @@ def read_config(spec: str, path: Path) -> Dict[str, Any]:
 
 
 def find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
-    """Pick the checkpoint in an experiment folder."""
-    there = sorted(path.name for path in folder.glob("*.pth"))
+    """Return the checkpoint of a name, or the preferred one, in a folder."""
+    names = sorted(path.name for path in folder.glob("*.pth"))
     if name is None:
-        names = [known for known in CHECKPOINTS if known in there]
-        if not names and len(there) == 1:
-            names = there
-        if names:
-            logging.info(f"teacher {spec}: checkpoint {names[0]}")
-            return folder / names[0]
+        chosen = [known for known in CHECKPOINTS if known in names]
+        if not chosen and len(names) == 1:
+            chosen = names
+        if chosen:
+            logging.info(f"teacher {spec}: checkpoint {chosen[0]}")
+            return folder / chosen[0]
     elif (folder / name).is_file():
         return folder / name
     raise TeacherError(
         f"teacher {spec}: got no {name or ' or '.join(CHECKPOINTS)} in {folder}, which "
-        f"has {', '.join(there) or 'no .pth file'}; name one with --teacher_conf "
+        f"has {', '.join(names) or 'no .pth file'}; name one with --teacher_conf "
         "checkpoint=FILE"
     )
 
 
 def read_state(spec: str, path: Path) -> Dict[str, torch.Tensor]:
-    """Read a state dict, without running code that a pickle may bring along."""
+    """Read a state dict; code in its pickle is not run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's, zip's and torch's, by kind of damage
+    except Exception as error:  # pickle, zip and torch raise many kinds
         raise TeacherError(
             f"teacher {spec}: {path} is not a checkpoint of weights alone "
             f"({type(error).__name__}; pickled objects are not loaded, they could run "
@@ -99,3 +103,76 @@ def read_state(spec: str, path: Path) -> Dict[str, torch.Tensor]:
             "by name"
         )
     return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+def sample_rate_hz(whose: str, config: Dict[str, Any]) -> int:
+    """Return the sample rate of the front end in Hz, given as 16000 or "16k"."""
+    fs = str((config.get("frontend_conf") or {}).get("fs") or 16_000)  # as ESPnet's
+    try:
+        return int(float(fs[:-1]) * 1000 if fs.endswith("k") else float(fs))
+    except ValueError:
+        raise TeacherError(f"{whose}: frontend_conf fs: got {fs!r}, not Hz") from None
+
+
+@contextlib.contextmanager
+def building(spec: str, hint: str = "") -> Iterator[None]:
+    """Context in which ESPnet builds a model; turns failures into TeacherError.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        hint: Added to the message if the config does not fit.
+
+    Raises:
+        TeacherError: If it cannot be built.
+    """
+    try:
+        # Some parts print when built; standard output may be a data pipe.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except ImportError as error:
+        raise TeacherError(
+            f"teacher {spec}: a package it needs cannot be imported ({error}); "
+            "install it (espnet: pip install espnet)"
+        ) from error
+    except Exception as error:  # any, from a wrong config
+        raise TeacherError(
+            f"teacher {spec}: could not build it from config.yaml "
+            f"({type(error).__name__}: {error}){hint}"
+        ) from error
+
+
+def fill(spec: str, module: torch.nn.Module, state: Dict[str, torch.Tensor]) -> None:
+    """Load weights into a module; names and shapes must agree.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        module: Module built from the config.
+        state: Weights of the checkpoint, by name.
+
+    Raises:
+        TeacherError: If names or shapes differ.
+    """
+    own = module.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or extra or wrong:
+        raise TeacherError(
+            f"teacher {spec}: checkpoint and config.yaml are of different models: "
+            f"{len(missing)} weights are missing, {len(extra)} too many, {len(wrong)} "
+            f"of another shape, first {(missing + extra + wrong)[0]}"
+        )
+    module.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def stand_in_statistics(state: Dict[str, torch.Tensor]) -> Iterator[str]:
+    """Context with a file of statistics from which ESPnet can build its GlobalMVN.
+
+    The values are loaded from the checkpoint later: a copied experiment folder comes
+    without the file that its config names.
+    """
+    zeros = np.zeros_like(state["normalize.mean"].numpy())
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "stats.npz"))
+        np.savez(path, count=1, sum=zeros, sum_square=zeros + 1)
+        yield path

@@ -1,25 +1,25 @@
-"""Task losses of models in ESPnet experiments."""
+"""Task loss of ESPnet models."""
 
 import argparse
 import contextlib
-import hashlib
 import importlib
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 
-from espnet_mvq.teachers.base import TeacherError, weights_hash
-from espnet_mvq.teachers.espnet import (
+from espnet_mvq.teachers.espnet_folder import (
     building,
-    encoder_config,
     fill,
+    find_checkpoint,
+    read_config,
+    read_state,
     sample_rate_hz,
-    write_stand_in,
+    stand_in_statistics,
 )
-from espnet_mvq.teachers.espnet_folder import find_checkpoint, read_config, read_state
+from espnet_mvq.teachers.model_id import espnet_settings, file_hash, weights_hash
+from espnet_mvq.teachers.speech_model import TeacherError
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
 
 # ESPnet's tasks whose models give a loss for speech and text alone
@@ -27,12 +27,11 @@ TASKS = {
     "asr": ("espnet2.tasks.asr", "ASRTask"),
     "slu": ("espnet2.tasks.slu", "SLUTask"),
 }
-# Their models, and of a student of ours the model of ESPnet below it. Mask-CTC is not
-# among them: its loss draws masks at random.
+# Supported models, and for a student of ours the stock model. Mask-CTC is not among
+# them: its loss draws masks at random.
 MODELS = {"espnet": "espnet", "mvq": "espnet"}
-_PLUGIN_WEIGHTS = "mvq."
-# What of the config decides on the loss beside the parts up to the encoder
-_DECISIVE = (
+# Options that change the loss, beside those of the parts up to the encoder
+_LOSS_OPTIONS = (
     "postencoder",
     "postencoder_conf",
     "decoder",
@@ -52,22 +51,22 @@ _DECISIVE = (
 
 
 class ESPnetTaskLoss(TaskLoss):
-    """The loss that an ESPnet model was trained with, as its `forward` gives it.
+    """Training loss of an ESPnet model, as computed by its `forward`.
 
-    CTC, attention, or both in the weights of its `model_conf`, label smoothing and
-    intermediate CTC included; the MVQ loss of a student of `model: mvq` is not. Text
-    goes through the experiment's own preprocessor, as in validation. Each utterance
-    runs alone.
+    CTC, attention, or both with the weights of its `model_conf`, label smoothing and
+    intermediate CTC included; without the MVQ loss of a student of `model: mvq`. The
+    experiment's own preprocessor makes labels of texts, as in validation. Each
+    utterance runs alone.
 
-    Differs from the training in three points, for the loss to be one in nats that tells
-    utterances apart: sums over labels even with `length_normalized_loss`; infinite,
+    Differs from the training in three points, so that losses are in nats and compare
+    between utterances: sums over labels even with `length_normalized_loss`; infinite,
     not zero, where no alignment exists (`zero_infinity`); no dropout in CTC, which
     ESPnet has in validation too.
 
     Args:
         spec: The whole name, for messages and the id.
         name: Experiment folder, with `config.yaml` and a checkpoint.
-        device: Where it runs.
+        device: Device of the model.
         checkpoint: File in the folder; default: as `ESPnetTeacher`.
         task: Task of ESPnet, one of `TASKS`.
         bpemodel: File of the sentencepiece model; default: the one the config names.
@@ -104,20 +103,23 @@ class ESPnetTaskLoss(TaskLoss):
             config["bpemodel"] = bpemodel
         state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
         if model_name == "mvq":
-            state = {k: v for k, v in state.items() if not _is_of_plugin(k)}
+            state = {k: v for k, v in state.items() if not k.startswith("mvq.")}
         task_class = _find_task(spec, task)
         args = argparse.Namespace(**_stock_config(config))
         self._model = _load_model(spec, task_class, args, state)
         self._model.to(device).eval().requires_grad_(False)
         self._preprocess = _build_preprocessor(spec, task_class, args)
-        content = {**encoder_config(config), **{n: config.get(n) for n in _DECISIVE}}
-        content.update(task=task, bpemodel=_file_hash(config.get("bpemodel")))
+        content = {
+            **espnet_settings(config),
+            **{n: config.get(n) for n in _LOSS_OPTIONS},
+        }
+        content.update(task=task, bpemodel=_hash_if_file(config.get("bpemodel")))
         weights = weights_hash(self._model.state_dict().items(), content)
         self.id = f"espnet/{folder.resolve().name}@{weights},loss"
         self.sample_rate = sample_rate_hz(f"teacher {spec}", config)
 
     def encode(self, text: str) -> torch.Tensor:
-        """See `TaskLoss.encode`; what the token list does not have is its `<unk>`."""
+        """See `TaskLoss.encode`; tokens not in the token list become `<unk>`."""
         labels = torch.as_tensor(self._preprocess("", {"text": text})["text"])
         if len(labels) == 0:
             raise TextError(f"text {text!r}: holds no label, expected one at least")
@@ -131,7 +133,7 @@ class ESPnetTaskLoss(TaskLoss):
 
     def _loss_of_one(self, waveform: torch.Tensor, labels: torch.Tensor) -> float:
         """Return the loss of an utterance (S,), labels (L,)."""
-        # A copy: some front ends write into what they are given.
+        # A copy: some front ends change their input.
         data = self._preprocess("", {"speech": waveform.numpy().copy()})
         speech = torch.as_tensor(data["speech"], dtype=torch.float32)
         batch = {"speech": speech, "text": labels}
@@ -154,11 +156,6 @@ class ESPnetTaskLoss(TaskLoss):
         return float(loss)
 
 
-def _is_of_plugin(weight: str) -> bool:
-    """Say whether a weight is of the MVQ loss."""
-    return weight.startswith(_PLUGIN_WEIGHTS)
-
-
 def _find_task(spec: str, task: str) -> Any:
     """Return the class of one of `TASKS`."""
     module_name, class_name = TASKS[task]
@@ -171,7 +168,7 @@ def _find_task(spec: str, task: str) -> Any:
 
 
 def _stock_config(config: Dict[str, Any]) -> Dict[str, Any]:
-    """Return options of ESPnet's own model, whose loss tells utterances apart."""
+    """Return options of the stock model, with a loss that compares utterances."""
     model_conf = {
         **(config.get("model_conf") or {}),
         "length_normalized_loss": False,
@@ -195,13 +192,12 @@ def _stock_config(config: Dict[str, Any]) -> Dict[str, Any]:
 def _load_model(
     spec: str, task: Any, args: argparse.Namespace, state: Dict[str, torch.Tensor]
 ) -> torch.nn.Module:
-    """Build a whole model of ESPnet and fill it."""
+    """Build a whole ESPnet model and load its weights."""
     hint = "; is it of another task? Say it with --teacher_conf task=..."
     with contextlib.ExitStack() as stack:
         stack.enter_context(building(spec, hint))
         if getattr(args, "normalize", None) == "global_mvn":
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            stats_file = write_stand_in(folder, state["normalize.mean"])
+            stats_file = stack.enter_context(stand_in_statistics(state))
             conf = args.normalize_conf or {}
             args.normalize_conf = {**conf, "stats_file": stats_file}
         model = task.build_model(args)
@@ -210,8 +206,8 @@ def _load_model(
 
 
 def _build_preprocessor(spec: str, task: Any, args: argparse.Namespace) -> Any:
-    """Build what turns texts into labels, as it is in validation."""
-    # ESPnet would look for it at the first text.
+    """Build the preprocessor that makes labels of texts, as in validation."""
+    # ESPnet would open it at the first text only.
     if str(args.bpemodel).endswith(".model") and not Path(args.bpemodel).is_file():
         raise TeacherError(
             f"teacher {spec}: no such file {args.bpemodel}, the sentencepiece model of "
@@ -227,8 +223,8 @@ def _build_preprocessor(spec: str, task: Any, args: argparse.Namespace) -> Any:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             preprocess = task.build_preprocess_fn(args, train=False)
-            preprocess("", {"text": "a"})  # some of it is loaded when first used
-    except Exception as error:  # missing files, unknown cleaners and others
+            preprocess("", {"text": "a"})  # some parts are loaded at the first use
+    except Exception as error:  # missing files, unknown cleaners ...
         raise TeacherError(
             f"teacher {spec}: could not build the preprocessor of its texts "
             f"({type(error).__name__}: {error})"
@@ -236,8 +232,7 @@ def _build_preprocessor(spec: str, task: Any, args: argparse.Namespace) -> Any:
     return preprocess
 
 
-def _file_hash(path: Optional[str]) -> str:
-    """Return a hash of a file's bytes; of the name if it is no file."""
-    if path is None or not Path(path).is_file():
-        return str(path)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+def _hash_if_file(path: Optional[str]) -> str:
+    """Return a hash of a file's bytes, or the name if there is no such file."""
+    is_file = path is not None and Path(path).is_file()
+    return file_hash(Path(path))[:12] if is_file else str(path)

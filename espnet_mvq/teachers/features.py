@@ -1,52 +1,47 @@
-"""Embeddings that were written elsewhere, in the place of a teacher."""
+"""Stored embeddings in place of a teacher: `feats/SCP`."""
 
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Union
 
 import numpy as np
 import torch
 
 from espnet_mvq.teachers.audio import AudioError
-from espnet_mvq.teachers.base import (
-    Teacher,
-    TeacherError,
-    check_frames,
-    weights_hash,
-)
-from espnet_mvq.teachers.feature_files import FeatureFile, said_beside
-from espnet_mvq.teachers.speech_model import check_options
+from espnet_mvq.teachers.base import FrameSource, TeacherError, check_frames
+from espnet_mvq.teachers.build import check_options
+from espnet_mvq.teachers.feature_files import FeatureFile, read_embeddings_json
+from espnet_mvq.teachers.model_id import weights_hash
 
 _HASHED_UTTERANCES = 8
-_WINDOW_S = 0.025  # of nearly every model of speech
-_SAID = ("frame_shift_samples", "frame_offset_samples", "sample_rate")
+_WINDOW_S = 0.025  # of nearly every speech model
 
 
 class FeatureError(AudioError):
     """An utterance's embeddings cannot be used."""
 
 
-class FeatureTeacher(Teacher):
+class StoredFeatures(FrameSource):
     """Embeddings in files, looked up by utterance.
 
-    Audio is not read; of `wav.scp` only the utterances count.
+    Audio is not read; only the utterance ids of `wav.scp` are used.
 
     Args:
         spec: The whole name, for messages and the id.
         name: File of embeddings (T, D), of the kinds `read_features` knows. It must
             have all utterances of the corpus, those held out for validation too.
         layer: Layer they were taken from: a note for the metadata, -1 = not known.
-        device: Where embeddings are put.
-        frame_shift_samples: Samples between the centres of two frames; must be given,
-            as the two below, unless `embeddings.json` of `mvq.sh --target embeddings`
-            lies beside the file and says it.
+        device: Device of the embeddings.
+        frame_shift_samples: Samples between the centres of two frames. Required, unless
+            an `embeddings.json` of `mvq.sh --target embeddings` beside the file gives
+            it; this file gives defaults for the next two options also.
         frame_offset_samples: Centre of frame 0; default: half of a window of 25 ms.
-        sample_rate: Of the speech they were made from, in Hz; default: 16000.
+        sample_rate: Sample rate of the speech, in Hz; default: 16000.
         teacher_id: Name of the teacher that made them. Files with the same name can
             share a quantizer. Default: a hash of some of the embeddings, so that
             another file, or one with other utterances, counts as another teacher.
 
     Raises:
-        TeacherError: If the frame shift is missing or an option impossible.
+        TeacherError: If the frame shift is missing or an option is invalid.
         FileNotFoundError: If there is no such file.
         ValueError: If the file is of another kind or damaged.
     """
@@ -69,15 +64,17 @@ class FeatureTeacher(Teacher):
                 f"teacher {spec}: got layer {layer}, expected -1 or more"
             )
         path = Path(name).expanduser()
-        said = said_beside(path)
+        names = ("frame_shift_samples", "frame_offset_samples", "sample_rate")
+        stored = read_embeddings_json(path)
+        stored = {key: stored[key] for key in names if key in stored}
         beside = f"{spec}, {path.stem}.json beside it"
-        check_options(beside, FeatureTeacher, {k: said[k] for k in _SAID if k in said})
+        check_options(beside, StoredFeatures, stored)
         if frame_shift_samples is None:
-            frame_shift_samples = said.get("frame_shift_samples")
+            frame_shift_samples = stored.get("frame_shift_samples")
         if frame_offset_samples is None:
-            frame_offset_samples = said.get("frame_offset_samples")
+            frame_offset_samples = stored.get("frame_offset_samples")
         if sample_rate is None:
-            sample_rate = said.get("sample_rate", 16_000)
+            sample_rate = stored.get("sample_rate", 16_000)
         if frame_shift_samples is None:
             raise TeacherError(
                 f"teacher {spec}: embeddings do not say how far apart their frames "
@@ -99,57 +96,27 @@ class FeatureTeacher(Teacher):
             frame_offset_samples = (_WINDOW_S * sample_rate - 1) / 2
         check_frames(spec, frame_shift_samples, frame_offset_samples)
         self.frame_offset_samples = frame_offset_samples
-        self._first = self._features.utt_ids[0]
+        self._first = next(iter(self._features.places))
         self.dim = self._features.load(self._first).shape[1]
         self.id = f"feats/{teacher_id or f'{path.name}@{self._hash()}'}"
-
-    def _forward(
-        self, speech: torch.Tensor, speech_lengths: torch.Tensor
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """See `embed`."""
-        return self.embed(speech, speech_lengths)
-
-    def embed(
-        self, speech: torch.Tensor, speech_lengths: torch.Tensor
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Refuse: there is no model here.
-
-        Raises:
-            TeacherError: Always.
-        """
-        raise TeacherError(
-            f"teacher {self.spec}: it has embeddings of utterances and cannot embed "
-            "speech; look them up with embed_file"
-        )
-
-    def embed_batch(self, features: Sequence[torch.Tensor]) -> List[torch.Tensor]:
-        """Put embeddings that were read where they are wanted.
-
-        Args:
-            features: What `read` gives, [(T_1, D), ...].
-
-        Returns:
-            The same, on the device, [(T_1, D), ...].
-        """
-        return [array.to(self.device) for array in features]
 
     def read(self, utt_id: str, place: str) -> torch.Tensor:
         """Look up the embeddings of an utterance.
 
         Args:
             utt_id: The utterance.
-            place: Its value in `wav.scp`; not looked at.
+            place: Its value in `wav.scp`; not used.
 
         Returns:
             Embeddings, float32, (T, D).
 
         Raises:
-            FeatureError: If it has none, none of this dimension, or no frames.
+            FeatureError: If it has none, no frames, or another dimension.
         """
-        if utt_id not in self._features:
+        if utt_id not in self._features.places:
             raise FeatureError(
                 f"utterance {utt_id}: not in {self._features.path} (which has "
-                f"{len(self._features.utt_ids)} utterances); write its embeddings or "
+                f"{len(self._features.places)} utterances); write its embeddings or "
                 "take it out of wav.scp"
             )
         try:
@@ -165,9 +132,13 @@ class FeatureTeacher(Teacher):
         # A copy: the array may be a read-only map of the file.
         return torch.from_numpy(np.array(array, np.float32))
 
+    def embed_batch(self, features: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        """Move embeddings to the device, [(T_1, D), ...]."""
+        return [array.to(self.device) for array in features]
+
     def _hash(self) -> str:
         """Hash the embeddings of some utterances: all would take hours."""
-        utt_ids = sorted(self._features.utt_ids)
+        utt_ids = sorted(self._features.places)
         step = -(-len(utt_ids) // _HASHED_UTTERANCES)
         arrays = ((u, np.array(self._features.load(u))) for u in utt_ids[::step])
         return weights_hash((u, torch.from_numpy(array)) for u, array in arrays)

@@ -1,11 +1,11 @@
-"""Teachers out of s3prl's collection: HuBERT, WavLM, wav2vec 2.0, data2vec ..."""
+"""Teachers of s3prl: HuBERT, WavLM, wav2vec 2.0, data2vec, filterbanks ..."""
 
 import contextlib
 import difflib
 import logging
 import sys
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 
@@ -16,34 +16,33 @@ from espnet_mvq.teachers.base import (
     check_frames,
     is_fault_of_device,
     resolve_layer,
-    weights_hash,
 )
-from espnet_mvq.teachers.s3prl_settings import (
-    find_frame_offset,
-    settings_of,
-    weights_of,
-)
-from espnet_mvq.teachers.transformers_settings import one_line
+from espnet_mvq.teachers.model_id import s3prl_settings, weights_hash
+from espnet_mvq.teachers.speech_model import one_line
 
-# Half of a window of 25 ms, taken for front ends that are not known here
+_SAMPLE_RATE = 16_000  # of all upstreams, in Hz
+_SAMPLES_PER_MS = 16
+# Half of a window of 25 ms, for front ends that are not known here
 _DEFAULT_FRAME_OFFSET_SAMPLES = 199.5
-_WHOLE_S = 1e6  # no speech is longer
+_WHOLE_S = 1e6  # longer than any speech
+# Random numbers by which filterbanks determine their dimension
+_NO_WEIGHT = "_pseudo_wavs"
 
 
 class S3PRLTeacher(Teacher):
     """An upstream of s3prl, through `s3prl.nn.S3PRLUpstream`.
 
-    Only utterances of equal length run together: many upstreams (those with group norm
-    above all) see the padding of a batch.
+    Only utterances of equal length share a batch: in many upstreams, those with group
+    norm above all, padding changes the results.
 
     Args:
         spec: The whole name, for messages and the id.
         name: Upstream name, or `NAME:CHECKPOINT` with a local file or folder for
             the upstreams that take one (`hubert_local`, `hf_hubert_custom` ...).
         layer: Layer number, counted from 1; 0 = input of the first block; -1 = last.
-        device: Where it runs.
-        frame_offset_samples: Centre of frame 0, for upstreams whose front end is not
-            known here; a warning says so.
+        device: Device of the upstream.
+        frame_offset_samples: Centre of frame 0; needed for upstreams whose front end is
+            not known here, for which a warning is logged.
 
     Raises:
         TeacherError: If s3prl is missing, knows no such upstream, cannot load it, or
@@ -66,7 +65,7 @@ class S3PRLTeacher(Teacher):
         # hidden_states[0] is the input of the first block
         self.layer = resolve_layer(layer, self._upstream.num_layers - 1, spec)
         self.dim = self._upstream.hidden_sizes[self.layer]
-        self.sample_rate = 16_000
+        self.sample_rate = _SAMPLE_RATE
         self.frame_shift_samples = self._upstream.downsample_rates[self.layer]
         if frame_offset_samples is None:
             frame_offset_samples = self._find_frame_offset()
@@ -76,25 +75,26 @@ class S3PRLTeacher(Teacher):
             # Filterbanks normalise over the utterance, and need little memory.
             self.segment_s = _WHOLE_S
         label = upstream + (f":{Path(checkpoint).name}" if checkpoint else "")
-        settings = settings_of(self._upstream, upstream, checkpoint)
+        settings = s3prl_settings(self._upstream, upstream, checkpoint)
         if self.segment_s == _WHOLE_S:
-            # Versions before cut long speech for filterbanks, too.
+            # Earlier versions cut long speech for filterbanks, too.
             settings = {**(settings or {}), "cut": False}
-        weights = weights_hash(weights_of(self._upstream).items(), settings)
-        self.id = f"s3prl/{label}@{weights}"
+        weights = self._upstream.state_dict().items()
+        weights = [(k, v) for k, v in weights if not k.endswith(_NO_WEIGHT)]
+        self.id = f"s3prl/{label}@{weights_hash(weights, settings)}"
 
     def _find_frame_offset(self) -> float:
-        """Return the centre of frame 0 in samples, warn if it is a guess."""
-        found = find_frame_offset(self._upstream, self.frame_shift_samples)
-        if found is None:
-            found = _DEFAULT_FRAME_OFFSET_SAMPLES
+        """Return the centre of frame 0 in samples; warn if it is a default."""
+        offset = find_frame_offset(self._upstream, self.frame_shift_samples)
+        if offset is None:
+            offset = _DEFAULT_FRAME_OFFSET_SAMPLES
             logging.warning(
                 f"teacher {self.spec}: where its frames lie is not known here, the "
-                f"centre of the first is taken to be at {found} samples, as with "
+                f"centre of the first is taken to be at {offset} samples, as with "
                 "windows of 25 ms; give --teacher_conf frame_offset_samples=... if it "
                 "is elsewhere"
             )
-        return found
+        return offset
 
     def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
@@ -102,7 +102,7 @@ class S3PRLTeacher(Teacher):
         """See `Teacher._forward`."""
         try:
             states, lengths = self._upstream(speech, speech_lengths.to(self.device))
-        except Exception as error:  # whatever the upstream's own code raises
+        except Exception as error:  # any, from the upstream's own code
             if is_fault_of_device(error):
                 raise
             raise EmbeddingError(
@@ -115,7 +115,7 @@ class S3PRLTeacher(Teacher):
 
 
 def _load_upstream(spec: str, upstream: str, checkpoint: str) -> torch.nn.Module:
-    """Load an upstream, turning s3prl's many ways to fail into one message."""
+    """Load an upstream; every failure of s3prl becomes a TeacherError."""
     try:
         # s3prl prints while it is imported; standard output may be a data pipe.
         with contextlib.redirect_stdout(sys.stderr):
@@ -141,10 +141,60 @@ def _load_upstream(spec: str, upstream: str, checkpoint: str) -> torch.nn.Module
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return S3PRLUpstream(upstream, path_or_url=checkpoint or None)
-    except Exception as error:  # whatever the upstream's own code raises
+    except Exception as error:  # any, from the upstream's own code
         raise TeacherError(
             f"teacher {spec}: s3prl could not load it ({type(error).__name__}: "
             f"{one_line(error)}). Without a network, download its checkpoint elsewhere "
             "and name it: s3prl/hubert_local:FILE, s3prl/hf_hubert_custom:DIR and the "
             "like"
         ) from error
+
+
+def find_frame_offset(
+    upstream: torch.nn.Module, frame_shift_samples: int
+) -> Optional[float]:
+    """Derive the centre of frame 0 from the front end.
+
+    Args:
+        upstream: Upstream of s3prl.
+        frame_shift_samples: Samples between two of its frames.
+
+    Returns:
+        Centre of frame 0, in samples; None if the front end is not known here, or if a
+        frame combines several frames of the front end.
+    """
+    for module in upstream.modules():
+        stft = getattr(module, "_stft_args", None)  # of s3prl's OnlinePreprocessor
+        if isinstance(stft, dict) and stft.get("center"):
+            hop = getattr(module, "_win_args", {}).get("hop_length")
+            return 0.0 if hop == frame_shift_samples else None
+        if hasattr(module, "extract_fn") and hasattr(module, "kwargs"):
+            return _kaldi_offset(module.kwargs, frame_shift_samples)
+    return _convolutions_offset(upstream, frame_shift_samples)
+
+
+def _kaldi_offset(options: Dict[str, Any], frame_shift: int) -> Optional[float]:
+    """Return the centre of frame 0 of Kaldi features."""
+    hop = options.get("frame_shift", 10.0) * _SAMPLES_PER_MS
+    if hop != frame_shift or not options.get("snip_edges", True):
+        return None
+    return (options.get("frame_length", 25.0) * _SAMPLES_PER_MS - 1) / 2
+
+
+def _convolutions_offset(
+    upstream: torch.nn.Module, frame_shift: int
+) -> Optional[float]:
+    """Return the centre of frame 0 of convolutions on the waveform."""
+    shift, centre, channels = 1, 0.0, 1
+    for module in upstream.modules():
+        if not isinstance(module, torch.nn.Conv1d):
+            continue
+        if module.in_channels != channels or isinstance(module.padding, str):
+            return None
+        reach = module.dilation[0] * (module.kernel_size[0] - 1) / 2
+        centre += (reach - module.padding[0]) * shift
+        shift *= module.stride[0]
+        channels = module.out_channels
+        if shift >= frame_shift:
+            return centre if shift == frame_shift else None
+    return None

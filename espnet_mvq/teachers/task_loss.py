@@ -1,9 +1,9 @@
-"""The loss of a teacher in its own task, utterance by utterance.
+"""Task loss of a teacher: its loss on the transcript of each utterance.
 
 AdaKD (Ganguly et al. 2024, arXiv:2405.08019) weighs the distillation of an utterance by
 it: the x_i of the instance weight alpha_i = exp(-1 / sqrt(exp(-k (x_i - t)))).
-Differs: here it can be divided by the number of labels, so that it does not measure how
-long an utterance is.
+Differs: here it can be divided by the number of labels, so that it does not depend on
+the length of an utterance.
 """
 
 from abc import abstractmethod
@@ -11,15 +11,13 @@ from typing import Any, List, Sequence, Tuple, Union
 
 import torch
 
-from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError, build_from
+from espnet_mvq.teachers.build import build_from
+from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError
 
-# back end -> module and factory; a new back end is a new file and a line here
+# Back end -> file and class. A new back end is a new file and a line in this table.
 BACKENDS = {
-    "transformers": (
-        "espnet_mvq.teachers.transformers_task_loss",
-        "build_transformers_task_loss",
-    ),
-    "espnet": ("espnet_mvq.teachers.espnet_task_loss", "ESPnetTaskLoss"),
+    "transformers": "transformers_task_loss.build_transformers_task_loss",
+    "espnet": "espnet_task_loss.ESPnetTaskLoss",
 }
 WITH_TASK_HEAD = (
     "transformers/NAME_OR_DIR of a model with a CTC head (HubertForCTC, "
@@ -29,7 +27,7 @@ WITH_TASK_HEAD = (
 
 
 class TextError(ValueError):
-    """The text of an utterance is none that the teacher has labels for."""
+    """The teacher has no labels for the text of an utterance."""
 
 
 class TaskLoss(SpeechModel):
@@ -37,7 +35,7 @@ class TaskLoss(SpeechModel):
 
     Attributes:
         kind: Kind of loss: ctc, attention, or espnet (the model's own sum of both).
-        label: What is counted as a label, in words.
+        label: Unit of the labels, in words.
     """
 
     kind: str
@@ -45,10 +43,10 @@ class TaskLoss(SpeechModel):
 
     @abstractmethod
     def encode(self, text: str) -> torch.Tensor:
-        """Turn a text into the labels that the loss is over, int64, (L,), L > 0.
+        """Return the labels of a text, int64, (L,), L > 0.
 
         Raises:
-            TextError: If it holds none, or something the teacher has no label for.
+            TextError: If it has none, or contains something without a label.
         """
 
     @abstractmethod
@@ -59,7 +57,7 @@ class TaskLoss(SpeechModel):
 
         Args:
             waveforms: [(S_1,), ...], float32, on the CPU.
-            labels: What `encode` gives, [(L_1,), ...].
+            labels: Results of `encode`, [(L_1,), ...].
         """
 
     @torch.inference_mode()
@@ -69,12 +67,12 @@ class TaskLoss(SpeechModel):
         """Compute the loss of utterances; none depends on the others.
 
         Args:
-            waveforms: What `read` gives, [(S_1,), ...].
+            waveforms: Results of `read`, [(S_1,), ...].
             texts: Their transcripts.
 
         Returns:
             The loss of each utterance in nats, summed over its labels, infinite if its
-            speech is too short for them; and the number of its labels.
+            speech is too short for its labels; and the number of labels.
 
         Raises:
             TextError: See `encode`.
@@ -95,10 +93,9 @@ def build_task_loss(
 
     Args:
         spec: `transformers/NAME_OR_DIR` or `espnet/EXP_DIR`.
-        device: Where it runs.
-        dtype: What it computes in, float32, bfloat16 or float16.
-        batch_s: Speech that runs at once at most, in seconds, padding counted, unless
-            one utterance is longer. 0: every utterance alone.
+        device: Device of the model.
+        dtype: See `build_teacher`.
+        batch_s: See `build_teacher`.
         **teacher_conf: Options of the back end.
 
     Returns:
@@ -114,7 +111,7 @@ def build_task_loss(
             f"expected {WITH_TASK_HEAD}"
         )
     return build_from(
-        BACKENDS,
+        BACKENDS[backend],
         spec,
         torch.device(device),
         dtype=dtype,

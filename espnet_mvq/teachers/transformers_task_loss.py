@@ -1,29 +1,24 @@
-"""Task losses of transformers' models: CTC heads here, Whisper in its own file."""
+"""Task loss of transformers models with a CTC head: HuBERT, WavLM, wav2vec 2.0 ..."""
 
-import importlib
 from typing import Any, List, Sequence, Tuple
 
 import torch
 
-from espnet_mvq.teachers.base import TeacherError, weights_hash
-from espnet_mvq.teachers.speech_model import check_options
+from espnet_mvq.teachers.build import check_options, load_factory
+from espnet_mvq.teachers.model_id import tokenizer_settings, weights_hash
+from espnet_mvq.teachers.speech_model import TeacherError, one_line
 from espnet_mvq.teachers.task_loss import WITH_TASK_HEAD, TaskLoss, TextError
 from espnet_mvq.teachers.transformers import WaveModel, read_model_config
-from espnet_mvq.teachers.transformers_settings import one_line, tokenizer_settings
 
-_CTC = ("ForCTC", "espnet_mvq.teachers.transformers_task_loss", "CTCTaskLoss")
-# type of model -> end of the name of the class with a task head; module and class here
+_CTC = ("ForCTC", "transformers_task_loss.CTCTaskLoss")
+# Model type -> suffix of the transformers class with its task head; file and class here
 HEADS = {
     "hubert": _CTC,
     "wav2vec2": _CTC,
     "wavlm": _CTC,
     "data2vec-audio": _CTC,
     "unispeech-sat": _CTC,
-    "whisper": (
-        "ForConditionalGeneration",
-        "espnet_mvq.teachers.whisper_task_loss",
-        "WhisperTaskLoss",
-    ),
+    "whisper": ("ForConditionalGeneration", "whisper_task_loss.WhisperTaskLoss"),
 }
 CASES = ("auto", "keep", "lower", "upper")
 
@@ -31,42 +26,42 @@ CASES = ("auto", "keep", "lower", "upper")
 def build_transformers_task_loss(
     spec: str, name: str, device: torch.device, **teacher_conf: Any
 ) -> TaskLoss:
-    """Pick the class that fits the model's type.
+    """Build the task loss of a model's type.
 
     Args:
         spec: The whole name, for messages and the id.
         name: Name on the hub, or a local folder.
-        device: Where it runs.
+        device: Device of the model.
         **teacher_conf: Options of the class.
 
     Returns:
         The teacher with its task head.
 
     Raises:
-        TeacherError: If the model is not there, incomplete, or has no task head.
+        TeacherError: If the model does not exist, is incomplete, or has no task head.
     """
     name, config = read_model_config(spec, name)
-    ending, module_name, class_name = HEADS.get(config.model_type, (None,) * 3)
+    suffix, entry = HEADS.get(config.model_type, (None, None))
     saved = config.architectures or []
-    # Files that do not say their class may have a head: loading them will tell.
-    if ending is None or (saved and not any(n.endswith(ending) for n in saved)):
+    # A config without a class name may have a head: load_model checks the weights.
+    if suffix is None or (saved and not any(n.endswith(suffix) for n in saved)):
         raise TeacherError(
             f"teacher {spec}: a {' or '.join(saved) or 'model'} of type "
             f"{config.model_type!r} has no task head; expected {WITH_TASK_HEAD}"
         )
-    task_loss_class = getattr(importlib.import_module(module_name), class_name)
+    task_loss_class = load_factory(entry)
     check_options(spec, task_loss_class, teacher_conf)
     return task_loss_class(spec, name, device, config, **teacher_conf)
 
 
 class CTCTaskLoss(TaskLoss):
-    """CTC loss of HuBERT, wav2vec 2.0, WavLM and their like.
+    """CTC loss of HuBERT, wav2vec 2.0, WavLM and relatives.
 
     Args:
-        spec, name, device, config: As `build_transformers_task_loss` has them.
-        case: auto: the text as it is, else in capitals, else in small letters,
-            whichever the model's vocabulary knows; keep, lower, upper: always so.
-        ignored_characters: Characters that are taken out of texts, punctuation say.
+        spec, name, device, config: See `build_transformers_task_loss`.
+        case: Case of texts: keep, lower or upper; auto: the first of keep, upper and
+            lower with the fewest characters unknown to the model's vocabulary.
+        ignored_characters: Characters removed from texts, such as punctuation.
     """
 
     kind = "ctc"
@@ -105,7 +100,7 @@ class CTCTaskLoss(TaskLoss):
         """See `TaskLoss.encode`."""
         words = " ".join(text.translate(self._ignored).split())
         tried = [self._find_labels(form) for form in _forms(words, self._case)]
-        labels, unknown = min(tried, key=lambda found: len(found[1]))
+        labels, unknown = min(tried, key=lambda result: len(result[1]))
         if unknown:
             raise TextError(
                 f"text {text!r}: the vocabulary of {self.spec} does not have "
@@ -117,8 +112,8 @@ class CTCTaskLoss(TaskLoss):
         return torch.tensor(labels)
 
     def _find_labels(self, text: str) -> Tuple[List[int], List[str]]:
-        """Return the labels of a text, and what of it the vocabulary does not have."""
-        # In two steps: called as a whole, tokenizers without `<unk>` fail.
+        """Return the labels of a text, and its tokens outside the vocabulary."""
+        # In two steps: a call of a tokenizer without `<unk>` fails.
         tokens = self._tokenizer.tokenize(text)
         labels = self._tokenizer.convert_tokens_to_ids(tokens)
         without_meaning = (None, self._tokenizer.unk_token_id, self._blank)
@@ -140,8 +135,8 @@ class CTCTaskLoss(TaskLoss):
             # float64, and on the CPU: the sum over alignments is small work, and the
             # result does not depend on the device's own CTC.
             log_probs = logits.cpu().double().log_softmax(1).unsqueeze(1)
-            # Not `zero_infinity`, as training has it: an utterance without any
-            # alignment would look like the easiest of all.
+            # Without `zero_infinity`, unlike training: an utterance without an
+            # alignment would have the lowest loss of all.
             loss = torch.nn.functional.ctc_loss(
                 log_probs,
                 row.unsqueeze(0),
@@ -155,9 +150,9 @@ class CTCTaskLoss(TaskLoss):
 
 
 class LogitTeacher(WaveModel):
-    """A model with a CTC head, whose embeddings are the head's logits, D = vocabulary.
+    """A model with a CTC head; its embeddings are logits, D = size of the vocabulary.
 
-    As a `Teacher` it cuts long speech into segments and keeps utterances of a batch
+    As a `Teacher`, it cuts long speech into segments and keeps utterances of a batch
     independent of each other.
     """
 
@@ -197,7 +192,7 @@ def check_case(spec: str, case: str) -> str:
 def load_tokenizer(spec: str, name: str) -> Any:
     """Load a model's tokenizer.
 
-    Not its processor: those of models with a language model want more packages.
+    Not its processor: that of a model with a language model needs more packages.
 
     Raises:
         TeacherError: If it has none.
@@ -210,7 +205,7 @@ def load_tokenizer(spec: str, name: str) -> Any:
         if not all(isinstance(number, int) for number in numbers):
             raise ValueError("its vocabulary has labels that are no whole numbers")
         return tokenizer
-    except Exception as error:  # OSError, tokenizers' and others, by kind of damage
+    except Exception as error:  # OSError and others
         raise TeacherError(
             f"teacher {spec}: could not load its tokenizer ({type(error).__name__}: "
             f"{one_line(error)}); expected the files that its processor saves, "
@@ -219,6 +214,6 @@ def load_tokenizer(spec: str, name: str) -> Any:
 
 
 def _forms(text: str, case: str) -> List[str]:
-    """Return the forms of a text, of which the first that is known best counts."""
+    """Return the forms of a text to try, in order of preference."""
     forms = {"keep": text, "upper": text.upper(), "lower": text.lower()}
     return list(forms.values()) if case == "auto" else [forms[case]]

@@ -1,4 +1,4 @@
-"""Task loss of Whisper: cross entropy of its decoder, given the right text before."""
+"""Task loss of Whisper: cross entropy of its decoder with teacher forcing."""
 
 from pathlib import Path
 from typing import Any, List, Optional, Sequence
@@ -7,16 +7,17 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mvq.teachers.audio import AudioError
-from espnet_mvq.teachers.base import TeacherError, weights_hash
-from espnet_mvq.teachers.task_loss import TaskLoss, TextError
-from espnet_mvq.teachers.transformers import load_model
-from espnet_mvq.teachers.transformers_settings import (
-    config_settings,
-    load_whisper_features,
+from espnet_mvq.teachers.model_id import (
     tokenizer_settings,
+    transformers_settings,
+    weights_hash,
     whisper_features_settings,
 )
+from espnet_mvq.teachers.speech_model import TeacherError
+from espnet_mvq.teachers.task_loss import TaskLoss, TextError
+from espnet_mvq.teachers.transformers import load_model
 from espnet_mvq.teachers.transformers_task_loss import check_case, load_tokenizer
+from espnet_mvq.teachers.whisper import load_whisper_features
 
 _IGNORED = -100  # label of padding
 # Smallest vocabulary of OpenAI's multilingual models; the English-only have one less.
@@ -26,18 +27,18 @@ _MULTILINGUAL_VOCABULARY = 51_865
 class WhisperTaskLoss(TaskLoss):
     """Cross entropy of a whole Whisper model, on 30 s of speech padded with silence.
 
-    Its prefix (start, language, task, no timestamps) is given, so the loss is over the
-    tokens of the text and the end of the text. Longer speech has no loss: its text
-    cannot be cut where the speech is.
+    The prefix (start, language, task, no timestamps) is given, so the loss is over the
+    tokens of the text and the end of the text. Longer speech is refused: its text
+    cannot be cut at the same place.
 
     Args:
-        spec, name, device, config: As `build_transformers_task_loss` has them.
-        language: Language of all texts, as `en`; multilingual models need it.
-        task: transcribe or translate, of multilingual models.
-        case: auto: texts wholly in capitals in small letters, which are nearer to what
-            Whisper writes, others as they are; keep, lower, upper: always so.
-        leading_space: Texts begin with a space, as those that Whisper was trained on;
-            models fine-tuned with transformers' examples were taught without.
+        spec, name, device, config: See `build_transformers_task_loss`.
+        language: Language of all texts, as `en`; required for multilingual models.
+        task: transcribe or translate, for multilingual models.
+        case: Case of texts: keep, lower or upper; auto: lower for texts wholly in
+            capitals, which Whisper rarely writes, keep for others.
+        leading_space: Texts begin with a space, as in Whisper's training; models
+            fine-tuned with transformers' examples were trained without it.
     """
 
     kind = "attention"
@@ -73,7 +74,7 @@ class WhisperTaskLoss(TaskLoss):
         self._prefix = self._find_prefix(language, task)
         self._end: int = self._tokenizer.eos_token_id
         settings = {
-            **config_settings(config),
+            **transformers_settings(config),
             "decoder_attention_heads": config.decoder_attention_heads,
             "features": whisper_features_settings(self._features),
             "tokenizer": tokenizer_settings(self._tokenizer),
@@ -84,7 +85,7 @@ class WhisperTaskLoss(TaskLoss):
         self.id += f",prefix={prefix},case={case},leading_space={self._leading_space}"
 
     def _find_prefix(self, language: Optional[str], task: str) -> List[int]:
-        """Return the tokens that stand before every text."""
+        """Return the tokens before every text."""
         multilingual = getattr(self._model.generation_config, "is_multilingual", None)
         if multilingual is None:
             vocabulary = self._model.config.vocab_size
@@ -160,7 +161,7 @@ class WhisperTaskLoss(TaskLoss):
     def _losses_of_batch(
         self, waveforms: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
     ) -> List[float]:
-        """Do so for utterances that run at once."""
+        """Compute the losses of one batch."""
         features = self._features(
             [waveform.numpy() for waveform in waveforms],
             sampling_rate=self.sample_rate,
@@ -169,7 +170,7 @@ class WhisperTaskLoss(TaskLoss):
             return_tensors="pt",
         ).input_features
         prefix = torch.tensor(self._prefix)
-        # Padding behind a text is of no account: the decoder looks backwards only.
+        # Padding after a text has no effect: the decoder is causal.
         tokens = pad_sequence(
             [torch.cat([prefix, row[:-1]]) for row in labels],
             batch_first=True,

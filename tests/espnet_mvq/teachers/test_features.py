@@ -158,12 +158,6 @@ def test_id_stands_for_content_or_is_given(write, arrays):
     assert named.id == "feats/wavlm_large"
 
 
-def test_speech_cannot_be_embedded(write):
-    teacher = build_teacher(f"feats/{write()}", **SHIFT)
-    with pytest.raises(TeacherError, match="cannot embed speech; look them up"):
-        teacher.embed_utterance(torch.zeros(1600))
-
-
 def test_missing_utterance_is_named(write):
     teacher = build_teacher(f"feats/{write()}", **SHIFT)
     with pytest.raises(AudioError, match="utterance nobody: not in .*has 12 utteranc"):

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from espnet_mvq.teachers import TeacherError
-from espnet_mvq.teachers.speech_model import check_options
+from espnet_mvq.teachers.build import check_options
 
 NUMBER, WHOLE, TEXT = "a finite number", "a whole number", "a text .in quotes"
 
@@ -21,13 +21,13 @@ def back_end(name):
 @pytest.mark.parametrize(
     "name, option, words",
     [
-        ("transformers.WhisperTeacher", "window_s", NUMBER),
+        ("whisper.WhisperTeacher", "window_s", NUMBER),
         ("s3prl.S3PRLTeacher", "frame_offset_samples", NUMBER),
         ("espnet.ESPnetTeacher", "frame_shift_samples", WHOLE),
         ("espnet.ESPnetTeacher", "frame_offset_samples", NUMBER),
-        ("features.FeatureTeacher", "frame_shift_samples", WHOLE),
-        ("features.FeatureTeacher", "frame_offset_samples", NUMBER),
-        ("features.FeatureTeacher", "sample_rate", WHOLE),
+        ("features.StoredFeatures", "frame_shift_samples", WHOLE),
+        ("features.StoredFeatures", "frame_offset_samples", NUMBER),
+        ("features.StoredFeatures", "sample_rate", WHOLE),
     ],
 )
 def test_what_is_no_number(name, option, words, value):
@@ -61,14 +61,14 @@ def test_what_is_no_text_or_truth(name, option, value):
 
 
 def test_options_that_are_right_or_unknown():
-    whisper = back_end("transformers.WhisperTeacher")
+    whisper = back_end("whisper.WhisperTeacher")
     for value in (0, 30, 1.5):
         check_options("x", whisper, {"window_s": value})
     for key in ("spec", "config", "device", "no_such"):
         with pytest.raises(TeacherError, match=f"option: {key}; expected window_s"):
             check_options("x", whisper, {key: 1})
     for value in ("a", 2024, None):
-        check_options("x", back_end("features.FeatureTeacher"), {"teacher_id": value})
+        check_options("x", back_end("features.StoredFeatures"), {"teacher_id": value})
     # The class behind it knows which there are
     factory = back_end("transformers.build_transformers_teacher")
     check_options("x", factory, {"no_such": 1})
