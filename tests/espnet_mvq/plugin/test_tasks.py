@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import espnet_mvq
-from espnet_mvq.frame_timing.encoder_frames import first_tensor
+from espnet_mvq.frame_timing.encoders import first_tensor
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
