@@ -338,15 +338,6 @@ def test_padding_teaches_nothing(name, level, num_features):
     torch.testing.assert_close(*losses)
 
 
-def test_export_knows_the_same_tasks():
-    """It has a table of its own, as it must run without this package."""
-    from espnet_mvq.plugin.export import TASKS as exported
-    from espnet_mvq.plugin.tasks import find_tasks
-
-    found = {t.name: (t.task.__name__, getattr(t, "models", {})) for t in find_tasks()}
-    assert exported == found
-
-
 @pytest.fixture
 def data_options(tmp_path):
     """Return options of three utterances of speech, text and indexes."""
