@@ -99,8 +99,8 @@ class JointHead(Head):
 
         logits_j = A_j z + a_j + B_j relu(L z + b + sum_{l<j} s E_l[i_l])
 
-    The true indexes are given while training (teacher forcing); one that is not there
-    contributes nothing. s = sqrt(H / M) / 2.
+    The true indexes are given in training (teacher forcing); a missing one contributes
+    nothing. s = sqrt(H / M) / 2.
 
     Args:
         input_size: Channels C of the student layer.
@@ -110,8 +110,8 @@ class JointHead(Head):
 
     Source: the joint codebook loss of Guo et al. 2022 (arXiv:2211.00508), in
         multi_quantization `JointCodebookLoss(is_joint=True)`: the same logits from
-        the same weights. Differs: M = 1 is allowed, and missing indexes leave the
-        context alone where there they count as index 0.
+        the same weights. Differs: M = 1 is allowed, and missing indexes add
+        nothing to the context, while in multi_quantization they count as index 0.
     """
 
     def __init__(
