@@ -222,42 +222,34 @@ def check_output_dir(output_dir: Path, asr_exp: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def building(output_dir: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces the output folder when the block ends.
+    """Yield a new folder that becomes the output folder when the block ends.
 
-    If the block fails, the new folder is removed and the old one stays as it is.
-    Files of the old folder that no former export wrote move to the new one, unless it
-    has a file of that name.
+    If the block fails, the new folder is removed and the output folder stays as it is.
+    An existing output folder keeps its files, except those of a former export and those
+    that have the name of a new one.
     """
     place = Path(os.path.realpath(output_dir))
     folder = place.with_name(f"{place.name}.tmp{os.getpid()}")
-    aside = place.with_name(f"{place.name}.old{os.getpid()}")
     folder.mkdir(parents=True)
     try:
         yield folder
         if not place.exists():
             folder.rename(place)
             return
-        exported = read_note(place).get("files", [])
-        place.rename(aside)
-        try:
-            folder.rename(place)
-        except OSError:
-            aside.rename(place)
-            raise
-        for entry in aside.iterdir():
-            if entry.name not in exported and is_free(place / entry.name):
+        new = {entry.name for entry in folder.iterdir()}
+        former = set(read_note(place).get("files", [])) - new
+        for name in new:
+            if (folder / name).is_dir():
+                (place / name).mkdir(exist_ok=True)
+            else:
+                (folder / name).replace(place / name)
+        for entry in list(place.iterdir()):
+            if entry.name in former and not entry.is_dir():
+                entry.unlink()
+            elif entry.name not in new:
                 logging.info(f"{output_dir}: {entry.name} is kept")
-                entry.rename(place / entry.name)
-        shutil.rmtree(aside)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_free(path: Path) -> bool:
-    """Whether a move to a path overwrites nothing: no file, or an empty folder."""
-    if path.is_dir() and not path.is_symlink():
-        return not any(path.iterdir())
-    return not os.path.lexists(path)
 
 
 def write_note(folder: Path, asr_exp: Path) -> None:

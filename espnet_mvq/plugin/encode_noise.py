@@ -4,11 +4,12 @@
 must not import espnet_mvq.
 """
 
+import contextlib
 import importlib
 import inspect
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Type
+from typing import Any, Dict, Iterator, List, Type
 
 import torch
 
@@ -35,17 +36,14 @@ def encode_noise(
     Raises:
         ValueError: If the model cannot be built or a checkpoint does not fit it.
     """
-    outputs = []
+    name, outputs = task.__module__.rpartition(".")[2], []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
+        with _explained(
+            f"{config}: the task {name} could not build the model",
+            "is it of another --task, or does it need files that are not there?",
+        ):
             model, options = task.build_model_from_file(config, None, "cpu")
-        except Exception as error:  # any, depending on the options
-            raise ValueError(
-                f"{config}: the task {task.__module__.rpartition('.')[2]} could not "
-                f"build the model ({_in_one_line(error)}); is it of another --task, or "
-                "does it need files that are not there?"
-            ) from error
         model.eval()
         plugin = {k: v for k, v in model.state_dict().items() if k.startswith(PREFIX)}
         for path in checkpoints:
@@ -53,25 +51,35 @@ def encode_noise(
             if plugin:
                 state = {k: v for k, v in state.items() if not k.startswith(PREFIX)}
                 state.update(plugin)
-            try:
+            with _explained(
+                f"{path}: does not fit the model of {config}",
+                "expected the weights of this experiment, all of them",
+            ):
                 model.load_state_dict(state, strict=True)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{path}: does not fit the model of {config} "
-                    f"({_in_one_line(error)}); expected the weights of this "
-                    "experiment, all of them"
-                ) from error
             torch.manual_seed(0)
             inputs = _noise(model, getattr(options, "input_size", None))
-            try:
-                with torch.no_grad():
-                    outputs.append(_tensors_in(model.encode(**inputs)))
-            except Exception as error:  # a model with an input of its own
-                raise ValueError(
-                    f"{config}: encode() of the model does not run on noise "
-                    f"({_in_one_line(error)}); please report this"
-                ) from error
+            with (
+                torch.no_grad(),
+                _explained(
+                    f"{config}: encode() of the model does not run on noise",
+                    "please report this",
+                ),
+            ):
+                outputs.append(_tensors_in(model.encode(**inputs)))
     return outputs
+
+
+@contextlib.contextmanager
+def _explained(problem: str, advice: str) -> Iterator[None]:
+    """Turn any error of ESPnet or torch into a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        text = text if len(text) <= 300 else f"{text[:300]} ..."
+        raise ValueError(
+            f"{problem} ({type(error).__name__}: {text}); {advice}"
+        ) from error
 
 
 def _noise(model: torch.nn.Module, input_size: Any) -> Dict[str, torch.Tensor]:
@@ -108,13 +116,6 @@ def _tensors_in(output: Any) -> List[torch.Tensor]:
     if isinstance(output, (tuple, list)):
         return [tensor for part in output for tensor in _tensors_in(part)]
     return []
-
-
-def _in_one_line(error: Exception) -> str:
-    """Return type and message of an error in one line, of 300 characters at most."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 300 else f"{text[:300]} ..."
-    return f"{type(error).__name__}: {text}"
 
 
 def _main(

@@ -60,13 +60,15 @@ def plain_config(config: Dict[str, Any], task: str, output_dir: str) -> Dict[str
         ValueError: If the model is none of the plugin's in this task.
     """
     models = TASKS[task].models
-    if not TASKS[task].uses_mvq(config):
+    if models and not TASKS[task].uses_mvq(config):
         raise ValueError(
             f"got model: {config.get('model')}, expected {' or '.join(models)}; an "
             "experiment that was not trained with espnet_mvq needs no export"
-            if models
-            else f"got no mvq_conf in model_conf, which experiments of the task {task} "
-            "with espnet_mvq have; others need no export"
+        )
+    if not TASKS[task].uses_mvq(config):
+        raise ValueError(
+            f"got no mvq_conf in model_conf, which experiments of the task {task} with "
+            "espnet_mvq have; others need no export"
         )
     config = copy.deepcopy(config)
     if models:
@@ -183,18 +185,15 @@ def verify(
     """
     register()
     task_class = find_task(task)
-    outputs = [
-        encode(
-            task_class, folder / "config.yaml", [folder / name for name in checkpoints]
-        )
-        for encode, folder in (
-            (encode_noise, original),
-            (_encode_noise_without_plugin, exported),
-        )
-    ]
+    expected = encode_noise(
+        task_class, original / "config.yaml", [original / name for name in checkpoints]
+    )
+    actual = _encode_noise_without_plugin(
+        task_class, exported / "config.yaml", [exported / name for name in checkpoints]
+    )
     return {
-        name: _compare(exported / name, actual, expected)
-        for name, expected, actual in zip(checkpoints, *outputs)
+        name: _compare(exported / name, *outputs)
+        for name, *outputs in zip(checkpoints, actual, expected)
     }
 
 
