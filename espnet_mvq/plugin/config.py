@@ -24,7 +24,7 @@ TEACHER_LOSS_NAME = "teacher_loss"
 # Data with a flag for utterances without a text of their own
 UNLABELLED_NAME = "unlabelled"
 # Options of the whole of `mvq_conf`, not of one target
-NOT_TARGETS = ("targets", "weighting")
+_NOT_OF_TARGETS = ("targets", "weighting")
 CODEBOOKS = "codebooks"
 LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
 HEAD_INITS = ("random", "quantizer")
@@ -243,20 +243,35 @@ def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
     Raises:
         ValueError: If one of them has bad options.
     """
-    conf = as_mapping("", conf)
-    shared = {name: value for name, value in conf.items() if name not in NOT_TARGETS}
-    if not conf.get("targets"):
+    shared, targets = split_targets(as_mapping("", conf))
+    if not targets:
         name = lone_name(conf)
         return {name: MVQConfig.from_dict(shared, name)}
     configs = {}
-    for name, options in as_mapping("targets", conf["targets"]).items():
-        check_name(name)
-        options = as_mapping(f"targets {name}", options)
+    for name, options in targets.items():
         try:
             configs[name] = MVQConfig.from_dict({**shared, **options}, name)
         except ValueError as error:
             raise ValueError(f"mvq_conf targets {name}: {error}") from error
     return configs
+
+
+def split_targets(
+    conf: Dict[str, Any],
+) -> Tuple[Dict[str, Any], Dict[str, Dict[str, Any]]]:
+    """Split `mvq_conf` into options of all targets, and those of each in `targets`.
+
+    Raises:
+        ValueError: If `targets` is no mapping of options by valid names.
+    """
+    shared = {k: value for k, value in conf.items() if k not in _NOT_OF_TARGETS}
+    targets = {
+        name: as_mapping(f"targets {name}", options)
+        for name, options in as_mapping("targets", conf.get("targets")).items()
+    }
+    for name in targets:
+        check_name(name)
+    return shared, targets
 
 
 def parse_weighting(conf: Dict[str, Any]) -> Optional[Weighting]:

@@ -24,7 +24,6 @@ from espnet_mvq.indexes.teacher_losses import read_teacher_losses
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     EMBEDDINGS_NAME,
-    NOT_TARGETS,
     TEACHER_LOSS_NAME,
     TEACHER_NAME,
     UNLABELLED_NAME,
@@ -35,6 +34,7 @@ from espnet_mvq.plugin.config import (
     is_of,
     lone_name,
     parse_weighting,
+    split_targets,
 )
 from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
@@ -68,13 +68,7 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     refuse_counted_updates(args)
     refuse_lost_heads(args)
     conf = as_mapping("", args.model_conf.get("mvq_conf"))
-    targets = {
-        name: as_mapping(f"targets {name}", options)
-        for name, options in as_mapping("targets", conf.get("targets")).items()
-    }
-    for name in targets:
-        check_name(name)
-    shared = {name: value for name, value in conf.items() if name not in NOT_TARGETS}
+    shared, targets = split_targets(conf)
     paths = stored_paths(args)
     names = list(targets) or [lone_name(conf)] * (not paths or "teacher" in conf)
     names += [name for name in paths if name not in names]
