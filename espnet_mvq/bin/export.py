@@ -15,12 +15,14 @@ import yaml
 from espnet_mvq import __version__
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
 from espnet_mvq.files.whole_file import write_text
+from espnet_mvq.frame_timing.tasks import TASKS
 from espnet_mvq.plugin import export
+from espnet_mvq.plugin.encode_noise import NOISE_SAMPLES, PREFIX
 
-# What the command leaves behind says what it wrote: so it knows its own folders.
+# The note in an exported folder, by which the command knows its own folders
 NOTE_NAME = "mvq_export.json"
 NOTE_FORMAT = "espnet_mvq.export"
-# State of the optimizer and the epochs, of a training with the plugin
+# State of a training with the plugin: optimizer, epochs
 TRAINING_STATE = "checkpoint.pth"
 COPIED = "RESULTS.md"
 
@@ -54,7 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task",
         default="asr",
-        choices=tuple(export.TASKS),
+        choices=tuple(TASKS),
         help="task of ESPnet that the experiment is of, as in espnet2.bin.TASK_train",
     )
     parser.add_argument(
@@ -85,9 +87,10 @@ def main(cmd=None) -> None:
     check_output_dir(output_dir, asr_exp, args.overwrite == "true")
     with building(output_dir) as folder:
         export.write_config(plain, folder / "config.yaml")
-        counts = {}
-        for name in files:
-            counts[name] = export.strip_checkpoint(asr_exp / name, folder / name)
+        counts = {
+            name: export.strip_checkpoint(asr_exp / name, folder / name)
+            for name in files
+        }
         agreements = export.verify(args.task, asr_exp, folder, files)
         for name in files:
             report(name, **counts[name], agreement=agreements[name])
@@ -96,8 +99,7 @@ def main(cmd=None) -> None:
             logging.info(f"{name}: link to {target}, as in {asr_exp}")
         if (asr_exp / COPIED).is_file():
             shutil.copy2(asr_exp / COPIED, folder / COPIED)
-        # Plots of the training stay where they are, but asr.sh's packing wants the
-        # folder.
+        # asr.sh's packing needs the folder; the training's plots are not copied.
         (folder / "images").mkdir()
         write_note(folder, asr_exp)
     logging.info(
@@ -106,16 +108,16 @@ def main(cmd=None) -> None:
 
 
 def report(name: str, kept: int, removed: int, agreement: str) -> None:
-    """Log what was done to a checkpoint, and what was verified."""
+    """Log the changes to a checkpoint, and the result of the proof."""
     if not removed:
         logging.warning(
-            f"{name}: has no weights named {export.PREFIX}*, it was written as it is. "
+            f"{name}: has no weights named {PREFIX}*, it was written as it is. "
             "Was it exported before, or trained without espnet_mvq?"
         )
     logging.info(
         f"{name}: {removed} weights removed, {kept} written bit for bit; ESPnet "
         "without espnet_mvq loads them strictly, and its encode() of noise of "
-        f"{', '.join(map(str, export.NOISE_SAMPLES))} samples and the original's are "
+        f"{', '.join(map(str, NOISE_SAMPLES))} samples and the original's are "
         f"{agreement}"
     )
 
@@ -144,7 +146,7 @@ def read_config(asr_exp: Path) -> Dict[str, Any]:
 
 
 def check_stats_file(config: Dict[str, Any], asr_exp: Path) -> None:
-    """Refuse a config whose feature statistics are not where it says."""
+    """Refuse a config whose file of feature statistics does not exist."""
     stats_file = (config.get("normalize_conf") or {}).get("stats_file")
     if stats_file and not Path(stats_file).is_file():
         raise FileNotFoundError(
@@ -157,7 +159,7 @@ def check_stats_file(config: Dict[str, Any], asr_exp: Path) -> None:
 def choose_checkpoints(
     asr_exp: Path, names: Optional[List[str]]
 ) -> Tuple[List[str], Dict[str, str]]:
-    """Choose what to export.
+    """Choose the checkpoints to export.
 
     Args:
         asr_exp: Experiment folder.
@@ -167,40 +169,33 @@ def choose_checkpoints(
         Names of files to write, and links with the names they point to. Links to files
         that are not exported become files.
     """
+    present = sorted(path.name for path in asr_exp.glob("*.pth"))
+    listing = ", ".join(present) or "no *.pth"
     if names is None:
-        there = sorted(path.name for path in asr_exp.glob("*.pth"))
-        chosen = []
-        for name in there:
+        names = []
+        for name in present:
             if not (asr_exp / name).is_file():
                 # ESPnet removes the epochs its older averages of one point to
                 logging.warning(f"{asr_exp / name}: points to nothing, left out")
             elif name != TRAINING_STATE:
-                chosen.append(name)
-        if not chosen:
+                names.append(name)
+        if not names:
             raise FileNotFoundError(
-                f"{asr_exp}: no checkpoints: got {', '.join(there) or 'no *.pth'}, "
-                "expected files such as valid.acc.ave.pth; has the training finished "
-                "an epoch?"
+                f"{asr_exp}: no checkpoints: got {listing}, expected files such as "
+                "valid.acc.ave.pth; has the training finished an epoch?"
             )
-    else:
-        chosen = list(dict.fromkeys(names))
-    for name in chosen:
+    files, links = [], {}
+    for name in dict.fromkeys(names):
+        path = asr_exp / name
         if Path(name).name != name or name == TRAINING_STATE:
             raise ValueError(
                 f"--checkpoints: got {name}, expected names of files of weights in "
                 f"{asr_exp}, such as valid.acc.ave.pth ({TRAINING_STATE} is the state "
                 "of a training)"
             )
-        if not (asr_exp / name).is_file():
-            there = sorted(path.name for path in asr_exp.glob("*.pth"))
-            raise FileNotFoundError(
-                f"{asr_exp / name}: no such file; there are "
-                f"{', '.join(there) or 'no *.pth'}"
-            )
-    files, links = [], {}
-    for name in chosen:
-        path = asr_exp / name
-        if path.is_symlink() and os.readlink(path) in chosen:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; there are {listing}")
+        if path.is_symlink() and os.readlink(path) in names:
             links[name] = os.readlink(path)
         else:
             files.append(name)
@@ -208,7 +203,7 @@ def choose_checkpoints(
 
 
 def check_output_dir(output_dir: Path, asr_exp: Path, overwrite: bool) -> None:
-    """Refuse an output folder whose content is not a former export."""
+    """Refuse an output folder that holds other files than those of a former export."""
     place, source = Path(os.path.realpath(output_dir)), Path(os.path.realpath(asr_exp))
     if place == source or place in source.parents:
         raise ValueError(
@@ -217,7 +212,7 @@ def check_output_dir(output_dir: Path, asr_exp: Path, overwrite: bool) -> None:
         )
     if place.exists() and not place.is_dir():
         raise ValueError(f"--output_dir {output_dir}: is a file, expected a folder")
-    if place.is_dir() and any(place.iterdir()) and not (overwrite or note_of(place)):
+    if place.is_dir() and any(place.iterdir()) and not (overwrite or read_note(place)):
         raise ValueError(
             f"--output_dir {output_dir}: exists and is not a former export; give "
             "another folder, or --overwrite true to write into it (files of other "
@@ -227,45 +222,38 @@ def check_output_dir(output_dir: Path, asr_exp: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def building(output_dir: Path) -> Iterator[Path]:
-    """Give a folder that takes its place when the block ends, and is gone if it fails.
+    """Yield a new folder that becomes the output folder when the block ends.
 
-    What is in the place already and was not written by a former export is kept, unless
-    the new folder has something of that name.
+    If the block fails, the new folder is removed and the output folder stays as it is.
+    An existing output folder keeps its files, except those of a former export and those
+    that have the name of a new one.
     """
     place = Path(os.path.realpath(output_dir))
     folder = place.with_name(f"{place.name}.tmp{os.getpid()}")
-    aside = place.with_name(f"{place.name}.old{os.getpid()}")
     folder.mkdir(parents=True)
     try:
         yield folder
         if not place.exists():
             folder.rename(place)
             return
-        ours = note_of(place).get("files", [])
-        place.rename(aside)
-        try:
-            folder.rename(place)
-        except OSError:
-            aside.rename(place)
-            raise
-        for entry in aside.iterdir():
-            if entry.name not in ours and is_free(place / entry.name):
+        new = {entry.name for entry in folder.iterdir()}
+        former = set(read_note(place).get("files", [])) - new
+        for name in new:
+            if (folder / name).is_dir():
+                (place / name).mkdir(exist_ok=True)
+            else:
+                (folder / name).replace(place / name)
+        for entry in list(place.iterdir()):
+            if entry.name in former and not entry.is_dir():
+                entry.unlink()
+            elif entry.name not in new:
                 logging.info(f"{output_dir}: {entry.name} is kept")
-                entry.rename(place / entry.name)
-        shutil.rmtree(aside)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def is_free(path: Path) -> bool:
-    """Say whether a file or folder can be moved to a path without any loss."""
-    if path.is_dir() and not path.is_symlink():
-        return not any(path.iterdir())
-    return not os.path.lexists(path)
-
-
 def write_note(folder: Path, asr_exp: Path) -> None:
-    """Write down where the folder's files come from."""
+    """Write the source and the files of an export into its folder."""
     names = [path.name for path in folder.iterdir() if not path.is_dir()]
     note = {
         "format": NOTE_FORMAT,
@@ -276,8 +264,8 @@ def write_note(folder: Path, asr_exp: Path) -> None:
     write_text(folder / NOTE_NAME, json.dumps(note, indent=2) + "\n")
 
 
-def note_of(folder: Path) -> Dict[str, Any]:
-    """Read what a former export wrote down; empty if the folder is none."""
+def read_note(folder: Path) -> Dict[str, Any]:
+    """Read the note of a former export; empty if the folder has none."""
     try:
         note = json.loads((folder / NOTE_NAME).read_text(encoding="utf-8"))
         return note if note["format"] == NOTE_FORMAT else {}

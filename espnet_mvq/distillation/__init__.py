@@ -1,15 +1,24 @@
 """Distillation: frame alignment, prediction heads and losses, in pure torch."""
 
-from espnet_mvq.distillation.alignment import IGNORE, FrameAligner, FrameGrid
+from espnet_mvq.distillation.alignment import (
+    IGNORE,
+    FrameAligner,
+    FrameGrid,
+    mean_over_time,
+)
 from espnet_mvq.distillation.embedding_loss import (
     EMBEDDING_LOSSES,
     ChannelNormaliser,
     embedding_loss,
 )
-from espnet_mvq.distillation.head_init import classifier_of_codebooks
-from espnet_mvq.distillation.heads import HEADS, Head, IndependentHead, JointHead
+from espnet_mvq.distillation.heads import (
+    HEADS,
+    Head,
+    IndependentHead,
+    JointHead,
+    classifier_of_codebooks,
+)
 from espnet_mvq.distillation.losses import CodebookLossOutput, codebook_loss
-from espnet_mvq.distillation.pooling import mean_over_time
 from espnet_mvq.distillation.schedules import WeightSchedule
 from espnet_mvq.distillation.soft_targets import (
     soft_target_table,

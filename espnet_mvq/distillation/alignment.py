@@ -1,4 +1,4 @@
-"""Which teacher frames a student frame predicts, decided by time."""
+"""Alignment of teacher frames and student frames by time."""
 
 import math
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Optional, Tuple
 
 import torch
 
-IGNORE = -1  # a target that is not there
+IGNORE = -1  # a missing target
 
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Where the frames of a model lie in time.
+    """Time grid of the frames of a model.
 
     Attributes:
         shift_samples: Samples between the centres of two frames.
@@ -30,7 +30,7 @@ class FrameGrid:
 
 
 class FrameAligner:
-    """Picks for each student frame the teacher frames whose centres fall into it.
+    """Assigns to each student frame the teacher frames whose centres fall into it.
 
     A student frame is the span of one student shift around its centre. It is divided
     into `num_slots` equal slots, as many as teacher frames can fall into it; each
@@ -42,8 +42,8 @@ class FrameAligner:
     Args:
         student: Frames of the student layer.
         teacher: Frames of the teacher, at the same sample rate.
-        delay_samples: The student frame centred at t predicts what the teacher has at
-            t - delay_samples, so that a streaming student has heard enough.
+        delay_samples: The student frame centred at t predicts the teacher at
+            t - delay_samples, which gives a streaming student time to read the speech.
 
     Attributes:
         num_slots: Slots of a student frame.
@@ -94,9 +94,9 @@ class FrameAligner:
             num_frames: Student frames T.
 
         Returns:
-            Teacher frames, int64, (T, num_slots), which may lie before the first or
-            behind the last one there is; and whether their centres fall into the
-            slots, bool, (T, num_slots).
+            Teacher frames, int64, (T, num_slots), which may be negative or beyond the
+            last frame; and a mask of those whose centres fall into their slots, bool,
+            (T, num_slots).
         """
         slots = torch.arange(num_frames * self.num_slots)
         centres = self._start + slots * self._slot
@@ -120,16 +120,16 @@ class FrameAligner:
         num_frames: int,
         shown_samples: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """Lay codebook indexes out as targets of student frames.
+        """Arrange codebook indexes as targets of student frames.
 
         Args:
             indexes: Codebook indexes, int64, (B, T_teacher, N), padded with anything.
             index_lengths: Teacher frames of each utterance, int64, (B,); 0 = none.
             student_lengths: Student frames of each utterance, int64, (B,).
             num_frames: Student frames T of the padded batch.
-            shown_samples: Where the student hears another moment than its clock says,
-                because the features were warped: the moment in samples for each of
-                `slot_centres`, float, (B, T * num_slots). None: as the clock says.
+            shown_samples: For features that were warped in time, the moment of the
+                speech in samples at each of `slot_centres`, float,
+                (B, T * num_slots). None: no warp.
 
         Returns:
             Targets, int64, (B, T, num_slots * N), `IGNORE` where there is none.
@@ -147,18 +147,18 @@ class FrameAligner:
         num_frames: int,
         shown_samples: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Pick for each slot what the teacher has at that time.
+        """Gather the values of the teacher frame of each slot.
 
         Args:
-            values: Of teacher frames, indexes or embeddings, (B, T_teacher, X).
+            values: Indexes or embeddings of teacher frames, (B, T_teacher, X).
             value_lengths: Teacher frames of each utterance, int64, (B,); 0 = none.
             student_lengths: As for `targets`.
             num_frames: As for `targets`.
             shown_samples: As for `targets`.
 
         Returns:
-            Values, (B, T, num_slots, X), anything where there is none; and where there
-            is one, bool, (B, T, num_slots).
+            Values, (B, T, num_slots, X), and a mask of those that exist, bool,
+            (B, T, num_slots); the others are arbitrary.
         """
         batch, num_values, width = values.shape
         if shown_samples is None:
@@ -174,17 +174,17 @@ class FrameAligner:
             return values.new_zeros((*known.shape, width)), known
         chosen = frames.clamp(0, num_values - 1)
         chosen = chosen.expand(batch, -1, -1).reshape(batch, -1, 1)
-        found = values.gather(1, chosen.expand(-1, -1, width))
-        return found.reshape(*known.shape, width), known
+        gathered = values.gather(1, chosen.expand(-1, -1, width))
+        return gathered.reshape(*known.shape, width), known
 
     def slot_centres(self, num_frames: int) -> torch.Tensor:
-        """Return the moment that each slot is about.
+        """Return the time of the teacher that each slot predicts.
 
         Args:
             num_frames: Student frames T.
 
         Returns:
-            In samples, float, (T * num_slots,); the delay is taken off.
+            Samples, float, (T * num_slots,), with the delay subtracted.
         """
         slots = torch.arange(num_frames * self.num_slots, dtype=torch.float64)
         centres = (self._start + slots * self._slot) / self._unit
@@ -206,3 +206,27 @@ class FrameAligner:
             inside = torch.ones_like(inside)
         shape = (len(shown_samples), -1, self.num_slots)
         return nearest.long().reshape(shape), inside.reshape(shape)
+
+
+def mean_over_time(
+    frames: torch.Tensor, lengths: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Average the frames of each utterance, for targets of whole utterances.
+
+    Args:
+        frames: Float, (B, T, C), with any values in the padding.
+        lengths: Frames of each utterance, int64, (B,).
+
+    Returns:
+        Means, float, (B, 1, C), zero for an utterance without frames; and their
+        lengths, int64, (B,), 1 or 0.
+
+    Source: one index per utterance as in DeCoR (Jiang et al. 2023, arXiv:2305.18441);
+        the mean over time is ours.
+    """
+    steps = torch.arange(frames.shape[1], device=frames.device)
+    padding = steps >= lengths.unsqueeze(1)
+    # No product with a mask: padding may hold NaN.
+    total = frames.masked_fill(padding.unsqueeze(2), 0).sum(1, keepdim=True)
+    count = lengths.clamp(min=1).reshape(-1, 1, 1)
+    return total / count, lengths.clamp(max=1)

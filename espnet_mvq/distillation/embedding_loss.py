@@ -6,24 +6,23 @@ from typing import Any, Callable, Dict, Optional
 import torch
 import torch.nn.functional as F
 
-# Of the variance of a channel that hardly varies, relative to the mean of all
+# Smallest variance of a channel, relative to the mean over channels
 _VARIANCE_FLOOR = 1e-4
 
 
 class ChannelNormaliser(torch.nn.Module):
-    """Brings each channel of the teacher to mean 0 and variance 1.
+    """Normalises each channel of the teacher to mean 0 and variance 1.
 
-    A few channels of a big model often hold most of its variance; without this an l2
-    loss is about them alone. Mean and variance are those of all frames that training
-    has shown so far (of several processes the first, whose buffers DDP gives to all);
-    so no pass over the corpus is needed, and embeddings that are stored, decoded or
-    computed on the fly are all treated alike.
+    A few channels of a big model often hold most of its variance, and would dominate an
+    l2 loss. Mean and variance are those of all training frames so far (those of the
+    first process, whose buffers DDP copies to the others). No pass over the corpus is
+    needed, and stored, decoded and computed embeddings are treated alike.
 
     Args:
         dim: Channels D.
 
-    Source: channel normalisation of teachers as in SPEAR (arXiv:2510.25955); that
-        it is learned while training is ours.
+    Source: channel normalisation of teachers as in SPEAR (arXiv:2510.25955); the
+        estimate during training is ours.
     """
 
     def __init__(self, dim: int):
@@ -34,7 +33,7 @@ class ChannelNormaliser(torch.nn.Module):
         self.register_buffer("variance", torch.ones(dim))
 
     def _apply(self, *args: Any, **kwargs: Any) -> "ChannelNormaliser":
-        """Move or convert all but the buffers' type: bfloat16 counts to 256."""
+        """Move the buffers but keep their type: bfloat16 counts to 256 only."""
         kept = dict(self._buffers)
         super()._apply(*args, **kwargs)
         for name, value in self._buffers.items():
@@ -43,7 +42,7 @@ class ChannelNormaliser(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, embeddings: torch.Tensor) -> None:
-        """Take more frames into mean and variance.
+        """Add frames to mean and variance.
 
         Args:
             embeddings: Float, (F, D).
@@ -64,7 +63,7 @@ class ChannelNormaliser(torch.nn.Module):
         self.count.copy_(total)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Normalise embeddings, float, (F, D), with what is known by now."""
+        """Normalise embeddings, float, (F, D), by mean and variance so far."""
         floor = _VARIANCE_FLOOR * self.variance.mean()
         deviation = self.variance.clamp(min=floor).sqrt().clamp(min=1e-12)
         return (embeddings.float() - self.mean) / deviation
@@ -97,7 +96,7 @@ class EmbeddingLossOutput:
     """Sums over the teacher frames of a batch; scalars.
 
     Attributes:
-        loss: What to minimise, weighted; carries the gradient.
+        loss: The weighted loss; carries the gradient.
         squared_error: Mean squared difference over channels; no gradient. With
             normalised embeddings each frame counts about 1 if nothing is learned.
         similarity: Cosine of prediction and embedding; no gradient.
@@ -120,14 +119,14 @@ def embedding_loss(
 
     Args:
         kind: A name of `EMBEDDING_LOSSES`.
-        predicted: Float, (F, D); half precision is taken up to float32.
-        embeddings: What they should be, float, (F, D).
-        weights: Of each frame, float, (F,). Default: 1.
+        predicted: Float, (F, D); half precision is converted to float32.
+        embeddings: Targets, float, (F, D).
+        weights: Weight of each frame, float, (F,). Default: 1.
 
     Returns:
         The sums; all zero, with zero gradients, if there are no frames.
 
-    Source: l1 and l2 are what Guo et al. 2022 (arXiv:2211.00508) compare with; scale
+    Source: l1 and l2 are the baselines of Guo et al. 2022 (arXiv:2211.00508); scale
         and normalisation are ours.
     """
     with torch.autocast(predicted.device.type, enabled=False):

@@ -1,7 +1,7 @@
 """Prediction heads: from student frames to logits of codebook indexes.
 
-A head gives its trainable tensors through `weights` and computes logits as a pure
-function of them (`logits`), so that the loss can take gradients chunk by chunk.
+A head returns its trainable tensors by `weights`, and `logits` is a pure function of
+them, so that the loss can take gradients chunk by chunk.
 """
 
 from typing import Dict, Optional, Tuple, Type
@@ -13,7 +13,7 @@ from espnet_mvq.distillation.alignment import IGNORE
 
 
 class Head(torch.nn.Module):
-    """What all heads have in common.
+    """Base class of heads.
 
     Args:
         num_targets: Indexes M to predict per student frame: slots x codebooks.
@@ -87,7 +87,7 @@ class IndependentHead(Head):
         targets: Optional[torch.Tensor],
         *weights: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute logits with the given weights; the targets are not looked at."""
+        """Compute logits with the given weights; the targets are not used."""
         logits = F.linear(frames, *weights)
         return logits.reshape(-1, self.num_targets, self.codebook_size)
 
@@ -99,8 +99,8 @@ class JointHead(Head):
 
         logits_j = A_j z + a_j + B_j relu(L z + b + sum_{l<j} s E_l[i_l])
 
-    The true indexes are given while training (teacher forcing); one that is not there
-    contributes nothing. s = sqrt(H / M) / 2.
+    The true indexes are given in training (teacher forcing); a missing one contributes
+    nothing. s = sqrt(H / M) / 2.
 
     Args:
         input_size: Channels C of the student layer.
@@ -110,8 +110,8 @@ class JointHead(Head):
 
     Source: the joint codebook loss of Guo et al. 2022 (arXiv:2211.00508), in
         multi_quantization `JointCodebookLoss(is_joint=True)`: the same logits from
-        the same weights. Differs: M = 1 is allowed, and missing indexes leave the
-        context alone where there they count as index 0.
+        the same weights. Differs: M = 1 is allowed, and missing indexes add
+        nothing to the context, while in multi_quantization they count as index 0.
     """
 
     def __init__(
@@ -178,6 +178,53 @@ class JointHead(Head):
         logits = F.linear(frames, weight, bias)
         logits = logits.reshape(-1, self.num_targets, self.codebook_size)
         return logits + joint.transpose(0, 1)
+
+
+def classifier_of_codebooks(
+    codebooks: torch.Tensor,
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    relative_error: float,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Return linear classifiers that read codebook indexes off the embeddings.
+
+    A normalised embedding z = (x - mean) / scale is modelled as entry k of codebook n
+    plus Gaussian noise of mean m_n and covariance S_n. The noise is the sum of the
+    other codebooks, whose entries are assumed to be equally frequent, and of the
+    quantizer's error, alike in every channel. Then the log odds of the entries are
+    linear:
+
+        logits_nk = c_nk' S_n^-1 (z - m_n - c_nk / 2)
+
+    With one codebook the largest logit is that of the nearest entry.
+
+    Args:
+        codebooks: Entries, in the space of z, float, (N, K, D).
+        mean: Mean of the embeddings, (D,).
+        scale: Scale of the embeddings, (D,).
+        relative_error: Relative reconstruction error of the quantizer; clipped to 0.01
+            to 0.99.
+
+    Returns:
+        Weights (N * K, D) and biases (N * K,) for embeddings x.
+
+    Source: ours; linear discriminant analysis.
+    """
+    codebooks = codebooks.double()
+    num_entries, dim = codebooks.shape[1:]
+    centres = codebooks.mean(1)
+    deviations = codebooks - centres.unsqueeze(1)
+    covariances = deviations.transpose(1, 2) @ deviations / num_entries  # (N, D, D)
+    total = covariances.sum(0)
+    share = min(max(relative_error, 0.01), 0.99)
+    error = total.trace() / dim * share / (1 - share)
+    noise = total - covariances + error * torch.eye(dim).to(total)
+    weight = torch.linalg.solve(noise, codebooks.transpose(1, 2)).transpose(1, 2)
+    others = (centres.sum(0) - centres).unsqueeze(1)  # m_n
+    bias = -(weight * (others + codebooks / 2)).sum(2)
+    weight = weight / scale.double()
+    bias = bias - weight @ mean.double()
+    return weight.flatten(0, 1).float(), bias.flatten().float()
 
 
 def _normal(*shape: int) -> torch.nn.Parameter:

@@ -10,30 +10,30 @@ from torch.autograd.function import once_differentiable
 from espnet_mvq.distillation.alignment import IGNORE
 from espnet_mvq.distillation.heads import Head
 
-# Student frames whose logits are held at a time: at 32 targets of 256 values in
-# float32 they take 8 MB. Fewer are slower, as the products get small and the weights'
-# gradients are added up more often; more are hardly faster.
+# Student frames per chunk. At 32 targets of 256 values the logits of a chunk take 8 MB
+# in float32. Smaller chunks are slower: small products, more sums of the weights'
+# gradients. Larger ones are hardly faster.
 _CHUNK_FRAMES = 256
-# Gradients are taken of this fraction of the loss and scaled back in float32. A power
-# of two: exact in float32 and bfloat16. In float16 the sum over a chunk could overflow
-# otherwise, and a GradScaler could not help, as its factor is applied afterwards.
+# Gradients are computed of this fraction of the loss and scaled back in float32. It is
+# a power of two: exact in float32 and bfloat16. In float16 the sum over a chunk could
+# overflow without it; a GradScaler's factor is applied too late to prevent that.
 _FRACTION = 2**-6
 
 
 @dataclass
 class CodebookLossOutput:
-    """Sums over the valid targets of a batch; scalars unless it says otherwise.
+    """Sums over the valid targets of a batch; scalars unless a shape is given.
 
     Attributes:
-        loss: What to minimise; carries the gradient. Without options it is the cross
+        loss: The weighted loss; carries the gradient. Without options it is the cross
             entropy in nats, summed over targets.
         num_correct: Targets whose logit is the highest.
         num_targets: Valid targets.
         num_frames: Student frames with at least one valid target.
-        cross_entropy: Cross entropy in nats of the stored indexes, whatever the
+        cross_entropy: Cross entropy in nats of the stored indexes, independent of the
             options; no gradient.
         embedding_error: Relative squared error of the expected embeddings, summed over
-            teacher frames; no gradient. Zero if `embedding_weight` is.
+            teacher frames; no gradient. Zero if `embedding_weight` is 0.
         num_embeddings: Teacher frames in that sum: with at least one valid target.
         correct_by_target: As `num_correct`, of each of the M targets of a frame, (M,).
         count_by_target: As `num_targets`, of each of them, (M,).
@@ -77,12 +77,11 @@ def codebook_loss(
     embeddings if the codebooks are scaled accordingly. The factor N makes the mean of
     the loss per target the mean cross entropy plus w times the mean of e.
 
-    The gradients are computed together with the loss, chunk by chunk, while the
-    logits of a chunk are there, and kept until the backward pass, which only scales
-    them. This can be done since the loss is a sum over frames. No logits are stored
-    and none computed twice. Frames without a target are left out beforehand, so it
-    does not matter what is in them. In mixed precision the head runs in the lower
-    one, all the rest in float32. There are no gradients of gradients.
+    The loss is a sum over frames, so its gradients are computed together with it, chunk
+    by chunk; the backward pass only scales them. No logits are stored or computed
+    twice. Frames without a target are left out first, so their values do not matter. In
+    mixed precision the head runs in the lower precision, the rest in float32. There are
+    no second derivatives.
 
     Args:
         head: Gives logits (F, M, K) for frames (F, C) and targets (F, M).
@@ -93,10 +92,10 @@ def codebook_loss(
         soft_targets: Target distributions of the N codebooks for each stored index,
             float, (N, K, K), from `soft_target_table`. Default: the stored index only.
         codebooks: Scaled entries, float, (N, K, D), from `unit_variance_codebooks`;
-            what `embedding_weight` needs.
+            `embedding_weight` needs them.
         embedding_weight: Weight w of the error in the space of embeddings, at least 0.
-        utterance_weights: Weight of each utterance in the loss, float, (B,); the
-            statistics do not know it. Default: 1.
+        utterance_weights: Weight of each utterance in the loss, float, (B,), but not in
+            the statistics. Default: 1.
 
     Returns:
         The sums; all zero, with zero gradients, if no target is valid.
@@ -186,7 +185,7 @@ class _Options:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sums of a loss over chunks of frames, whose gradients the forward pass takes."""
+    """Sums of a loss over chunks of frames, with gradients from the forward pass."""
 
     @staticmethod
     def forward(
@@ -231,18 +230,18 @@ class _ChunkedLoss(torch.autograd.Function):
             part = slice(start, start + _CHUNK_FRAMES)
             chunk = frames[part].detach().requires_grad_(needed[0])
             counts = None if frame_weights is None else frame_weights[part]
-            sums, found = _differentiate(
+            sums, parts = _differentiate(
                 head, options, targets[part], counts, chunk, copies
             )
             totals = totals or [torch.zeros_like(value) for value in sums]
             for total, value in zip(totals, sums):
                 total += value
             if needed[0]:
-                gradients[0][part] = found[0]
-            for total, gradient in zip(gradients[1:], found[1:]):
+                gradients[0][part] = parts[0]
+            for total, gradient in zip(gradients[1:], parts[1:]):
                 if total is not None:
                     total += gradient
-            del found  # else they would be there twice in the next round
+            del parts  # frees them before the next chunk's are computed
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [value.dtype for value in (frames, *weights)]
         ctx.mark_non_differentiable(*totals[1:])
@@ -305,7 +304,7 @@ def _chunk_sums(
     frame_weights: Optional[torch.Tensor],
     options: _Options,
 ) -> Tuple[torch.Tensor, ...]:
-    """Compute what is summed up over frames.
+    """Compute the sums over the frames of a chunk.
 
     Args:
         logits: Float, (F, M, K).
@@ -320,7 +319,7 @@ def _chunk_sums(
     # In float32 under mixed precision too: half precision loses small differences.
     log_probs = logits.flatten(0, 1).float().log_softmax(1)
     flat = targets.flatten()
-    # Of each target, (F * M,); zero where there is none
+    # Loss of each target, (F * M,); zero for `IGNORE`
     losses = F.nll_loss(log_probs, flat, ignore_index=IGNORE, reduction="none")
     cross_entropy = losses.sum()
     correct = (logits.detach().argmax(2) == targets).sum(0)
@@ -379,8 +378,8 @@ def _embedding_error(
         codebooks: Float, (N, K, D).
 
     Returns:
-        The error of each teacher frame, (F * M / N,), and the number of those that
-        are there.
+        The error of each teacher frame, (F * M / N,), and the number of teacher frames
+        with a target.
     """
     num_codebooks, size, dim = codebooks.shape
     flat = targets.reshape(-1, 1)

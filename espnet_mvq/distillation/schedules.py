@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Optional
 
 
 @dataclass(frozen=True)
@@ -11,9 +11,8 @@ class WeightSchedule:
 
     It rises linearly from 0 to `weight` over the first `warmup_updates` updates, falls
     linearly back to 0 from `decay_start_update` to `decay_end_update`, and is 0 from
-    `stop_update` on. Updates are counted from 0: the number of those already made. The
-    plugin counts batches: with ESPnet's `accum_grad` several for a step of the
-    optimizer.
+    `stop_update` on. An update's number is that of the updates before it. The plugin
+    counts batches, several of which make an optimizer step with ESPnet's `accum_grad`.
 
     Attributes:
         weight: The full weight, at least 0.
@@ -68,8 +67,10 @@ class WeightSchedule:
                 f"weight schedule: weight: got {weight!r}, expected a number of at "
                 "least 0"
             )
-        for name, value in dataclasses.asdict(self).items():
-            if name == "weight" or (value is None and name != "warmup_updates"):
+        updates = dataclasses.asdict(self)
+        del updates["weight"]
+        for name, value in updates.items():
+            if value is None and name != "warmup_updates":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(
@@ -81,20 +82,13 @@ class WeightSchedule:
                 f"weight schedule: got decay_start_update {self.decay_start_update} "
                 f"and decay_end_update {self.decay_end_update}, expected both or none"
             )
-        points = [
-            (name, getattr(self, name))
-            for name in ("warmup_updates", "decay_start_update", "decay_end_update")
-        ]
-        self._check_order([point for point in points if point[1] is not None])
-        if self.stop_update is not None:
-            stop = ("stop_update", self.stop_update)
-            self._check_order([points[0], stop])
-
-    @staticmethod
-    def _check_order(points: Sequence[Tuple[str, int]]) -> None:
-        """Refuse points in time (name, update) that are not in their order."""
-        for (first, start), (second, end) in zip(points, points[1:]):
-            if start > end:
+        for first, second in (
+            ("warmup_updates", "decay_start_update"),
+            ("decay_start_update", "decay_end_update"),
+            ("warmup_updates", "stop_update"),
+        ):
+            start, end = updates[first], updates[second]
+            if None not in (start, end) and start > end:
                 raise ValueError(
                     f"weight schedule: got {first} {start} and {second} {end}, "
                     f"expected {second} not to be before {first}"

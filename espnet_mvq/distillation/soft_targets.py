@@ -1,14 +1,14 @@
-"""What a quantizer's codebooks say about the entries near the stored one.
+"""Soft targets and scaled entries from a quantizer's codebooks.
 
-Only the indexes of a frame are stored, not its embedding. But the codebooks tell
-which entries the quantizer could nearly as well have chosen: with the other codebooks
-fixed, replacing entry i of codebook n by entry k moves the decoded embedding by
-c_nk - c_ni, whatever the other entries are. The squared distances
+Only the indexes of a frame are stored, not its embedding. The codebooks show which
+other entries are nearly as good: replacing entry i of codebook n by entry k moves the
+decoded embedding by c_nk - c_ni, whatever the other codebooks' entries are. The
+squared distances
 
     d_n(i, k) = ||c_nk - c_ni||^2 = <c_nk, c_nk> + <c_ni, c_ni> - 2 <c_nk, c_ni>
 
 follow from the inner products of the entries of one codebook: a diagonal block of
-the Gram table. All this is in the quantizer's space, after its normalisation.
+the Gram table. All of this is in the quantizer's normalised space.
 """
 
 from typing import Optional
@@ -23,9 +23,9 @@ def soft_target_table(
     """Compute a target distribution for each value a stored index can have.
 
     Row i of codebook n is softmax_k(-d_n(i, k) / (temperature * mean_n)), where mean_n
-    is the mean of d_n over all pairs of different entries: so the temperature means
-    the same for codebooks of large and of small entries. Towards 0 the rows become
-    the stored index alone. With 8 codebooks of a layer of Whisper the stored index
+    is the mean of d_n over all pairs of different entries, so that the temperature does
+    not depend on the size of the entries. Towards 0 the rows become the stored index
+    alone. With 8 codebooks of a layer of Whisper the stored index
     keeps 0.99 of the probability at 0.05, 0.81 at 0.1 and 0.26 at 0.2.
 
     Args:
@@ -60,16 +60,15 @@ def unit_variance_codebooks(
     """Scale codebooks so that decoded embeddings have a total variance of 1.
 
     A squared error measured with them is relative to the variance of embeddings. Each
-    codebook's mean is removed; it makes no difference between an expected and a stored
-    entry.
+    codebook's mean is removed; it cancels out between an expected and a stored entry.
 
     Args:
         codebooks: Entries, float, (N, K, D): `codebooks` of a `Quantizer`.
         indexes: Stored indexes of some thousand frames, int, (F, N), whose decoded
             embeddings give the variance. Default: the sum over codebooks of the
-            variance of their entries. This takes entries as equally often used and
-            codebooks as independent of each other, and so is a guess: with 8 codebooks
-            of a layer of Whisper it was 0.6 of the variance of decoded embeddings.
+            variance of their entries. This assumes equally frequent entries and
+            independent codebooks: with 8 codebooks of a layer of Whisper it was 0.6 of
+            the variance of decoded embeddings.
 
     Returns:
         Entries, float, (N, K, D).

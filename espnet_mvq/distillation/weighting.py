@@ -1,4 +1,4 @@
-"""How much each utterance learns from its labels, and how much from the teacher."""
+"""Weights of each utterance in the task's loss and in the distillation loss."""
 
 import dataclasses
 import math
@@ -10,15 +10,15 @@ import torch
 # Shares of the training set whose loss lies below the threshold
 PERCENTILES = {"p25": 0.25, "median": 0.5, "p75": 0.75}
 THRESHOLDS = ("mean", *PERCENTILES)
-# Losses in standard deviations from the threshold are cut off here, infinite ones too,
-# and exponents there, where the inner exponential is finite but the outer one is 0.
+# Limit of a loss's distance from the threshold, in standard deviations
 MAX_DISTANCE = 1e4
+# Limit of the inner exponent: its exponential is finite, that of its negative is 0
 MAX_EXPONENT = 80.0
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """Weights of an utterance's two losses: 1 - alpha for its task's, alpha for KD's.
+    """Weights of an utterance's two losses: 1 - alpha for the task's, alpha for KD's.
 
     The loss of a batch is the mean over its utterances i of
     (1 - alpha_i) L_task,i + alpha_i L_KD,i.
@@ -62,15 +62,14 @@ class Weighting:
             raise ValueError(
                 f"weighting: got type {kind!r}, expected one of {', '.join(types)}"
             )
-        found = WEIGHTINGS[kind]
-        known = [field.name for field in dataclasses.fields(found)]
+        known = [field.name for field in dataclasses.fields(WEIGHTINGS[kind])]
         unknown = sorted(set(map(str, options)) - set(known))
         if unknown:
             raise ValueError(
                 f"weighting {kind}: unknown option {', '.join(unknown)}; expected some "
                 f"of {', '.join(known)}"
             )
-        return found(**options)
+        return WEIGHTINGS[kind](**options)
 
     def __post_init__(self) -> None:
         problems = self._problems()
@@ -83,15 +82,15 @@ class Weighting:
         teacher_losses: Optional[torch.Tensor] = None,
         task_losses_per_label: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """Return the share of each utterance's KD loss; it carries no gradient.
+        """Return the share of each utterance's KD loss, without gradient.
 
         Args:
             update: Updates already made, 0 in the first one.
             teacher_losses: The teacher's task loss of each utterance, in nats per
-                label, float, (B,); an infinite one is that of an utterance it cannot
-                align. Only AdaKD needs it.
-            task_losses_per_label: The student's present one, likewise. Only the focal
-                weighting needs it. The others take but the batch size from either.
+                label, float, (B,), infinite for an utterance it cannot align. Only
+                AdaKD needs it.
+            task_losses_per_label: The student's task loss, likewise. Only the focal
+                weighting needs it. The others use either one for the batch size.
 
         Returns:
             Shares in [0, 1], float32, (B,).
@@ -100,35 +99,37 @@ class Weighting:
             ValueError: If losses are missing, of different sizes, or the teacher's NaN.
         """
         losses = {"teacher": teacher_losses, "task": task_losses_per_label}
-        there = {k: v.detach().float() for k, v in losses.items() if v is not None}
-        if self.needs_teacher_loss and "teacher" not in there:
+        losses = {k: v.detach().float() for k, v in losses.items() if v is not None}
+        if self.needs_teacher_loss and "teacher" not in losses:
+            others = [n for n, w in WEIGHTINGS.items() if not w.needs_teacher_loss]
             raise ValueError(
                 f"weighting {self.type}: got no teacher losses, expected the teacher's "
                 "task loss of each utterance; give those of a teacher that was trained "
-                f"for the task, or use type: {' or '.join(_without_teacher())}"
+                f"for the task, or use type: {' or '.join(others)}"
             )
-        if not there or (self.needs_task_loss and "task" not in there):
+        if not losses or (self.needs_task_loss and "task" not in losses):
             raise ValueError(
                 f"weighting {self.type}: got no task losses, expected the student's "
                 "loss per label of each utterance"
             )
-        shapes = {name: tuple(values.shape) for name, values in there.items()}
-        if len(set(shapes.values())) > 1 or any(len(s) != 1 for s in shapes.values()):
+        shapes = {name: tuple(values.shape) for name, values in losses.items()}
+        first, *others = shapes.values()
+        if len(first) != 1 or any(other != first for other in others):
             raise ValueError(
                 f"weighting {self.type}: got losses of the shapes {shapes}, expected "
                 "(batch size,)"
             )
-        if self.needs_teacher_loss and there["teacher"].isnan().any():
-            missing = there["teacher"].isnan().nonzero().flatten().tolist()
+        if self.needs_teacher_loss and losses["teacher"].isnan().any():
+            missing = losses["teacher"].isnan().nonzero().flatten().tolist()
             raise ValueError(
                 f"weighting {self.type}: got NaN as teacher loss of {len(missing)} of "
-                f"{len(there['teacher'])} utterances, the first at {missing[0]} of the "
-                "batch; expected a loss of each"
+                f"{len(losses['teacher'])} utterances, the first at {missing[0]} of "
+                "the batch; expected a loss of each"
             )
-        return self._alphas(update, **there)
+        return self._alphas(update, **losses)
 
     def _problems(self) -> List[str]:
-        """Say what is wrong with the options."""
+        """List the errors of the options."""
         raise NotImplementedError
 
     def _alphas(self, update: int, **losses: torch.Tensor) -> torch.Tensor:
@@ -138,12 +139,12 @@ class Weighting:
 
 @dataclass(frozen=True)
 class AdaKD(Weighting):
-    """The easier an utterance is for the teacher, the more it learns from the teacher.
+    """More of the KD loss for utterances that are easy for the teacher.
 
     alpha_i = exp(-1 / sqrt(d)) with d = exp(-k (x_i - t)), which is
     exp(-exp(k (x_i - t) / 2)), a Gompertz curve: 1 for the easiest utterances, 1/e at
     the threshold t, 0 for the hardest; with k = 0, 1/e for all. k falls linearly in
-    training, so that utterances become alike; with k below 0 the hard ones get more.
+    training, so that the shares become equal; with k below 0 hard utterances get more.
 
     Source: Ganguly et al. 2024 (arXiv:2405.08019). Differs: x_i is the teacher's loss
     per label, not of the utterance, and x_i - t is divided by the standard deviation
@@ -155,9 +156,8 @@ class AdaKD(Weighting):
         k_end: Slope from update `k_updates` on, -1000 to 1000.
         k_updates: Updates in which k goes from k_start to k_end. None: k = k_start.
         threshold: t, in nats per label; or mean, p25, median or p75 of the training
-            set's teacher losses, to be made a number by `resolved`.
-        scale: What x_i - t is divided by, in nats per label. None: to be filled in by
-            `resolved`.
+            set's teacher losses, which `resolved` replaces by a number.
+        scale: Divisor of x_i - t, in nats per label. None: `resolved` fills it in.
 
     Example:
         >>> weighting = AdaKD(k_start=4.0, threshold=1.0, scale=0.5)
@@ -176,14 +176,14 @@ class AdaKD(Weighting):
     scale: Optional[float] = None
 
     def k_at(self, update: int) -> float:
-        """Return k after so many updates."""
+        """Return k after a number of updates."""
         if self.k_updates is None:
             return self.k_start
         share = min(1.0, update / self.k_updates)
         return (1 - share) * self.k_start + share * self.k_end
 
     def resolved(self, losses: torch.Tensor) -> "AdaKD":
-        """Return the same with numbers for `threshold` and `scale`.
+        """Return a copy with numbers for `threshold` and `scale`.
 
         Args:
             losses: Teacher losses of the training set, as for `resolve_threshold`.
@@ -245,14 +245,13 @@ class Warmup(Weighting):
     """The same share for every utterance, rising with the updates.
 
     alpha rises linearly from 0, in update 0, to its full value in update
-    `warmup_updates`; the task's share so falls from 1 to 1 - alpha. In this direction
-    because the first updates are the most easily upset: in them the student trains as
-    without a teacher, with the learning rate that was tuned for it. (The weight's own
-    schedule changes the KD loss alone, and leaves the task loss its share.)
+    `warmup_updates`; the task's share falls from 1 to 1 - alpha. The first updates are
+    the least stable ones: the student starts as without a teacher, with the learning
+    rate that was tuned for it. (A `WeightSchedule` changes the KD loss alone.)
 
     Attributes:
         alpha: Full share of the KD loss, 0 to 1.
-        warmup_updates: Updates until the full share. The default is a choice of ours.
+        warmup_updates: Updates until the full share. The default is ours.
     """
 
     type: ClassVar[str] = "warmup"
@@ -273,17 +272,17 @@ class Warmup(Weighting):
 
 @dataclass(frozen=True)
 class Focal(Weighting):
-    """The better the student is at an utterance already, the less its labels count.
+    """Less of the task's loss for utterances that the student already knows.
 
     1 - alpha_i = (1 - p_i)^gamma, p_i = exp(-the student's task loss per label). No
     teacher loss is needed.
 
     Source: Lin et al. 2017 (arXiv:1708.02002), section 3.2, there for single labels.
-    Differs: p_i is the geometric mean over the utterance's labels, and carries no
-    gradient: the factor only weighs.
+    Differs: p_i is the geometric mean over the utterance's labels, and the factor
+    carries no gradient.
 
     Attributes:
-        gamma: Exponent, at least 0; 0 leaves the labels alone. 2 is the paper's choice.
+        gamma: Exponent, at least 0; with 0 alpha is 0. The paper uses 2.
     """
 
     type: ClassVar[str] = "focal"
@@ -295,7 +294,7 @@ class Focal(Weighting):
         return _check_number("gamma", self.gamma, 0, 1000)
 
     def _alphas(self, update: int, **losses: torch.Tensor) -> torch.Tensor:
-        # A loss that is NaN keeps its weight: ESPnet is to see it, as without us.
+        # NaN keeps its weight, so that ESPnet sees it as without the plugin.
         losses = losses["task"].nan_to_num(nan=math.inf, posinf=math.inf).clamp(min=0)
         return 1 - (-torch.expm1(-losses)) ** self.gamma
 
@@ -313,7 +312,7 @@ def build_weighting(conf: Mapping[str, Any]) -> Weighting:
 def resolve_threshold(
     losses: torch.Tensor, threshold: Union[str, float] = "mean"
 ) -> Tuple[float, float]:
-    """Find AdaKD's threshold and scale in the training set.
+    """Compute AdaKD's threshold and scale from the training set.
 
     Args:
         losses: The teacher's task loss of each utterance, in nats per label, float,
@@ -360,34 +359,29 @@ def _percentile(values: torch.Tensor, share: float) -> float:
     return float(values[low] + (position - low) * (values[high] - values[low]))
 
 
-def _without_teacher() -> List[str]:
-    """Return the types that need no teacher loss."""
-    return [name for name, found in WEIGHTINGS.items() if not found.needs_teacher_loss]
-
-
 def _is_number(value: Any) -> bool:
-    """Say whether a value is a finite number; yaml's true and false are not."""
+    """Whether a value is a finite number; yaml's true and false are not."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and math.isfinite(value)
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> List[str]:
-    """Say what is wrong with a number."""
+    """List the errors of a number."""
     if _is_number(value) and low <= value <= high:
         return []
     return [f"{name}: got {value!r}, expected a number from {low} to {high}"]
 
 
 def _check_updates(name: str, value: Any) -> List[str]:
-    """Say what is wrong with a number of updates."""
+    """List the errors of a number of updates."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return []
     return [f"{name}: got {value!r}, expected a whole number of updates, at least 1"]
 
 
 def _check_threshold(threshold: Any) -> List[str]:
-    """Say what is wrong with a threshold."""
+    """List the errors of a threshold."""
     if _is_number(threshold) or threshold in THRESHOLDS:
         return []
-    expected = ", ".join(THRESHOLDS)
-    return [f"threshold: got {threshold!r}, expected a number or one of {expected}"]
+    names = ", ".join(THRESHOLDS)
+    return [f"threshold: got {threshold!r}, expected a number or one of {names}"]

@@ -3,16 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
-from typing import (
-    Any,
-    Dict,
-    Optional,
-    Tuple,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Dict, Optional, Tuple, Union, get_args, get_type_hints
 
 from espnet_mvq.distillation import (
     EMBEDDING_LOSSES,
@@ -23,18 +14,32 @@ from espnet_mvq.distillation import (
 )
 from espnet_mvq.indexes.metadata import LEVELS
 
-# Data of ESPnet that is ours has one of these names, or one that begins so.
+# Names of our data in ESPnet's batches: one of these, or one of these, "_" and a word
 DATA_NAME = "codebook_indexes"
 EMBEDDINGS_NAME = "embeddings"
-# So are named targets of a teacher that runs in training; no data belong to them.
+# Name of a target whose teacher runs in training; it has no data.
 TEACHER_NAME = "teacher"
 # Data with the teacher's task loss, for AdaKD
 TEACHER_LOSS_NAME = "teacher_loss"
-# Data that say which utterances have no text of their own
+# Data with a flag for utterances without a text of their own
 UNLABELLED_NAME = "unlabelled"
+# Options of the whole of `mvq_conf`, not of one target
+_NOT_OF_TARGETS = ("targets", "weighting")
 CODEBOOKS = "codebooks"
 LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
 HEAD_INITS = ("random", "quantizer")
+_CHOICES = {"loss": LOSSES, "head": HEADS, "head_init": HEAD_INITS, "level": LEVELS}
+_AT_LEAST = {
+    "weight": 0,
+    "soft_target_temperature": 0,
+    "embedding_weight": 0,
+    "head_hidden_size": 1,
+    "tolerance_frames": 0,
+    "chance_warning_updates": 0,
+    "num_codebooks": 1,
+    "codebook_size": 2,
+    "dim": 1,
+}
 # Names of types in messages
 _TYPES = {
     float: "a number",
@@ -77,11 +82,12 @@ class MVQConfig:
         teacher_conf: Options of its back end, and `dtype` and `batch_s`.
         delay_s: Seconds by which the student may lag behind the teacher.
         tolerance_frames: Teacher frames by which an utterance's indexes may be longer
-            or shorter than its speech; beyond, it is left out of the MVQ loss.
-        chance_warning_updates: Warn if the head is still at chance level after so many
-            updates; 0 = never.
-        speech_is_padded: The preprocessor pads the speech behind, as that of the s2t
-            tasks: indexes may be shorter than it. Filled in.
+            or shorter than its speech. With a larger difference the utterance is left
+            out of the MVQ loss.
+        chance_warning_updates: Updates after which a head that is still at chance level
+            gives a warning; 0 = never.
+        speech_is_padded: Whether the preprocessor pads the end of the speech, as that
+            of the s2t tasks does, so that indexes may be shorter. Filled in.
         student_frame_shift_samples: Samples between student frames. None: from the
             front end and the encoder's subsampling.
         student_frame_offset_samples: Centre of student frame 0. None: likewise.
@@ -98,7 +104,7 @@ class MVQConfig:
 
     loss: str = CODEBOOKS
     weight: float = 1.0
-    schedule: Dict[str, Any] = field(default_factory=dict)
+    schedule: dict = field(default_factory=dict)
     layer: Union[int, str] = -1
     head: str = "independent"
     head_hidden_size: int = 512
@@ -109,7 +115,7 @@ class MVQConfig:
     quantizer: Optional[str] = None
     teacher: Optional[str] = None
     teacher_layer: int = -1
-    teacher_conf: Dict[str, Any] = field(default_factory=dict)
+    teacher_conf: dict = field(default_factory=dict)
     delay_s: float = 0.0
     tolerance_frames: int = 3
     chance_warning_updates: int = 1000
@@ -127,14 +133,14 @@ class MVQConfig:
 
     @classmethod
     def from_dict(cls, conf: Dict[str, Any], name: str = DATA_NAME) -> "MVQConfig":
-        """Build from yaml, refusing unknown names and missing or bad values.
+        """Build from yaml.
 
         Args:
-            conf: Options.
-            name: Of the target.
+            conf: Options of the target.
+            name: Name of the target.
 
         Raises:
-            ValueError: Naming all that is wrong.
+            ValueError: If an option is unknown, missing or has a bad value.
         """
         config = cls(**checked_types(conf))
         config._check_choices()
@@ -155,13 +161,16 @@ class MVQConfig:
         config.weight_schedule()
         return config
 
+    def weight_schedule(self) -> WeightSchedule:
+        """Return the weight over the course of training.
+
+        Raises:
+            ValueError: If the schedule has unknown options or bad values.
+        """
+        return WeightSchedule.from_dict(self.schedule, self.weight)
+
     def _check_choices(self) -> None:
-        for name, choices in (
-            ("loss", LOSSES),
-            ("head", HEADS),
-            ("head_init", HEAD_INITS),
-            ("level", LEVELS),
-        ):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"mvq_conf {name}: got {getattr(self, name)!r}, expected one of "
@@ -169,54 +178,45 @@ class MVQConfig:
                 )
 
     def _check_source(self, name: str) -> None:
-        """Refuse a loss that cannot be had from what the name stands for."""
-        with_embeddings = self.loss != CODEBOOKS
+        """Refuse options that do not fit the kind of target, which its name gives."""
+        with_embeddings, of_indexes = self.loss != CODEBOOKS, is_of(name, DATA_NAME)
+        from_quantizer = self.head_init == "quantizer"
         if is_of(name, TEACHER_NAME) != (self.teacher is not None):
             raise ValueError(
                 f"mvq_conf: got teacher {self.teacher} for {name}; a target named "
                 f"{TEACHER_NAME} has one, and one of data has none"
             )
-        if not is_of(name, DATA_NAME) and not with_embeddings:
+        if not of_indexes and not with_embeddings:
             raise ValueError(
                 f"mvq_conf loss: got {self.loss} for {name}, expected one of "
                 f"{', '.join(EMBEDDING_LOSSES)}; loss: {CODEBOOKS} needs data named "
                 f"{DATA_NAME}"
             )
-        needs = self.soft_target_temperature > 0 or self.embedding_weight > 0
-        needs = needs or (with_embeddings and is_of(name, DATA_NAME))
-        needs = needs or self.head_init == "quantizer"
-        if needs and self.quantizer is None:
+        needs_quantizer = (
+            self.soft_target_temperature > 0
+            or self.embedding_weight > 0
+            or from_quantizer
+            or (with_embeddings and of_indexes)
+        )
+        if needs_quantizer and self.quantizer is None:
             raise ValueError(
                 "mvq_conf: soft_target_temperature, embedding_weight, head_init and "
                 "embeddings decoded from indexes need the codebooks; give quantizer: "
                 "dump/mvq/.../quantizer.safetensors"
             )
-        if self.head_init == "quantizer" and (
-            with_embeddings or self.head != "independent"
-        ):
+        if from_quantizer and (with_embeddings or self.head != "independent"):
             raise ValueError(
                 f"mvq_conf head_init: got quantizer with loss {self.loss} and head "
                 f"{self.head}, expected loss {CODEBOOKS} and head independent"
             )
-        if with_embeddings and not is_of(name, DATA_NAME) and self.quantizer:
+        if with_embeddings and not of_indexes and self.quantizer:
             raise ValueError(
                 f"mvq_conf quantizer: got {self.quantizer}, but {name} are embeddings "
                 "already; leave it out"
             )
 
     def _check_ranges(self) -> None:
-        at_least = {
-            "weight": 0,
-            "soft_target_temperature": 0,
-            "embedding_weight": 0,
-            "head_hidden_size": 1,
-            "tolerance_frames": 0,
-            "chance_warning_updates": 0,
-            "num_codebooks": 1,
-            "codebook_size": 2,
-            "dim": 1,
-        }
-        for name, low in at_least.items():
+        for name, low in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ValueError(
@@ -227,39 +227,92 @@ class MVQConfig:
                 f"mvq_conf label_smoothing: got {self.label_smoothing}, expected 0 to 1"
             )
 
-    def weight_schedule(self) -> WeightSchedule:
-        """Return the weight over training.
 
-        Raises:
-            ValueError: If the schedule has unknown options or bad values.
-        """
-        return WeightSchedule.from_dict(self.schedule, self.weight)
+def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
+    """Read the options of all targets.
+
+    Args:
+        conf: `mvq_conf`. With `targets: {NAME: {...}, ...}` there is one target for
+            each NAME of indexes or embeddings among the data, or of a teacher; options
+            outside of `targets` are defaults of all of them. Without, there is one,
+            named `codebook_indexes`, or `teacher` if a teacher is given.
+
+    Returns:
+        Options by name.
+
+    Raises:
+        ValueError: If one of them has bad options.
+    """
+    shared, targets = split_targets(as_mapping("", conf))
+    if not targets:
+        name = lone_name(conf)
+        return {name: MVQConfig.from_dict(shared, name)}
+    configs = {}
+    for name, options in targets.items():
+        try:
+            configs[name] = MVQConfig.from_dict({**shared, **options}, name)
+        except ValueError as error:
+            raise ValueError(f"mvq_conf targets {name}: {error}") from error
+    return configs
+
+
+def split_targets(
+    conf: Dict[str, Any],
+) -> Tuple[Dict[str, Any], Dict[str, Dict[str, Any]]]:
+    """Split `mvq_conf` into options of all targets, and those of each in `targets`.
+
+    Raises:
+        ValueError: If `targets` is no mapping of options by valid names.
+    """
+    shared = {k: value for k, value in conf.items() if k not in _NOT_OF_TARGETS}
+    targets = {
+        name: as_mapping(f"targets {name}", options)
+        for name, options in as_mapping("targets", conf.get("targets")).items()
+    }
+    for name in targets:
+        check_name(name)
+    return shared, targets
+
+
+def parse_weighting(conf: Dict[str, Any]) -> Optional[Weighting]:
+    """Read the weighting of utterances between task and teachers.
+
+    Args:
+        conf: `mvq_conf`, of which only `weighting: {type: ..., ...}` is read.
+
+    Returns:
+        The weighting; None: all utterances alike.
+
+    Raises:
+        ValueError: If it has bad options.
+    """
+    options = conf.get("weighting")
+    return build_weighting(options) if options else None
 
 
 def checked_types(conf: Dict[str, Any]) -> Dict[str, Any]:
-    """Check names and types of options of a target, before anything uses them.
+    """Check names and types of a target's options, before anything uses them.
 
     Args:
         conf: Options of the yaml.
 
     Returns:
-        The options; an empty mapping where the yaml leaves one empty.
+        The options, with an empty mapping for one that the yaml leaves empty.
 
     Raises:
         ValueError: If an option is unknown or of another type.
     """
-    kinds = get_type_hints(MVQConfig)
-    unknown = [name for name in conf if name not in kinds]
+    hints = get_type_hints(MVQConfig)
+    unknown = [name for name in conf if name not in hints]
     if unknown:
         raise ValueError(
             f"mvq_conf: unknown option {', '.join(map(str, unknown))}; expected some "
-            f"of {', '.join(kinds)}"
+            f"of {', '.join(hints)}"
         )
     checked = {}
     for name, value in conf.items():
-        options = get_args(kinds[name]) if get_origin(kinds[name]) is Union else ()
-        types = [_plain(kind) for kind in options or (kinds[name],)]
-        if value is None and types == [dict]:
+        types = get_args(hints[name]) or (hints[name],)
+        if value is None and types == (dict,):
             value = {}
         if not any(_is_a(value, kind) for kind in types):
             words = " or ".join(_TYPES[kind] for kind in types if kind in _TYPES)
@@ -270,59 +323,21 @@ def checked_types(conf: Dict[str, Any]) -> Dict[str, Any]:
     return checked
 
 
-def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
-    """Read the options of all targets.
-
-    Args:
-        conf: `mvq_conf`. With `targets: {NAME: {...}, ...}` there is one target for
-            each NAME of indexes or embeddings among the data, or of a teacher; what
-            it does not say is as said outside of `targets`. Without, there is one,
-            named `codebook_indexes`, or `teacher` if a teacher is given.
-
-    Returns:
-        Options by name.
-
-    Raises:
-        ValueError: Naming all that is wrong with one of them.
-    """
-    conf = as_mapping("", conf)
-    shared = {name: value for name, value in conf.items() if name not in NOT_TARGETS}
-    if not conf.get("targets"):
-        name = lone_name(conf)
-        return {name: MVQConfig.from_dict(shared, name)}
-    configs = {}
-    for name, options in as_mapping("targets", conf["targets"]).items():
-        check_name(name)
-        options = as_mapping(f"targets {name}", options)
-        try:
-            configs[name] = MVQConfig.from_dict({**shared, **options}, name)
-        except ValueError as error:
-            raise ValueError(f"mvq_conf targets {name}: {error}") from error
-    return configs
-
-
-def parse_weighting(conf: Dict[str, Any]) -> Optional[Weighting]:
-    """Read how utterances are weighed between task and teachers.
-
-    Args:
-        conf: `mvq_conf`, of which `weighting: {type: ..., ...}` counts.
-
-    Returns:
-        The weighting; None: all utterances alike.
-
-    Raises:
-        ValueError: Naming all that is wrong with it.
-    """
-    options = conf.get("weighting")
-    return build_weighting(options) if options else None
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether a value of the yaml is of a type; numbers are finite."""
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def as_mapping(name: str, value: Any) -> Dict[str, Any]:
-    """Return a copy of a part of `mvq_conf`, which may be left out.
+    """Return a copy of a part of `mvq_conf`, empty if the yaml leaves it out.
 
     Args:
-        name: Of the part; empty: all of it.
-        value: Of the yaml.
+        name: Name of the part; empty: all of `mvq_conf`.
+        value: Value of the yaml.
 
     Raises:
         ValueError: If it is no mapping.
@@ -342,7 +357,7 @@ def lone_name(conf: Dict[str, Any]) -> str:
 
 
 def is_of(name: str, kind: str) -> bool:
-    """Say whether a target's name is of a kind: that name, or one that begins so."""
+    """Whether a target's name is a kind, or a kind and "_" and a word."""
     return name == kind or name.startswith(f"{kind}_")
 
 
@@ -350,7 +365,7 @@ def check_name(name: str) -> None:
     """Refuse a name of a target that ESPnet or the model could not use.
 
     Raises:
-        ValueError: Saying what is expected.
+        ValueError: Naming those that are expected.
     """
     kinds = "|".join((DATA_NAME, EMBEDDINGS_NAME, TEACHER_NAME))
     known = re.fullmatch(rf"({kinds})(_\w+)?", name)
@@ -363,32 +378,16 @@ def check_name(name: str) -> None:
 
 
 def from_metadata(name: str, loss: str) -> Tuple[str, ...]:
-    """Return the options that are filled in where the yaml does not give them.
+    """Return the options that the metadata give where the yaml does not.
 
     Args:
-        name: Of the target.
+        name: Name of the target.
         loss: Its loss.
     """
-    frames = ("sample_rate", "frame_shift_samples", "frame_offset_samples")
     indexes = ("num_codebooks", "codebook_size", "quantizer_id")
-    if not is_of(name, DATA_NAME):
-        return (*frames, "dim")
-    return (*indexes, *frames) if loss == CODEBOOKS else (*indexes, *frames, "dim")
-
-
-# Options of all of `mvq_conf`, not of a target
-NOT_TARGETS = ("targets", "weighting")
-
-
-def _plain(kind: Any) -> Any:
-    """Return the type itself: dict of Dict[str, Any]."""
-    return get_origin(kind) or kind
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Say whether a value of the yaml is of a type; numbers are finite."""
-    if kind in (float, int) and isinstance(value, bool):
-        return False
-    if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind)
+    frames = ("sample_rate", "frame_shift_samples", "frame_offset_samples")
+    return (
+        *(indexes if is_of(name, DATA_NAME) else ()),
+        *frames,
+        *(("dim",) if loss != CODEBOOKS or not is_of(name, DATA_NAME) else ()),
+    )

@@ -1,4 +1,4 @@
-"""ESPnet's data types of the plugin: what is read of each utterance."""
+"""Data types of the plugin for ESPnet's data sets."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,19 +11,19 @@ from espnet_mvq.files.scp import read_list
 from espnet_mvq.indexes import FrameReader
 from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata, read_teacher_losses
 
-# ESPnet takes the first entry that the type's name begins with; none of its own is a
-# prefix of these.
+# ESPnet takes the first entry that is a prefix of the type's name, so none of its own
+# may be a prefix of these.
 NAME = "mvq_ark"
 LOSS_NAME = "mvq_loss"
 LIST_NAME = "mvq_list"
 
 
 class NumberReader(Mapping):
-    """Maps utterance ids to a number each, float32, (1,).
+    """Maps utterance ids to one number each, float32, (1,).
 
     Args:
-        numbers: By utterance.
-        default: Of all other utterances.
+        numbers: Numbers by utterance.
+        default: Number of all other utterances.
     """
 
     def __init__(self, numbers: Mapping, default: float):
@@ -44,9 +44,10 @@ class NumberReader(Mapping):
 
 
 def teacher_loss_reader(path: str) -> NumberReader:
-    """Read losses of utterances; one without any, as without text, has NaN.
+    """Read the teacher's task losses of utterances.
 
-    One that the teacher was given and could not align has an infinite loss.
+    An utterance without a loss, for example without text, has NaN; one that the teacher
+    could not align has an infinite loss.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -57,13 +58,15 @@ def teacher_loss_reader(path: str) -> NumberReader:
 
 
 def skipped_utterances(path: Union[str, Path]) -> List[str]:
-    """Return the utterances that the metadata of losses name as left out, if any."""
-    described = TeacherLossMetadata.path_beside(path)
-    return TeacherLossMetadata.load(described).skipped if described.is_file() else []
+    """Return the utterances that are skipped according to the metadata of losses."""
+    metadata_path = TeacherLossMetadata.path_beside(path)
+    if not metadata_path.is_file():
+        return []
+    return TeacherLossMetadata.load(metadata_path).skipped
 
 
 def list_reader(path: str) -> NumberReader:
-    """Read a list of utterances: 1 for those in it, 0 for all others.
+    """Read a list of utterances as flags: 1 for those in it, 0 for all others.
 
     Raises:
         FileNotFoundError: If there is no such file.

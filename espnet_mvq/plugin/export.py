@@ -1,8 +1,4 @@
-"""Making a plain ESPnet experiment of one trained with `model: mvq`, and proving it.
-
-Only functions import espnet_mvq here, not the module itself: for the proof this very
-file runs in a process in which espnet_mvq cannot be imported.
-"""
+"""Export of an experiment with `model: mvq` to plain ESPnet, and the proof of it."""
 
 import copy
 import importlib
@@ -17,44 +13,40 @@ from typing import Any, Dict, List, Type
 import torch
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
-# ESPnet's tasks that have models of the plugin, by their module below espnet2.tasks:
-# the task's class, and for each model of the plugin the model of ESPnet below it. A
-# task without a choice of models has `mvq_conf` in its options instead. The config does
-# not say of which task it is.
-TASKS = {
-    "asr": ("ASRTask", {"mvq": "espnet", "mvq_maskctc": "maskctc"}),
-    "slu": ("SLUTask", {"mvq": "espnet"}),
-    "s2t": ("S2TTask", {"mvq": "espnet"}),
-    "s2t_ctc": ("S2TTask", {"mvq": "espnet_ctc"}),
-    "asr_transducer": ("ASRTransducerTask", {}),
-    "st": ("STTask", {}),
-}
-PREFIX = "mvq."  # of all weights of the plugin
-NOISE_SAMPLES = (24_000, 20_000, 12_000)
+from espnet_mvq import register
+from espnet_mvq.frame_timing.tasks import TASKS
+from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME, NAME
+from espnet_mvq.plugin.encode_noise import PREFIX, encode_noise
+
 # The original has hooks in its encoder. Torch's own transformer layers, which some
 # encoders use, do not take their fused path then, and that rounds differently.
 TOLERANCE = 1e-6  # of the largest value
 _DATA = ("train_data_path_and_name_and_type", "valid_data_path_and_name_and_type")
 _WITHOUT_PLUGIN = """
 import runpy, sys
-sys.modules["espnet_mvq"] = None  # from here on, importing it fails
-runpy.run_path(sys.argv[1], run_name="__main__")
+sys.modules["espnet_mvq"] = None  # from now on, importing it fails
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def find_task(name: str) -> Type:
-    """Return the class of one of ESPnet's tasks."""
+    """Return the class of one of ESPnet's tasks.
+
+    Raises:
+        ValueError: If the installed ESPnet is older than the task.
+    """
     try:
         module = importlib.import_module(f"espnet2.tasks.{name}")
     except ModuleNotFoundError as error:
         if error.name != f"espnet2.tasks.{name}":
             raise
         raise ValueError(f"the installed ESPnet has no task {name}") from error
-    return getattr(module, TASKS[name][0])
+    return getattr(module, TASKS[name].class_name)
 
 
 def plain_config(config: Dict[str, Any], task: str, output_dir: str) -> Dict[str, Any]:
-    """Take the plugin out of the options of a training.
+    """Remove the plugin from the options of a training.
 
     Args:
         config: Content of `config.yaml`; it is not changed.
@@ -67,40 +59,40 @@ def plain_config(config: Dict[str, Any], task: str, output_dir: str) -> Dict[str
     Raises:
         ValueError: If the model is none of the plugin's in this task.
     """
-    from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME, NAME
-
-    models, model = TASKS[task][1], config.get("model")
-    if models and model not in models:
+    models = TASKS[task].models
+    if models and not TASKS[task].uses_mvq(config):
         raise ValueError(
-            f"got model: {model}, expected {' or '.join(models)}; an experiment that "
-            "was not trained with espnet_mvq needs no export"
+            f"got model: {config.get('model')}, expected {' or '.join(models)}; an "
+            "experiment that was not trained with espnet_mvq needs no export"
         )
-    if not models and "mvq_conf" not in (config.get("model_conf") or {}):
+    if not TASKS[task].uses_mvq(config):
         raise ValueError(
             f"got no mvq_conf in model_conf, which experiments of the task {task} with "
             "espnet_mvq have; others need no export"
         )
     config = copy.deepcopy(config)
     if models:
-        config["model"] = models[model]
+        config["model"] = models[config["model"]]
     config["output_dir"] = output_dir
     (config.get("model_conf") or {}).pop("mvq_conf", None)
-    left, ours = set(), (NAME, LOSS_NAME, LIST_NAME)
+    data_names = set()
     for part in _DATA:
         if config.get(part):
-            config[part] = [entry for entry in config[part] if entry[2] not in ours]
-            left.update(name for _, name, _ in config[part])
-    # Without allow_variable_data_keys ESPnet refuses data that its task does not know,
-    # as codebook indexes. Where they were all of that kind, its default comes back, so
-    # that it again catches misspelt names; where the user has added others, a training
-    # from this config still needs the option.
+            config[part] = [
+                entry
+                for entry in config[part]
+                if entry[2] not in (NAME, LOSS_NAME, LIST_NAME)
+            ]
+            data_names.update(name for _, name, _ in config[part])
+    # ESPnet needs allow_variable_data_keys for data that its task does not know, such
+    # as ours. Without any, its default comes back, which reports misspelt names.
     if config.get("allow_variable_data_keys"):
         task_class = find_task(task)
         known = {
             *task_class.required_data_names(train=True, inference=False),
             *task_class.optional_data_names(train=True, inference=False),
         }
-        config["allow_variable_data_keys"] = not left <= known
+        config["allow_variable_data_keys"] = not data_names <= known
     return config
 
 
@@ -111,10 +103,10 @@ def write_config(config: Dict[str, Any], path: Path) -> None:
 
 
 def read_state(path: Path) -> Dict[str, torch.Tensor]:
-    """Read the weights of a model, without running code that a pickle may bring.
+    """Read the weights of a model, without running code that a pickle may contain.
 
     Raises:
-        ValueError: If the file is damaged or holds something else than weights.
+        ValueError: If the file is damaged or holds other objects than weights.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,13 +123,13 @@ def read_state(path: Path) -> Dict[str, torch.Tensor]:
             f"{path}: got a {type(state).__name__}, expected weights by name, as "
             "ESPnet's trainings write"
         )
-    others = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
-    if others:
-        raise ValueError(
-            f"{path}: {others[0]!r} is a {type(state[others[0]]).__name__}, expected "
-            "weights alone, as in ESPnet's 1epoch.pth; name the checkpoints to export "
-            "with --checkpoints"
-        )
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{path}: {name!r} is a {type(value).__name__}, expected weights "
+                "alone, as in ESPnet's 1epoch.pth; name the checkpoints to export with "
+                "--checkpoints"
+            )
     return state
 
 
@@ -152,30 +144,25 @@ def strip_checkpoint(source: Path, target: Path) -> Dict[str, int]:
         Number of weights `kept` and `removed`.
 
     Raises:
-        ValueError: If the source is damaged or no checkpoint, or what was written does
-            not read as it should.
+        ValueError: If the source is damaged or no checkpoint, or the file does not
+            read back as written.
     """
     state = read_state(source)
-    total = len(state)
-    for name in [name for name in state if name.startswith(PREFIX)]:
+    removed = [name for name in state if name.startswith(PREFIX)]
+    for name in removed:
         del state[name]
     # Torch's versions of the modules, beside the weights
     versions = getattr(state, "_metadata", {})
     for name in [name for name in versions if f"{name}.".startswith(PREFIX)]:
         del versions[name]
-    temporary = target.with_name(f"{target.name}.tmp")
-    try:
-        torch.save(state, temporary)
-        written = read_state(temporary)
-        if list(written) != list(state):
-            raise ValueError(f"{target}: read back, it has other weights than written")
-        for name, value in state.items():
-            if not _same_bits(written[name], value):
-                raise ValueError(f"{target}: {name} does not read back as written")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return {"kept": len(state), "removed": total - len(state)}
+    torch.save(state, target)
+    written = read_state(target)
+    if list(written) != list(state):
+        raise ValueError(f"{target}: read back, it has other weights than written")
+    for name, value in state.items():
+        if not _same_bits(written[name], value):
+            raise ValueError(f"{target}: {name} does not read back as written")
+    return {"kept": len(state), "removed": len(removed)}
 
 
 def verify(
@@ -190,130 +177,45 @@ def verify(
         checkpoints: Files in both.
 
     Returns:
-        How well the outputs of `encode()` agree, in words, by checkpoint.
+        By checkpoint, how closely the outputs of `encode()` agree, in words.
 
     Raises:
         ValueError: If a model cannot be built, a checkpoint does not fit it (all its
             weights must be there, and no others), or the outputs differ.
     """
-    from espnet_mvq import register
-
     register()
-    config = "config.yaml"
+    task_class = find_task(task)
     expected = encode_noise(
-        task, original / config, [original / name for name in checkpoints]
+        task_class, original / "config.yaml", [original / name for name in checkpoints]
     )
-    found = _encode_noise_without_plugin(
-        task, exported / config, [exported / name for name in checkpoints]
+    actual = _encode_noise_without_plugin(
+        task_class, exported / "config.yaml", [exported / name for name in checkpoints]
     )
     return {
         name: _compare(exported / name, *outputs)
-        for name, *outputs in zip(checkpoints, found, expected)
+        for name, *outputs in zip(checkpoints, actual, expected)
     }
 
 
-def encode_noise(
-    task: str, config: Path, checkpoints: List[Path]
-) -> List[List[torch.Tensor]]:
-    """Build a model, and encode the same noise with the weights of each checkpoint.
-
-    Args:
-        task: Name of the task.
-        config: Its `config.yaml`.
-        checkpoints: Its checkpoints. They must hold the model's weights, all and no
-            others. If the model has the plugin, its weights are not looked at: they
-            may be of another version of espnet_mvq, and encoding does not use them.
-
-    Returns:
-        For each checkpoint what `encode()` returns: embeddings (B, T, C), lengths (B,)
-        and what the encoder may add to them.
-
-    Raises:
-        ValueError: If the model cannot be built or a checkpoint does not fit it.
-    """
-    task_class, outputs = find_task(task), []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try:
-            model, options = task_class.build_model_from_file(config, None, "cpu")
-        except Exception as error:  # whatever the options make ESPnet raise
-            raise ValueError(
-                f"{config}: the task {task} could not build the model "
-                f"({type(error).__name__}: {_one_line(error)}); is it of another "
-                "--task, or does it need files that are not there?"
-            ) from error
-        model.eval()
-        input_size = getattr(options, "input_size", None)
-        plugin = {k: v for k, v in model.state_dict().items() if k.startswith(PREFIX)}
-        for path in checkpoints:
-            state = read_state(path)
-            if plugin:
-                state = {k: v for k, v in state.items() if not k.startswith(PREFIX)}
-                state.update(plugin)
-            try:
-                model.load_state_dict(state, strict=True)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{path}: does not fit the model of {config} ({_one_line(error)}); "
-                    "expected the weights of this experiment, all of them"
-                ) from error
-            torch.manual_seed(0)
-            inputs = _noise(model, input_size)
-            try:
-                with torch.no_grad():
-                    outputs.append(_tensors_in(model.encode(**inputs)))
-            except Exception as error:  # of a model with input of its own
-                raise ValueError(
-                    f"{config}: encode() of the model does not run on noise "
-                    f"({type(error).__name__}: {_one_line(error)}); please report this"
-                ) from error
-    return outputs
-
-
-def _noise(model: torch.nn.Module, input_size: Any) -> Dict[str, torch.Tensor]:
-    """Make input for `encode()`: noise, and two tokens wherever it wants texts.
-
-    Args:
-        model: Model of ESPnet.
-        input_size: Dimension of its features; None or 1: it takes waveforms.
-
-    Returns:
-        Speech (B, S) or features (B, T, input_size), lengths (B,), texts (B, 2).
-    """
-    lengths = torch.tensor(NOISE_SAMPLES)
-    shape = [len(lengths), max(NOISE_SAMPLES)]
-    if input_size not in (None, 1):
-        lengths = lengths // 160  # 10 ms of 16 kHz
-        shape = [len(lengths), int(lengths.max()), input_size]
-    noise = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    for row, length in zip(noise, lengths):
-        row[length:] = 0
-    inputs = {"speech": noise, "speech_lengths": lengths}
-    for name, parameter in inspect.signature(model.encode).parameters.items():
-        if name not in inputs and parameter.default is inspect.Parameter.empty:
-            is_length = name.endswith("_lengths")
-            value = 2 if is_length else [1, 2]  # ids that any token list has
-            inputs[name] = torch.tensor([value] * len(lengths))
-    return inputs
-
-
 def _encode_noise_without_plugin(
-    task: str, config: Path, checkpoints: List[Path]
+    task: Type, config: Path, checkpoints: List[Path]
 ) -> List[List[torch.Tensor]]:
-    """Do as `encode_noise` in a new process that cannot import espnet_mvq."""
+    """Run `encode_noise` in a new process that cannot import espnet_mvq."""
     with tempfile.TemporaryDirectory() as folder:
-        outputs = Path(folder, "outputs.pt")
-        # As many threads as here: torch's sums depend on their number
-        words = [__file__, outputs, torch.get_num_threads(), task, config, *checkpoints]
+        output = Path(folder, "output.pt")
+        script = inspect.getfile(encode_noise)
+        words = [sys.executable, "-c", _WITHOUT_PLUGIN, script, output]
+        # The same number of threads as in this process: torch's sums depend on it
+        words += [torch.get_num_threads(), task.__module__, task.__name__]
         done = subprocess.run(
-            [sys.executable, "-c", _WITHOUT_PLUGIN, *map(str, words)],
+            [str(word) for word in (*words, config, *checkpoints)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
         )
         if done.returncode == 0:
-            return torch.load(outputs, weights_only=True)
+            return torch.load(output, weights_only=True)
     logging.debug(done.stderr)
     lines = done.stderr.strip().splitlines() or ["no message"]
     errors = [line for line in lines if "Error: " in line]
@@ -323,28 +225,24 @@ def _encode_noise_without_plugin(
     )
 
 
-def _run_without_plugin(argv: List[str]) -> None:
-    """Do what `_encode_noise_without_plugin` wants of its process."""
-    outputs, num_threads, task, config, *checkpoints = argv
-    torch.set_num_threads(int(num_threads))
-    paths = [Path(path) for path in checkpoints]
-    torch.save(encode_noise(task, Path(config), paths), outputs)
-
-
 def _compare(
-    path: Path, found: List[torch.Tensor], expected: List[torch.Tensor]
+    path: Path, actual: List[torch.Tensor], expected: List[torch.Tensor]
 ) -> str:
-    """Say how well two outputs of `encode()` agree; refuse if they do not."""
-    if [x.shape for x in found] != [x.shape for x in expected]:
+    """Describe how closely two outputs of `encode()` agree.
+
+    Raises:
+        ValueError: If they differ by more than `TOLERANCE`.
+    """
+    shapes = [[tuple(x.shape) for x in outputs] for outputs in (actual, expected)]
+    if shapes[0] != shapes[1]:
         raise ValueError(
-            f"{path}: encode() of stock ESPnet returns shapes "
-            f"{[tuple(x.shape) for x in found]}, expected "
-            f"{[tuple(x.shape) for x in expected]} as the original"
+            f"{path}: encode() of stock ESPnet returns shapes {shapes[0]}, expected "
+            f"{shapes[1]} as the original"
         )
-    if all(_same_bits(x, y) for x, y in zip(found, expected)):
+    if all(_same_bits(x, y) for x, y in zip(actual, expected)):
         return "equal bit for bit"
     worst = 0.0
-    for x, y in zip(found, expected):
+    for x, y in zip(actual, expected):
         x, y = x.double(), y.double()
         difference = float((x - y).abs().max() / y.abs().max().clamp(min=1e-30))
         if not difference <= TOLERANCE:  # NaN too
@@ -358,28 +256,8 @@ def _compare(
 
 
 def _same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Say whether two tensors are the same, NaN and the sign of 0 included."""
+    """Whether two tensors are the same, NaN and the sign of 0 included."""
     if x.dtype != y.dtype or x.shape != y.shape:
         return False
     x, y = (value.contiguous().reshape(-1).view(torch.uint8) for value in (x, y))
     return torch.equal(x, y)
-
-
-def _tensors_in(output: Any) -> List[torch.Tensor]:
-    """List the tensors of a nested output."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, (tuple, list)):
-        return [tensor for part in output for tensor in _tensors_in(part)]
-    return []
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's message as one line of bearable length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]} ..."
-
-
-if __name__ == "__main__":
-    # By runpy: the first argument is this file.
-    _run_without_plugin(sys.argv[2:])

@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import torch
 
-from espnet_mvq.frame_timing.encoder_frames import (
+from espnet_mvq.frame_timing.encoders import (
     counts_padding,
     find_blocks,
     first_tensor,

@@ -9,7 +9,7 @@ from typing import Any, Dict, Optional, Tuple, Type
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_mvq.frame_timing.student_frames import student_frame_grid
+from espnet_mvq.frame_timing.front_ends import student_frame_grid
 from espnet_mvq.plugin.codebook_target import CodebookTarget
 from espnet_mvq.plugin.config import (
     CODEBOOKS,

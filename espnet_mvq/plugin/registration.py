@@ -1,16 +1,24 @@
-"""Making the plugin known to ESPnet: the one place that changes ESPnet's tables."""
+"""Registration of the plugin: the one module that changes ESPnet's classes and tables.
+
+A task of ESPnet gets our models, `main_worker` completes `mvq_conf` before a training,
+and `build_model` does what depends on the options.
+"""
 
 import argparse
+import contextlib
 import functools
+import importlib
 import sys
-from typing import Type
+from types import ModuleType
+from typing import Any, Dict, Iterator, Optional, Type
 
 import torch
 from espnet2.torch_utils.initialize import initialize
 
 from espnet_mvq import __version__
+from espnet_mvq.frame_timing.tasks import TASKS, ESPnetTask
 from espnet_mvq.plugin.data_type import register_data_types
-from espnet_mvq.plugin.tasks import MVQTask, find_tasks
+from espnet_mvq.plugin.model import make_mvq_model
 from espnet_mvq.plugin.training_checks import complete_mvq_conf
 from espnet_mvq.plugin.utterance_weighting import refuse_unweighable
 
@@ -24,103 +32,151 @@ def register() -> None:
     Raises:
         ValueError: If another plugin has taken a name; then nothing is registered.
     """
-    tasks = find_tasks()
-    for task in tasks:
-        task.check()
-    for task in tasks:
-        task.add_models()
-        _complete_options_before_training(task)
-        _complete_options_before_lightning(task)
-        _refuse_unweighable_criteria(task)
-        _initialize_without_plugin(task)
+    modules = import_tasks()
+    for name, module in modules.items():
+        _refuse_taken_names(TASKS[name], module)
+    for name, module in modules.items():
+        _extend(TASKS[name], module)
     types = register_data_types()
     # Not by logging: ESPnet sets that up later, and every log should show this line.
-    names = ", ".join(task.name for task in tasks)
     print(
-        f"espnet_mvq {__version__}: registered model 'mvq' (tasks {names}), data "
-        f"types {', '.join(types)}",
+        f"espnet_mvq {__version__}: registered model 'mvq' (tasks "
+        f"{', '.join(modules)}), data types {', '.join(types)}",
         file=sys.stderr,
     )
 
 
-def _complete_options_before_training(mvq_task: MVQTask) -> None:
-    """Have the metadata copied into the options before a training starts.
+def import_tasks() -> Dict[str, ModuleType]:
+    """Import ESPnet's tasks, all at once: nearly all of the time goes to shared code.
 
-    ESPnet offers no hook between its options and `build_model`; `main_worker` is
-    where every training process, spawned ones too, begins, but for those of Lightning.
-    Inference never gets there: it builds the model from the `config.yaml` that training
-    has completed.
+    Returns:
+        Modules by name. Tasks that an older ESPnet lacks are left out.
     """
-    original = mvq_task.task.main_worker.__func__
+    modules = {}
+    for name in TASKS:
+        try:
+            modules[name] = importlib.import_module(f"espnet2.tasks.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"espnet2.tasks.{name}":
+                raise
+    return modules
+
+
+def _refuse_taken_names(row: ESPnetTask, module: ModuleType) -> None:
+    """Raise ValueError if another plugin has registered one of our names."""
+    for name in row.models:
+        other = module.model_choices.classes.get(name)
+        if other is not None:
+            raise ValueError(
+                f"model {name!r} is already registered in ESPnet, by "
+                f"{other.__module__}.{other.__name__}; expected the name to be free in "
+                f"{module.__name__}"
+            )
+
+
+def _extend(row: ESPnetTask, module: ModuleType) -> None:
+    """Add our models to a task and wrap its `main_worker` and `build_model`."""
+    task, only_model = getattr(module, row.class_name), None
+    for name, base in row.models.items():
+        models = module.model_choices.classes
+        models[name] = _derive_model(models[base])
+    if row.only_model:
+        only_model = _derive_model(getattr(module, row.only_model))
+    _wrap_main_worker(row, task)
+    _wrap_build_model(row, module, task, only_model)
+
+
+def _derive_model(base: Type[torch.nn.Module]) -> Type[torch.nn.Module]:
+    """Derive our model from one of ESPnet: MVQASRModel from ESPnetASRModel."""
+    return make_mvq_model(base, "MVQ" + base.__name__.removeprefix("ESPnet"))
+
+
+def _wrap_main_worker(row: ESPnetTask, task: Type) -> None:
+    """Complete `mvq_conf` from the metadata before a training starts.
+
+    ESPnet has no hook between its options and `build_model`. Every training process
+    starts in `main_worker`, spawned ones too, except those of Lightning. Inference
+    does not run it: its `config.yaml` is the completed one of the training.
+    """
+    original = task.main_worker.__func__
 
     @functools.wraps(original)
     def main_worker(cls: Type, args: argparse.Namespace) -> None:
-        if mvq_task.uses_mvq(args):
+        if row.uses_mvq(vars(args)):
             complete_mvq_conf(args)
         original(cls, args)
 
-    mvq_task.task.main_worker = classmethod(main_worker)
+    task.main_worker = classmethod(main_worker)
 
 
-def _complete_options_before_lightning(mvq_task: MVQTask) -> None:
-    """Do the same in `espnet2.bin.lightning_train`, which goes to `build_model` itself.
+def _wrap_build_model(
+    row: ESPnetTask,
+    module: ModuleType,
+    task: Type,
+    only_model: Optional[Type[torch.nn.Module]],
+) -> None:
+    """Have `build_model` build our model where the options ask for it.
 
-    Inference with a model of Lightning finds `lightning_conf` in its options too, but
-    its process has no use for ESPnet's module for Lightning.
+    Args:
+        row: Row of the task.
+        module: Module of the task.
+        task: Class of the task.
+        only_model: Our model of a task without `--model`. ESPnet's `build_model` takes
+            the class from its module, so it finds ours there during the call.
     """
-    original = mvq_task.task.build_model.__func__
+    original = task.build_model.__func__
 
     @functools.wraps(original)
     def build_model(cls: Type, args: argparse.Namespace) -> torch.nn.Module:
-        trains = hasattr(args, "lightning_conf") and _LIGHTNING_MODULE in sys.modules
-        if trains and mvq_task.uses_mvq(args):
-            complete_mvq_conf(args)
-        return original(cls, args)
-
-    mvq_task.task.build_model = classmethod(build_model)
-
-
-def _refuse_unweighable_criteria(mvq_task: MVQTask) -> None:
-    """Have a loss that cannot leave out unlabelled utterances refused at the start.
-
-    The model does not know the data; in the middle of a training it would be too late.
-    """
-    original = mvq_task.task.build_model.__func__
-
-    @functools.wraps(original)
-    def build_model(cls: Type, args: argparse.Namespace) -> torch.nn.Module:
-        model = original(cls, args)
-        if mvq_task.uses_mvq(args):
-            refuse_unweighable(model, args)
-        return model
-
-    mvq_task.task.build_model = classmethod(build_model)
-
-
-def _initialize_without_plugin(mvq_task: MVQTask) -> None:
-    """Have `--init` draw the student's weights as if the plugin were not there.
-
-    ESPnet draws for all parameters, ours too, before it draws embeddings again, so
-    the student would not start from the baseline's weights. The plugin's part keeps
-    the weights it was built with.
-    """
-    if not hasattr(mvq_task.module, "initialize"):
-        return  # asr_transducer refuses --init, and is to go on doing so
-    original = mvq_task.task.build_model.__func__
-
-    @functools.wraps(original)
-    def build_model(cls: Type, args: argparse.Namespace) -> torch.nn.Module:
-        init = getattr(args, "init", None)
-        if init is None or not mvq_task.uses_mvq(args):
+        if not row.uses_mvq(vars(args)):
             return original(cls, args)
-        args.init = None
-        try:
+        if _trains_with_lightning(args):
+            complete_mvq_conf(args)
+        init = getattr(args, "init", None)
+        if not hasattr(module, "initialize"):
+            init = None  # asr_transducer refuses --init, and still has to
+        with contextlib.ExitStack() as stack:
+            if only_model is not None:
+                stack.enter_context(_set(module, row.only_model, only_model))
+            if init is not None:
+                stack.enter_context(_set(args, "init", None))
             model = original(cls, args)
-        finally:
-            args.init = init
-        mvq, model.mvq = model.mvq, None
-        initialize(model, init)
-        model.mvq = mvq
+            # Before the training starts: the model alone does not know the data.
+            refuse_unweighable(model, args)
+        if init is not None:
+            _initialize_student(model, init)
         return model
 
-    mvq_task.task.build_model = classmethod(build_model)
+    task.build_model = classmethod(build_model)
+
+
+def _trains_with_lightning(args: argparse.Namespace) -> bool:
+    """Whether this is `espnet2.bin.lightning_train`, which skips `main_worker`.
+
+    Inference with a model of Lightning has `lightning_conf` in its options too, but
+    does not import ESPnet's module for Lightning.
+    """
+    return hasattr(args, "lightning_conf") and _LIGHTNING_MODULE in sys.modules
+
+
+@contextlib.contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute during the block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _initialize_student(model: torch.nn.Module, init: str) -> None:
+    """Draw the student's weights for `--init` as in a model without the plugin.
+
+    ESPnet draws for all parameters before it draws embeddings again. With ours among
+    them, the student would not start from the baseline's weights. Ours keep the values
+    they were built with.
+    """
+    mvq, model.mvq = model.mvq, None
+    initialize(model, init)
+    model.mvq = mvq

@@ -5,7 +5,7 @@ from typing import Any, Iterator, List, Optional
 
 import torch
 
-from espnet_mvq.frame_timing.encoder_frames import frontend_frames
+from espnet_mvq.frame_timing.front_ends import frontend_frames
 
 
 class WarpedTime:

@@ -1,6 +1,7 @@
-"""Checks before a training: metadata, teacher losses and the start of the weights.
+"""Checks before a training starts.
 
-Missing values of `mvq_conf` are filled in from the metadata of the training data.
+Missing values of `mvq_conf` are read from the metadata of the training data. Options
+that do not fit them, the speech or an earlier training are refused.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from espnet_mvq.indexes.teacher_losses import read_teacher_losses
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     EMBEDDINGS_NAME,
-    NOT_TARGETS,
     TEACHER_LOSS_NAME,
     TEACHER_NAME,
     UNLABELLED_NAME,
@@ -34,6 +34,7 @@ from espnet_mvq.plugin.config import (
     is_of,
     lone_name,
     parse_weighting,
+    split_targets,
 )
 from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
@@ -43,7 +44,7 @@ from espnet_mvq.teachers import Teacher, build_teacher
 from espnet_mvq.teachers.espnet import sample_rate_hz
 
 COUNTER = "mvq.num_updates"
-# Effects of ESPnet's preprocessor after which indexes lie elsewhere in the speech
+# Effects of ESPnet's preprocessor that move the speech away from its indexes
 _MOVING_EFFECTS = ("speed_perturb", "time_stretch", "reverse")
 # Preprocessors of ESPnet that pad speech to 30 s
 _PADDING = ("s2t", "s2t_ctc")
@@ -52,44 +53,38 @@ _NAMES = {LOSS_NAME: TEACHER_LOSS_NAME, LIST_NAME: UNLABELLED_NAME}
 
 
 def complete_mvq_conf(args: argparse.Namespace) -> None:
-    """Copy what the metadata say into `args.model_conf["mvq_conf"]`.
+    """Fill in `args.model_conf["mvq_conf"]` from the metadata of the training data.
 
     Args:
         args: Options of an ESPnet training; `model_conf` is changed.
 
     Raises:
-        ValueError: If there are no index files, they disagree with each other or with
-            the yaml, or the speech is changed in a way that indexes cannot follow, or
-            the model starts from one whose updates are counted, or the training from
-            a checkpoint of other indexes, or its own would lack weights of ours.
+        ValueError: If there are no index files, or they disagree with each other or
+            with the yaml; if the speech is changed in a way that indexes cannot
+            follow; if the weights to start from count updates; if a checkpoint to
+            resume from has other indexes; or if new checkpoints would lack our weights.
     """
     refuse_moving_effects(args)
     refuse_counted_updates(args)
     refuse_lost_heads(args)
     conf = as_mapping("", args.model_conf.get("mvq_conf"))
-    targets = {
-        name: as_mapping(f"targets {name}", options)
-        for name, options in as_mapping("targets", conf.get("targets")).items()
-    }
-    for name in targets:
-        check_name(name)
-    shared = {name: value for name, value in conf.items() if name not in NOT_TARGETS}
+    shared, targets = split_targets(conf)
     paths = stored_paths(args)
     names = list(targets) or [lone_name(conf)] * (not paths or "teacher" in conf)
     names += [name for name in paths if name not in names]
-    filled = {}
+    completed = {}
     for name in names:
         options = checked_types({**shared, **targets.get(name, {})})
-        said = _complete(options, name, paths.get(name, []), args)
-        if {**options, **said}.get("level") == "utterance":
+        values = missing_values(options, name, paths.get(name, []), args)
+        if {**options, **values}.get("level") == "utterance":
             refuse_means_of_padding(args, name, options)
         elif name in paths and pads_speech(args):
-            said["speech_is_padded"] = True
-        filled[name] = {**targets.get(name, {}), **said}
+            values["speech_is_padded"] = True
+        completed[name] = {**targets.get(name, {}), **values}
     if not targets and names == [lone_name(conf)]:
-        conf.update(filled[names[0]])
+        conf.update(completed[names[0]])
     else:
-        conf["targets"] = filled
+        conf["targets"] = completed
     complete_weighting(conf, args)
     refuse_other_indexes(args, conf)
     args.model_conf["mvq_conf"] = conf
@@ -102,173 +97,12 @@ def refuse_moving_effects(args: argparse.Namespace) -> None:
         ValueError: Naming the effects.
     """
     conf = getattr(args, "preprocessor_conf", None) or {}
-    found = sorted(set(_words(conf.get("data_aug_effects"))) & set(_MOVING_EFFECTS))
-    if found and conf.get("data_aug_prob", 0) > 0:
+    moving = sorted(set(_words(conf.get("data_aug_effects"))) & set(_MOVING_EFFECTS))
+    if moving and conf.get("data_aug_prob", 0) > 0:
         raise ValueError(
-            f"preprocessor_conf data_aug_effects: got {', '.join(found)}, which move "
+            f"preprocessor_conf data_aug_effects: got {', '.join(moving)}, which move "
             "the speech under its codebook indexes; take them out. Speed perturbation "
             "before the extraction (speed_perturb_factors of asr.sh) is fine"
-        )
-
-
-def pads_speech(args: argparse.Namespace) -> bool:
-    """Say whether ESPnet's preprocessor pads speech, as those of the s2t tasks.
-
-    Raises:
-        ValueError: If it does so in front too, at random.
-    """
-    if not _has_padding_preprocessor(args):
-        return False
-    conf = getattr(args, "preprocessor_conf", None) or {}
-    silence = conf.get("speech_init_silence", 1.0)  # ESPnet's default
-    if silence > 0:
-        raise ValueError(
-            f"preprocessor_conf speech_init_silence: got {silence}, up to so many "
-            "seconds of silence before the speech, which move it under its codebook "
-            "indexes; set it to 0, or take a teacher in the loop"
-        )
-    return True
-
-
-def refuse_means_of_padding(
-    args: argparse.Namespace, name: str, options: Dict[str, Any]
-) -> None:
-    """Refuse one index for an utterance where most of it may be silence.
-
-    The mean of the student's frames would be that of the padding, whose length the
-    model is not told.
-
-    Raises:
-        ValueError: Naming the target.
-    """
-    if _has_padding_preprocessor(args) or options.get("speech_is_padded"):
-        raise ValueError(
-            f"mvq_conf level of {name}: got utterance where the preprocessor pads the "
-            "speech, so that the mean over the student's frames would be one of "
-            "silence; expected frame, or a task whose preprocessor does not pad"
-        )
-
-
-def _has_padding_preprocessor(args: argparse.Namespace) -> bool:
-    """Say whether speech passes one of ESPnet's preprocessors that pad it."""
-    uses = getattr(args, "use_preprocessor", False)
-    return uses and getattr(args, "preprocessor", None) in _PADDING
-
-
-def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
-    """Return the paths of our files in training and validation data, by name.
-
-    Raises:
-        ValueError: If some have a name that the model does not know.
-    """
-    train = list(args.train_data_path_and_name_and_type or [])
-    data = train + list(args.valid_data_path_and_name_and_type or [])
-    in_training = {name for _, name, _ in train}
-    paths: Dict[str, List[str]] = {}
-    for path, name, kind in data:
-        if name != _NAMES.get(kind, name):
-            raise ValueError(
-                f"{path} of type {kind!r}: got the name {name!r}, expected "
-                f"{_NAMES[kind]!r}, by which the model looks for it"
-            )
-        if kind == DATA_TYPE and name not in in_training:
-            raise ValueError(
-                f"{path} of type {DATA_TYPE!r}: {name} are data of the validation "
-                "alone, expected some in train_data_path_and_name_and_type too"
-            )
-        if kind == DATA_TYPE:
-            try:
-                check_name(name)
-            except ValueError as error:
-                raise ValueError(f"{path} of type {DATA_TYPE!r}: {error}") from error
-            paths.setdefault(name, []).append(path)
-    return paths
-
-
-def _complete(
-    options: Dict[str, Any], name: str, paths: List[str], args: argparse.Namespace
-) -> Dict[str, Any]:
-    """Return what files or teacher of a target say, which must fit the yaml."""
-    wanted = from_metadata(name, options.get("loss", CODEBOOKS))
-    if not paths and all(options.get(option) is not None for option in wanted):
-        # All given by hand: a training that has no indexes, or gets them elsewhere.
-        if not is_of(name, TEACHER_NAME):
-            logging.warning(
-                f"mvq_conf: no data named {name!r} of type {DATA_TYPE!r}: the student "
-                "trains without this loss"
-            )
-        return {}
-    if is_of(name, TEACHER_NAME):
-        source, found = options.get("teacher"), _ask_teacher(options)
-    elif paths:
-        source, found = paths[0], _read_metadata(name, paths)
-    else:
-        raise ValueError(
-            f"mvq_conf needs codebook indexes: got no data named {name!r} of type "
-            f"{DATA_TYPE!r} in train_data_path_and_name_and_type. Add "
-            f"'dump/raw/TRAIN_SET/{name}.scp,{name},{DATA_TYPE}' and "
-            "allow_variable_data_keys: true"
-        )
-    says_rate = (getattr(args, "frontend_conf", None) or {}).get("fs") is not None
-    if says_rate or is_of(name, TEACHER_NAME):
-        _refuse_other_rate(args, found.sample_rate, source)
-    says = {option: getattr(found, option, None) for option in (*wanted, "level")}
-    if says["level"] is None:
-        del says["level"]
-    if "dim" in wanted and says["dim"] is None and options.get("quantizer"):
-        says["dim"] = Quantizer.load(options["quantizer"]).dim
-    for option, value in says.items():
-        if options.get(option) is not None and options[option] != value:
-            raise ValueError(
-                f"mvq_conf {option}: got {options[option]!r} in the yaml, but "
-                f"{source} ({name}) has {value!r}. Leave it out of the yaml, or "
-                "run the extraction again"
-            )
-    return says
-
-
-def _read_metadata(name: str, paths: List[str]) -> FrameMetadata:
-    """Return what is said beside the files of one target, all of which must agree."""
-    kind = EmbeddingMetadata if is_of(name, EMBEDDINGS_NAME) else IndexMetadata
-    (first, metadata), *others = [(path, kind.beside(path)) for path in paths]
-    for path, other in others:
-        differences = metadata.differences(other)
-        if differences:
-            raise ValueError(
-                f"{first} and {path} do not mean the same: {'; '.join(differences)}. "
-                "Extract both with one teacher and quantizer"
-            )
-    return metadata
-
-
-def _ask_teacher(options: Dict[str, Any]) -> Teacher:
-    """Load the teacher that is to run in training, to learn what its frames are."""
-    spec, conf = options["teacher"], as_mapping(
-        "teacher_conf", options.get("teacher_conf")
-    )
-    taken = sorted({"spec", "layer", "device"} & set(conf))
-    if taken:
-        raise ValueError(
-            f"mvq_conf teacher_conf: got {', '.join(taken)}, expected options of the "
-            "teacher's back end, dtype or batch_s; the layer is teacher_layer"
-        )
-    teacher = build_teacher(spec, layer=options.get("teacher_layer", -1), **conf)
-    if not teacher.reads_audio:
-        raise ValueError(
-            f"mvq_conf teacher: got {spec}, which are embeddings of a corpus, expected "
-            "a model that can hear; store them with mvq.sh --target embeddings"
-        )
-    return teacher
-
-
-def _refuse_other_rate(args: argparse.Namespace, rate: int, source: str) -> None:
-    """Refuse a student that hears at another rate than its teacher."""
-    student = sample_rate_hz("student", vars(args))
-    if student != rate:
-        raise ValueError(
-            f"mvq_conf: {source} is of speech at {rate} Hz, but the student hears "
-            f"{student} Hz (frontend_conf fs), expected the same; train at {rate} Hz, "
-            "or take a teacher for the student's rate"
         )
 
 
@@ -284,20 +118,21 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def refuse_counted_updates(args: argparse.Namespace) -> None:
-    """Refuse `--init_param` of an MVQ model that brings the updates made so far along.
+    """Refuse an `--init_param` that copies the count of updates of an MVQ model.
 
-    Schedules, AdaKD's k and `head_init` would take a new training for one that goes on.
+    Schedules, AdaKD's k and `head_init` would start where that training ended.
 
     Args:
         args: Options of an ESPnet training.
 
     Raises:
-        ValueError: Naming the checkpoint and what to add.
+        ValueError: Naming the checkpoint and the text to add to the option.
     """
     for init_param in getattr(args, "init_param", None) or []:
         path, source, target, excluded = (init_param.split(":", 3) + [""] * 3)[:4]
-        has_counter = (source, target) in (("", ""), ("mvq", "mvq"))
-        if not has_counter or COUNTER.startswith(_excluded_prefixes(excluded)):
+        if (source, target) not in (("", ""), ("mvq", "mvq")):
+            continue
+        if COUNTER.startswith(tuple(filter(None, excluded.split(",")))):
             continue
         number = _read_counter(path)
         if number > 0:
@@ -309,66 +144,8 @@ def refuse_counted_updates(args: argparse.Namespace) -> None:
             )
 
 
-def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None:
-    """Refuse to go on with a training whose indexes were those of another quantizer.
-
-    A training that is done would be taken for one of the new indexes.
-
-    Args:
-        args: Options of an ESPnet training.
-        conf: Its `mvq_conf`, filled in.
-
-    Raises:
-        ValueError: Naming the experiment and both quantizers.
-    """
-    folder = Path(getattr(args, "output_dir", None) or "")
-    written = folder / "config.yaml"
-    if not (getattr(args, "resume", False) and (folder / "checkpoint.pth").is_file()):
-        return
-    if not written.is_file():
-        return
-    before = yaml.safe_load(written.read_text(encoding="utf-8")) or {}
-    before = _quantizers((before.get("model_conf") or {}).get("mvq_conf") or {})
-    for name, quantizer in _quantizers(conf).items():
-        if None not in (quantizer, before.get(name)) and quantizer != before[name]:
-            raise ValueError(
-                f"{folder}: was trained with {name} of quantizer {before[name]}, but "
-                f"those here are of {quantizer}; name another experiment (asr.sh: "
-                "--asr_tag, our recipes: --exp_tag), or delete this one"
-            )
-
-
-def refuse_lost_heads(args: argparse.Namespace) -> None:
-    """Refuse checkpoints of adapters alone: a training would go on with new heads.
-
-    Args:
-        args: Options of an ESPnet training.
-
-    Raises:
-        ValueError: Naming the option and what to set.
-    """
-    strategy = getattr(args, "save_strategy", None)
-    if getattr(args, "use_adapter", False) and strategy == "adapter_only":
-        raise ValueError(
-            f"save_strategy: got {strategy}, whose checkpoints lack the weights of the "
-            "MVQ loss and its count of updates, so that a training cannot go on; "
-            "expected required_grad_only or all"
-        )
-
-
-def _quantizers(conf: Dict[str, Any]) -> Dict[str, Any]:
-    """Return the id of the quantizer of each target's indexes."""
-    targets = conf.get("targets") or {lone_name(conf): conf}
-    return {name: (said or {}).get("quantizer_id") for name, said in targets.items()}
-
-
-def _excluded_prefixes(excluded: str) -> tuple:
-    """Return the prefixes that ESPnet leaves out."""
-    return tuple(prefix for prefix in excluded.split(",") if prefix)
-
-
 def _read_counter(path: str) -> int:
-    """Return the updates that a checkpoint counts; 0 if ESPnet is to judge it."""
+    """Return the updates that a checkpoint counts; 0 if it is left to ESPnet."""
     if not Path(path).is_file():
         return 0
     try:
@@ -379,16 +156,207 @@ def _read_counter(path: str) -> int:
     return int(state.get(COUNTER, 0))
 
 
+def refuse_lost_heads(args: argparse.Namespace) -> None:
+    """Refuse checkpoints of adapters alone: a training would go on with new heads.
+
+    Args:
+        args: Options of an ESPnet training.
+
+    Raises:
+        ValueError: Naming the option and its expected values.
+    """
+    strategy = getattr(args, "save_strategy", None)
+    if getattr(args, "use_adapter", False) and strategy == "adapter_only":
+        raise ValueError(
+            f"save_strategy: got {strategy}, whose checkpoints lack the weights of the "
+            "MVQ loss and its count of updates, so that a training cannot go on; "
+            "expected required_grad_only or all"
+        )
+
+
+def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
+    """Return the paths of our frames in training and validation data, by name.
+
+    Raises:
+        ValueError: If data of ours have a name that the model does not know.
+    """
+    train = list(args.train_data_path_and_name_and_type or [])
+    data = train + list(args.valid_data_path_and_name_and_type or [])
+    in_training = {name for _, name, _ in train}
+    paths: Dict[str, List[str]] = {}
+    for path, name, kind in data:
+        if name != _NAMES.get(kind, name):
+            raise ValueError(
+                f"{path} of type {kind!r}: got the name {name!r}, expected "
+                f"{_NAMES[kind]!r}, by which the model looks for it"
+            )
+        if kind != DATA_TYPE:
+            continue
+        if name not in in_training:
+            raise ValueError(
+                f"{path} of type {DATA_TYPE!r}: {name} are data of the validation "
+                "alone, expected some in train_data_path_and_name_and_type too"
+            )
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ValueError(f"{path} of type {DATA_TYPE!r}: {error}") from error
+        paths.setdefault(name, []).append(path)
+    return paths
+
+
+def missing_values(
+    options: Dict[str, Any], name: str, paths: List[str], args: argparse.Namespace
+) -> Dict[str, Any]:
+    """Return the values that the files or the teacher of a target give.
+
+    Args:
+        options: Options of the target in the yaml.
+        name: Name of the target.
+        paths: Its files.
+        args: Options of an ESPnet training.
+
+    Raises:
+        ValueError: If there is no source of missing values, or it disagrees with the
+            yaml.
+    """
+    wanted = from_metadata(name, options.get("loss", CODEBOOKS))
+    has_teacher = is_of(name, TEACHER_NAME)
+    if not paths and all(options.get(option) is not None for option in wanted):
+        # All given by hand: a training that has no indexes, or gets them elsewhere
+        if not has_teacher:
+            logging.warning(
+                f"mvq_conf: no data named {name!r} of type {DATA_TYPE!r}: the student "
+                "trains without this loss"
+            )
+        return {}
+    if has_teacher:
+        source, metadata = options.get("teacher"), _build_teacher(options)
+    elif paths:
+        source, metadata = paths[0], _read_metadata(name, paths)
+    else:
+        raise ValueError(
+            f"mvq_conf needs codebook indexes: got no data named {name!r} of type "
+            f"{DATA_TYPE!r} in train_data_path_and_name_and_type. Add "
+            f"'dump/raw/TRAIN_SET/{name}.scp,{name},{DATA_TYPE}' and "
+            "allow_variable_data_keys: true"
+        )
+    gives_rate = (getattr(args, "frontend_conf", None) or {}).get("fs") is not None
+    if gives_rate or has_teacher:
+        _refuse_other_rate(args, metadata.sample_rate, source)
+    values = {option: getattr(metadata, option, None) for option in (*wanted, "level")}
+    if values["level"] is None:
+        del values["level"]
+    if "dim" in wanted and values["dim"] is None and options.get("quantizer"):
+        values["dim"] = Quantizer.load(options["quantizer"]).dim
+    for option, value in values.items():
+        if options.get(option) is not None and options[option] != value:
+            raise ValueError(
+                f"mvq_conf {option}: got {options[option]!r} in the yaml, but "
+                f"{source} ({name}) has {value!r}. Leave it out of the yaml, or "
+                "run the extraction again"
+            )
+    return values
+
+
+def _build_teacher(options: Dict[str, Any]) -> Teacher:
+    """Load the teacher that runs in training, whose attributes describe its frames."""
+    spec = options["teacher"]
+    conf = as_mapping("teacher_conf", options.get("teacher_conf"))
+    taken = sorted({"spec", "layer", "device"} & set(conf))
+    if taken:
+        raise ValueError(
+            f"mvq_conf teacher_conf: got {', '.join(taken)}, expected options of the "
+            "teacher's back end, dtype or batch_s; the layer is teacher_layer"
+        )
+    teacher = build_teacher(spec, layer=options.get("teacher_layer", -1), **conf)
+    if not teacher.reads_audio:
+        raise ValueError(
+            f"mvq_conf teacher: got {spec}, which are embeddings of a corpus, expected "
+            "a model that can hear; store them with mvq.sh --target embeddings"
+        )
+    return teacher
+
+
+def _read_metadata(name: str, paths: List[str]) -> FrameMetadata:
+    """Read the metadata beside the files of one target, all of which must agree."""
+    kind = EmbeddingMetadata if is_of(name, EMBEDDINGS_NAME) else IndexMetadata
+    (first, metadata), *others = [(path, kind.beside(path)) for path in paths]
+    for path, other in others:
+        differences = metadata.differences(other)
+        if differences:
+            raise ValueError(
+                f"{first} and {path} do not mean the same: {'; '.join(differences)}. "
+                "Extract both with one teacher and quantizer"
+            )
+    return metadata
+
+
+def _refuse_other_rate(args: argparse.Namespace, rate: int, source: str) -> None:
+    """Refuse a student of another sample rate than its teacher."""
+    student = sample_rate_hz("student", vars(args))
+    if student != rate:
+        raise ValueError(
+            f"mvq_conf: {source} is of speech at {rate} Hz, but the student hears "
+            f"{student} Hz (frontend_conf fs), expected the same; train at {rate} Hz, "
+            "or take a teacher for the student's rate"
+        )
+
+
+def refuse_means_of_padding(
+    args: argparse.Namespace, name: str, options: Dict[str, Any]
+) -> None:
+    """Refuse targets of whole utterances where the preprocessor pads the speech.
+
+    The mean of the student's frames would include the padding, whose length the model
+    does not know.
+
+    Raises:
+        ValueError: Naming the target.
+    """
+    if _has_padding_preprocessor(args) or options.get("speech_is_padded"):
+        raise ValueError(
+            f"mvq_conf level of {name}: got utterance where the preprocessor pads the "
+            "speech, so that the mean over the student's frames would be one of "
+            "silence; expected frame, or a task whose preprocessor does not pad"
+        )
+
+
+def pads_speech(args: argparse.Namespace) -> bool:
+    """Whether ESPnet's preprocessor pads speech, as those of the s2t tasks do.
+
+    Raises:
+        ValueError: If it also puts silence of random length before the speech.
+    """
+    if not _has_padding_preprocessor(args):
+        return False
+    conf = getattr(args, "preprocessor_conf", None) or {}
+    silence = conf.get("speech_init_silence", 1.0)  # ESPnet's default
+    if silence > 0:
+        raise ValueError(
+            f"preprocessor_conf speech_init_silence: got {silence}, up to so many "
+            "seconds of silence before the speech, which move it under its codebook "
+            "indexes; set it to 0, or take a teacher in the loop"
+        )
+    return True
+
+
+def _has_padding_preprocessor(args: argparse.Namespace) -> bool:
+    """Whether the training uses one of ESPnet's preprocessors that pad speech."""
+    uses = getattr(args, "use_preprocessor", False)
+    return uses and getattr(args, "preprocessor", None) in _PADDING
+
+
 def complete_weighting(conf: Dict[str, Any], args: argparse.Namespace) -> None:
-    """Fill in what a weighting takes from the training set's teacher losses.
+    """Fill in the values of a weighting that depend on the teacher losses.
 
     Args:
         conf: `mvq_conf`, whose `weighting` is changed.
         args: Options of an ESPnet training.
 
     Raises:
-        ValueError: If losses are needed and none are given, or one that is not
-            unlabelled has none.
+        ValueError: If losses are needed and there are none, or a labelled utterance has
+            none.
     """
     weighting = parse_weighting(conf)
     if weighting is None or not weighting.needs_teacher_loss:
@@ -432,7 +400,7 @@ def complete_weighting(conf: Dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _pieces(paths: List[str]) -> List[Path]:
-    """Return the files of data that `--num_splits_asr` may have cut into pieces."""
+    """Return the files of the data, which `--num_splits_asr` may have split."""
     return [
         piece
         for path in map(Path, paths)
@@ -444,3 +412,37 @@ def _read_utterances(path: Path) -> List[str]:
     """Return the utterances of a file of texts, each once."""
     with path.open(encoding="utf-8") as lines:
         return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+
+
+def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None:
+    """Refuse to resume a training with indexes of another quantizer.
+
+    A finished training would otherwise pass for one with the new indexes.
+
+    Args:
+        args: Options of an ESPnet training.
+        conf: Its `mvq_conf`, filled in.
+
+    Raises:
+        ValueError: Naming the experiment and both quantizers.
+    """
+    folder = Path(getattr(args, "output_dir", None) or "")
+    written = folder / "config.yaml"
+    has_checkpoint = (folder / "checkpoint.pth").is_file() and written.is_file()
+    if not (getattr(args, "resume", False) and has_checkpoint):
+        return
+    before = yaml.safe_load(written.read_text(encoding="utf-8")) or {}
+    before = _quantizers((before.get("model_conf") or {}).get("mvq_conf") or {})
+    for name, quantizer in _quantizers(conf).items():
+        if None not in (quantizer, before.get(name)) and quantizer != before[name]:
+            raise ValueError(
+                f"{folder}: was trained with {name} of quantizer {before[name]}, but "
+                f"those here are of {quantizer}; name another experiment (asr.sh: "
+                "--asr_tag, our recipes: --exp_tag), or delete this one"
+            )
+
+
+def _quantizers(conf: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the id of the quantizer of each target's indexes."""
+    targets = conf.get("targets") or {lone_name(conf): conf}
+    return {name: (c or {}).get("quantizer_id") for name, c in targets.items()}

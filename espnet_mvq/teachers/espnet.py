@@ -6,12 +6,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from espnet_mvq.frame_timing.encoder_frames import (
-    find_blocks,
-    first_tensor,
-    frame_grid,
-    min_samples,
-)
+from espnet_mvq.frame_timing.encoders import find_blocks, first_tensor
+from espnet_mvq.frame_timing.front_ends import frame_grid, min_samples
 from espnet_mvq.teachers.base import (
     EmbeddingError,
     Teacher,

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from espnet_mvq.distillation import IGNORE, FrameAligner, FrameGrid
+from espnet_mvq.distillation import IGNORE, FrameAligner, FrameGrid, mean_over_time
 
 STUDENT_SHIFTS = [160, 320, 512, 640, 960, 1024]
 
@@ -195,3 +195,17 @@ def test_utterances_without_indexes_have_no_targets(aligner, num_indexes):
     none = torch.zeros(2, dtype=torch.int64)
     targets = aligner.targets(indexes, none, torch.tensor([5, 3]), 5)
     assert targets.shape == (2, 5, 6) and (targets == IGNORE).all()
+
+
+def test_mean_is_of_the_frames_that_are_there():
+    frames = torch.randn(3, 5, 4, requires_grad=True)
+    lengths = torch.tensor([5, 2, 0])
+    with torch.no_grad():
+        frames[1, 2:] = float("nan")  # padding holds anything
+    means, one = mean_over_time(frames, lengths)
+    assert one.tolist() == [1, 1, 0]
+    torch.testing.assert_close(means[0, 0], frames[0].mean(0))
+    torch.testing.assert_close(means[1, 0], frames[1, :2].mean(0))
+    assert means[2].eq(0).all()
+    means.sum().backward()
+    assert frames.grad.isfinite().all()

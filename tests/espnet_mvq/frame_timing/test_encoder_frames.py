@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from espnet_mvq.frame_timing.encoder_frames import (
+from espnet_mvq.frame_timing.encoders import (
     counts_padding,
     find_blocks,
-    frame_grid,
-    frontend_frames,
     num_frames,
     subsampling,
 )
+from espnet_mvq.frame_timing.front_ends import frame_grid, frontend_frames
 
 CONFORMER_BLOCK = {"block_type": "conformer", "hidden_size": 8, "linear_size": 8}
 CONFORMER_BLOCK["conv_mod_kernel_size"] = 3

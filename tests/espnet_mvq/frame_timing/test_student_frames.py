@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from espnet_mvq.frame_timing.encoder_frames import subsampling
-from espnet_mvq.frame_timing.student_frames import student_frame_grid
+from espnet_mvq.frame_timing.encoders import subsampling
+from espnet_mvq.frame_timing.front_ends import student_frame_grid
 
 # Input layers of each encoder, and what its options have beside those of the tiny model
 ENCODERS = {

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from espnet_mvq.frame_timing.student_frames import student_frame_grid
+from espnet_mvq.frame_timing.front_ends import student_frame_grid
 from espnet_mvq.plugin.layer_hook import EncoderTap
 
 STATS = ["loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames"]

@@ -1,7 +1,6 @@
 """Taking the plugin out of options and checkpoints, and the proof that it is out."""
 
 import copy
-import importlib
 import shutil
 import subprocess
 import sys
@@ -118,7 +117,8 @@ def exported(experiment, tmp_path):
 
 
 def encode(folder):
-    return export.encode_noise("asr", folder / "config.yaml", [folder / "1epoch.pth"])
+    files = folder / "config.yaml", [folder / "1epoch.pth"]
+    return export.encode_noise(export.find_task("asr"), *files)
 
 
 def change(path, name, value=None):
@@ -263,7 +263,6 @@ def test_damaged_copy_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda state, path: save(save_other, path))
     with pytest.raises(ValueError, match="weight does not read back as written"):
         export.strip_checkpoint(tmp_path / "a.pth", tmp_path / "b.pth")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
 @pytest.mark.parametrize("options", [{}, INTERCTC, RECURRENT, FEATURES])
@@ -351,20 +350,8 @@ def test_other_tasks(monkeypatch, tmp_path, name):
     for content, checkpoint in ((config, "1epoch.pth"), (plain, "1exported.pth")):
         export.write_config(content, tmp_path / "config.yaml")
         paths = tmp_path / "config.yaml", [tmp_path / checkpoint]
-        outputs += export.encode_noise(task, *paths)
+        outputs += export.encode_noise(task_class, *paths)
     assert export._compare(tmp_path, *outputs) == "equal bit for bit"
-
-
-@pytest.mark.parametrize("task", export.TASKS)
-def test_base_models_are_those_the_plugin_extends(task):
-    espnet_mvq.register()
-    module = importlib.import_module(f"espnet2.tasks.{task}")
-    table, models = getattr(module, "model_choices", None), export.TASKS[task][1]
-    classes = table.classes if table else {}
-    ours = {k for k, v in classes.items() if v.__module__.startswith("espnet_mvq.")}
-    assert ours == set(models)
-    for name, base in models.items():
-        assert classes[name].__bases__[-1] is classes[base]
 
 
 def test_tasks_without_a_choice_of_models_go_by_mvq_conf():
@@ -391,8 +378,8 @@ def test_plugin_cannot_be_imported_there(tmp_path):
     assert "ModuleNotFoundError" in done.stderr and "espnet_mvq" in done.stderr
 
 
-def test_what_goes_wrong_there_is_said_here(tmp_path):
-    with pytest.raises(
-        ValueError, match="without espnet_mvq, could.*ESPnet has no task none"
-    ):
-        export._encode_noise_without_plugin("none", tmp_path / "config.yaml", [])
+def test_error_of_the_other_process_is_reported(tmp_path):
+    message = "without espnet_mvq, could.*config.yaml: the task asr could not build"
+    with pytest.raises(ValueError, match=message):
+        task = export.find_task("asr")
+        export._encode_noise_without_plugin(task, tmp_path / "config.yaml", [])

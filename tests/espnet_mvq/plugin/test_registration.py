@@ -1,6 +1,5 @@
 """Registration is one explicit act, and importing changes nothing."""
 
-import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import espnet_mvq
+from espnet_mvq.plugin import registration
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -72,17 +72,12 @@ def test_no_type_of_espnet_is_a_prefix_of_ours():
 def test_name_taken_in_one_task_leaves_all_as_they_were(monkeypatch):
     from espnet2.tasks import asr, s2t
 
-    from espnet_mvq.plugin import registration, tasks
-
     for module in (asr, s2t):
         stock = {"espnet": module.model_choices.classes["espnet"]}
         monkeypatch.setattr(module.model_choices, "classes", stock)
     s2t.model_choices.classes["mvq"] = dict
-    two = [
-        functools.partial(tasks.TaskWithModels, *names, {"mvq": "espnet"})
-        for names in (("asr", "ASRTask"), ("s2t", "S2TTask"))
-    ]
-    monkeypatch.setattr(tasks, "_TASKS", two)
+    rows = {name: registration.TASKS[name] for name in ("asr", "s2t")}
+    monkeypatch.setattr(registration, "TASKS", rows)
     before = asr.ASRTask.main_worker, asr.ASRTask.build_model
     with pytest.raises(ValueError, match="dict; expected .* free in espnet2.tasks.s2t"):
         registration.register.__wrapped__()
@@ -91,20 +86,15 @@ def test_name_taken_in_one_task_leaves_all_as_they_were(monkeypatch):
 
 
 def test_tasks_that_an_espnet_lacks_are_left_out(monkeypatch):
-    from espnet_mvq.plugin import tasks
-
-    older = functools.partial(tasks.TaskWithModels, "not_yet", "Task", {})
-    monkeypatch.setattr(tasks, "_TASKS", [older, tasks._TASKS[0]])
-    assert [task.name for task in tasks.find_tasks()] == ["asr"]
+    row = registration.TASKS["asr"]
+    monkeypatch.setattr(registration, "TASKS", {"not_yet": row, "asr": row})
+    assert list(registration.import_tasks()) == ["asr"]
 
 
 def test_task_that_is_broken_is_told_of(monkeypatch):
-    from espnet_mvq.plugin import tasks
-
-    def broken(*arguments):
+    def broken(name):
         raise ModuleNotFoundError("No module named 'torchaudio'", name="torchaudio")
 
-    broken = functools.partial(broken, "asr")
-    monkeypatch.setattr(tasks, "_TASKS", [broken])
+    monkeypatch.setattr(registration.importlib, "import_module", broken)
     with pytest.raises(ModuleNotFoundError, match="torchaudio"):
-        tasks.find_tasks()
+        registration.import_tasks()
