@@ -130,8 +130,8 @@ def build_mvq(
 class MVQMixin:
     """Adds the MVQ loss to the forward of an ESPnet model.
 
-    The loss is added only on batches that have data of a teacher, as codebook indexes.
-    On others, or with weight 0, loss and gradients are those of the model without the
+    The loss is added only on batches that have teacher data, as codebook indexes. On
+    others, or with weight 0, loss and gradients are those of the model without the
     plugin, bit for bit.
     """
 
@@ -164,12 +164,7 @@ class MVQMixin:
         Returns:
             Loss, statistics and weight as of ESPnet's models.
         """
-        if getattr(self, "_is_replica", False):
-            raise RuntimeError(
-                "the MVQ loss does not work in torch's DataParallel, whose copies of a "
-                "model share the hooks of its layers: train several GPUs with "
-                "--multiprocessing_distributed true"
-            )
+        self._refuse_data_parallel()
         update = self.mvq.begin_batch()
         weights = self.mvq.weights(update)
         teacher_data = self.mvq.read_batch(batch, speech, speech_lengths, weights)
@@ -217,6 +212,14 @@ class MVQMixin:
         )
         stats["loss"] = loss.detach().to(dtype)
         return force_gatherable((loss, stats, weight), loss.device)
+
+    def _refuse_data_parallel(self) -> None:
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "the MVQ loss does not work in torch's DataParallel, whose copies of a "
+                "model share the hooks of its layers: train several GPUs with "
+                "--multiprocessing_distributed true"
+            )
 
 
 def make_mvq_model(base: Type[torch.nn.Module], name: str) -> Type[torch.nn.Module]:

@@ -92,14 +92,14 @@ class Target(torch.nn.Module):
         """
         values = self._teacher_values(teacher.values)
         frames, lengths = student.values, student.lengths
-        shown_samples = None
+        source_samples = None
         if self.pooled:
             frames, lengths = mean_over_time(frames, lengths)
-        elif warp is not None and warp.shown_frames is not None:
+        elif warp is not None and warp.source_frames is not None:
             centres = self.aligner.slot_centres(frames.shape[1])
-            shown_samples = warp(centres.to(frames.device))
+            source_samples = warp(centres.to(frames.device))
         values, known = self.aligner.gather(
-            values, teacher.lengths, lengths, frames.shape[1], shown_samples
+            values, teacher.lengths, lengths, frames.shape[1], source_samples
         )
         return self._loss(frames, values, known, utterance_weights)
 

@@ -1,4 +1,4 @@
-"""Times that feature frames show after SpecAug's time warp."""
+"""SpecAug's time warp: the moment of the speech that each warped frame shows."""
 
 import contextlib
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from espnet_mvq.frame_timing.encoder_frames import frontend_frames
 
 @dataclass
 class WarpedTime:
-    """Times in the speech that the frames of warped features show.
+    """Map of times in warped features to times in the speech.
 
     Attributes:
         shift_samples: Samples between feature frames.
         offset_samples: Centre of feature frame 0.
-        shown_frames: For each feature frame the (fractional) frame of the unwarped
+        source_frames: For each feature frame the (fractional) frame of the unwarped
             features that it shows, float, (B, T). None: nothing was warped.
     """
 
     shift_samples: float
     offset_samples: float
-    shown_frames: Optional[torch.Tensor] = None
+    source_frames: Optional[torch.Tensor] = None
 
     def __call__(self, times: torch.Tensor) -> torch.Tensor:
         """Map times in the warped features to times in the speech.
@@ -33,15 +33,15 @@ class WarpedTime:
         Returns:
             In samples, float, (B, S).
         """
-        frames = self.shown_frames
+        frames = self.source_frames
         last = frames.shape[1] - 1
         places = (times - self.offset_samples) / self.shift_samples
         inside = places.clamp(0, last)
         left = inside.floor().long().clamp(max=max(0, last - 1))
         right = (left + 1).clamp(max=last)
         share = inside - left
-        shown = frames[:, left] * (1 - share) + frames[:, right] * share
-        return self.offset_samples + self.shift_samples * (shown + (places - inside))
+        source = frames[:, left] * (1 - share) + frames[:, right] * share
+        return self.offset_samples + self.shift_samples * (source + (places - inside))
 
 
 class TimeWarpHook:
@@ -90,7 +90,7 @@ class TimeWarpHook:
             random_states.append(torch.get_rng_state())
 
         def after(module: torch.nn.Module, args: Any, output: Any) -> None:
-            recorded.shown_frames = _warp_ramp(module, random_states.pop(), *args)
+            recorded.source_frames = _warp_ramp(module, random_states.pop(), *args)
 
         hooks = [
             self._warp.register_forward_pre_hook(before),
@@ -116,13 +116,13 @@ def _warp_ramp(
     lengths = [None if length is None else length.cpu() for length in lengths]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.set_rng_state(random_state)
-        shown, _ = warp.forward(ramp, *lengths)
-    shown = shown.squeeze(2)
+        source, _ = warp.forward(ramp, *lengths)
+    source = source.squeeze(2)
     if lengths and lengths[0] is not None:
         # Beyond an utterance's end ESPnet pads with zeros, the number of frame 0.
-        own = torch.arange(shown.shape[1], dtype=torch.float32)
-        shown = torch.where(own < lengths[0].unsqueeze(1), shown, own)
-    return shown.to(features.device)
+        own = torch.arange(source.shape[1], dtype=torch.float32)
+        source = torch.where(own < lengths[0].unsqueeze(1), source, own)
+    return source.to(features.device)
 
 
 def refuse_warp_inside(encoder: torch.nn.Module) -> None:

@@ -69,6 +69,9 @@ class UtteranceWeighting:
                 nats per label, NaN where there is none.
             has_teacher: Mask of utterances that have a loss of a teacher, bool, (B,).
             update: Updates already made.
+
+        Raises:
+            ValueError: If a teacher loss that the weighting needs is missing.
         """
         weights = TeacherWeights()
         teacher_losses = _pop(batch, TEACHER_LOSS_NAME)
@@ -85,8 +88,7 @@ class UtteranceWeighting:
             self._criteria = CriterionWeighting(self._model)
         if teacher_losses is not None:
             # Those of other utterances are not used, and may be NaN.
-            is_used = labelled & has_teacher
-            teacher_losses = teacher_losses.masked_fill(~is_used, 0)
+            teacher_losses = teacher_losses.masked_fill(~(labelled & has_teacher), 0)
             _refuse_nan(teacher_losses, batch.get("utt_id"))
         alphas = []
 

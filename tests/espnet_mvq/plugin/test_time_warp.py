@@ -78,7 +78,7 @@ def test_nothing_is_recorded_where_nothing_is_warped():
     with TimeWarpHook(specaug, Frontend()).record() as warp:
         pass
     specaug(torch.randn(1, 100, 4), torch.tensor([100]))
-    assert warp.shown_frames is None
+    assert warp.source_frames is None
     with TimeWarpHook(None, None).record() as warp:
         assert warp is None
 
