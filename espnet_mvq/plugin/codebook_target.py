@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 
@@ -20,17 +20,17 @@ from espnet_mvq.plugin.config import MVQConfig
 from espnet_mvq.plugin.target import Target
 from espnet_mvq.quantization import Quantizer
 
-# Share of the variance that a quantizer leaves over, if it does not say
+# Relative reconstruction error of a quantizer whose provenance has none
 _ERROR = 0.3
 
 
 class CodebookTarget(Target):
-    """A student layer predicts codebook indexes; of all options see `MVQConfig`.
+    """A student layer predicts codebook indexes; all options are in `MVQConfig`.
 
     With N codebooks, B utterances and r teacher frames per student frame, on average
-    and at least 1, the loss is the cross entropy in nats, summed over all indexes that
-    are predicted, over r N B. In evaluation the statistics have the accuracy of each
-    codebook too.
+    and at least 1, the loss is the cross entropy in nats, summed over all predicted
+    indexes, over r N B. In evaluation the statistics include the accuracy of each
+    codebook.
     """
 
     STATS = ("loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames")
@@ -56,9 +56,9 @@ class CodebookTarget(Target):
         self._mean_nats = 0.0
 
     def start(self) -> None:
-        """See `Target.start`; the head begins as `head_init` says.
+        """See `Target.start`; initialises the head as set by `head_init`.
 
-        Not when the model is built: decoding needs no quantizer.
+        Not done when the model is built: decoding needs no quantizer.
 
         Raises:
             ValueError: If the student layer is not the teacher's.
@@ -81,11 +81,9 @@ class CodebookTarget(Target):
             self.head.weight.copy_(weight)
             self.head.bias.copy_(bias)
 
-    def _teacher_values(
-        self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        check_indexes(self.name, self.config, data[0])
-        return data
+    def _teacher_values(self, values: torch.Tensor) -> torch.Tensor:
+        check_indexes(self.name, self.config, values)
+        return values
 
     def _loss(
         self,
@@ -138,9 +136,9 @@ class CodebookTarget(Target):
         return [f"acc_mvq_cb{n + 1}" for n in range(self.config.num_codebooks)]
 
     def _load_tables(self, device: torch.device) -> Dict[str, torch.Tensor]:
-        """Read what soft targets and the embedding error need, once, when they train.
+        """Read the tables for soft targets and the embedding error in the first update.
 
-        Not when the model is built: decoding needs no quantizer.
+        Not done when the model is built: decoding needs no quantizer.
         """
         config = self.config
         if config.quantizer is None or not self.training:
@@ -158,7 +156,7 @@ class CodebookTarget(Target):
         return self._tables
 
     def _warn_at_chance(self, nats: float) -> None:
-        """Warn once if the head has not learned anything after many updates."""
+        """Warn once if the head is still at chance after many updates."""
         self._num_updates += 1
         self._mean_nats += 0.02 * (nats - self._mean_nats)
         if self._num_updates == self.config.chance_warning_updates:
@@ -173,15 +171,15 @@ class CodebookTarget(Target):
 
 
 def check_indexes(name: str, config: MVQConfig, indexes: torch.Tensor) -> None:
-    """Refuse indexes that are not what the model was built for.
+    """Refuse indexes that do not fit the model.
 
     Args:
-        name: Of the indexes among the data.
-        config: Says what is expected.
+        name: Name of the indexes among the data.
+        config: Options with the expected number and size of codebooks.
         indexes: int64, (B, T_teacher, N).
 
     Raises:
-        ValueError: If their number or one of them is not as configured.
+        ValueError: If the number of codebooks or an index is not as configured.
     """
     if indexes.dim() != 3 or indexes.shape[2] != config.num_codebooks:
         raise ValueError(
@@ -196,10 +194,10 @@ def check_indexes(name: str, config: MVQConfig, indexes: torch.Tensor) -> None:
 
 
 def load_quantizer(name: str, config: MVQConfig) -> Quantizer:
-    """Read the quantizer that indexes were made with.
+    """Read the quantizer of codebook indexes.
 
     Raises:
-        ValueError: If it is another one.
+        ValueError: If the indexes were made with another quantizer.
     """
     quantizer = Quantizer.load(config.quantizer)
     if quantizer.id != config.quantizer_id:

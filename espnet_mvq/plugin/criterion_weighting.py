@@ -1,9 +1,8 @@
-"""Weighing the utterances in an ESPnet model's own loss, within its one forward."""
+"""Weights of utterances in an ESPnet model's own loss, within its one forward."""
 
 import contextlib
 import functools
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import torch
 from torch.nn import functional
@@ -15,62 +14,30 @@ LABEL_SMOOTHING = ("criterion_att", "criterion_mlm", "criterion_st", "criterion_
 TRANSDUCER = ("criterion_transducer", "st_criterion_transducer")
 _ABSENT = object()
 
-
-@dataclass(frozen=True)
-class UtteranceLosses:
-    """What one call of a criterion found for the utterances of a batch.
-
-    Attributes:
-        losses: Loss of each utterance in nats, summed over its labels, float, (B,). 0
-            for those that the model did not give to the criterion.
-        labels: Labels that each sums over, int64, (B,). Those of attention have <eos>
-            among them, those of Mask-CTC are the masked ones.
-        weights: Weight of each, float, (B,).
-        divisor: What the criterion divides the sum by: the utterances it was given, or
-            all their labels (`length_normalized_loss`), int64, ().
-    """
-
-    losses: torch.Tensor
-    labels: torch.Tensor
-    weights: torch.Tensor
-    divisor: torch.Tensor
-
-    @property
-    def losses_per_label(self) -> torch.Tensor:
-        """Loss of each utterance in nats per label, (B,)."""
-        return self.losses / self.labels.clamp(min=1)
-
-    @property
-    def unweighted(self) -> torch.Tensor:
-        """The batch's loss as stock ESPnet computes it, ()."""
-        return self.losses.sum() / self.divisor
-
-
 Weigh = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class TaskLossWeigher:
-    """Makes each criterion of a model weigh its utterances.
+class CriterionWeighting:
+    """Weights the utterances in each criterion of a model.
 
     In place of sum_i l_i / D a criterion returns sum_i w_i l_i / D, with the loss l_i
-    of utterance i and what the criterion divides by, D, the batch size as a rule. Front
-    end, encoder and decoder run once, as ever. Criteria are changed only inside `with
-    weigher.weighing(...):`; before and after it the model is that of stock ESPnet.
+    of utterance i and the criterion's own divisor D, the batch size as a rule. Front
+    end, encoder and decoder run once. Criteria are changed only inside `with
+    criteria.weighted_by(...):`; before and after it the model is that of stock ESPnet.
 
-    An utterance of weight 0 leaves no trace in the loss or its gradient, even if its
-    own loss is infinite or NaN: so it may be one without labels. It still counts in D.
+    An utterance of weight 0 does not change the loss or its gradient, even if its own
+    loss is infinite or NaN: so it may be one without labels. It still counts in D.
 
     Args:
-        model: ESPnet model of a task that the MVQ loss is for.
+        model: ESPnet model of a task that the MVQ loss supports.
 
     Raises:
-        ValueError: If the model has a criterion that cannot be weighed; naming all.
+        ValueError: If the model has criteria that cannot be weighted; naming all.
 
     Example:
-        >>> weigher = TaskLossWeigher(model)  # doctest: +SKIP
-        >>> with weigher.weighing(lambda losses, labels: 1 - alphas):  # doctest: +SKIP
+        >>> criteria = CriterionWeighting(model)  # doctest: +SKIP
+        >>> with criteria.weighted_by(lambda losses, labels: w):  # doctest: +SKIP
         ...     loss, stats, weight = model(**batch)
-        >>> weigher.take()["ctc"][0].losses_per_label  # doctest: +SKIP
     """
 
     def __init__(self, model: torch.nn.Module):
@@ -82,29 +49,31 @@ class TaskLossWeigher:
             )
         self._model = model
         self._weigh: Optional[Weigh] = None
-        self._taken: Dict[str, List[UtteranceLosses]] = {}
         self._num_calls = 0
-        self._given: Optional[torch.Tensor] = None
+        self._has_text: Optional[torch.Tensor] = None
 
     @contextlib.contextmanager
-    def weighing(self, weigh: Weigh) -> Iterator["TaskLossWeigher"]:
-        """Weigh utterances while the block runs, which is to be one forward.
+    def weighted_by(self, weigh: Weigh) -> Iterator[None]:
+        """Weight utterances while the block runs one forward.
 
         Args:
-            weigh: Function of each call of a criterion: from the utterances' losses in
-                nats, summed over labels, detached, float, (B,), and their labels,
-                int64, (B,), both as in `UtteranceLosses`, to their weights, at least
-                0, (B,). No gradient goes through the weights.
+            weigh: Called in each call of a criterion. Its arguments are the
+                utterances' losses in nats, summed over labels, detached, float, (B,),
+                and their numbers of labels, int64, (B,); both 0 for utterances that the
+                model does not give to the criterion. Labels of attention include <eos>;
+                those of Mask-CTC are the masked ones. It returns the utterances'
+                weights, at least 0, (B,); no gradient flows through them. CTC is called
+                for the encoder's output first, then for intermediate layers.
 
         Raises:
-            ValueError: If the weights are not what they are to be, or no criterion ran.
+            ValueError: If the weights are not as expected, or no criterion ran.
         """
-        self._weigh, self._taken, self._num_calls = weigh, {}, 0
+        self._weigh, self._num_calls = weigh, 0
         with contextlib.ExitStack() as stack:
             stack.callback(vars(self).update, _weigh=None)  # it need not be picklable
             for owner, name, replacement in self._replacements():
                 stack.enter_context(_replaced(owner, name, replacement))
-            yield self
+            yield
         if self._num_calls == 0:
             raise ValueError(
                 f"{type(self._model).__name__}: none of its criteria ran, so none was "
@@ -112,41 +81,34 @@ class TaskLossWeigher:
                 "several GPUs with --multiprocessing_distributed true"
             )
 
-    def take(self) -> Dict[str, List[UtteranceLosses]]:
-        """Hand over what the last block found, once.
-
-        Returns:
-            By name of the criterion, as it is called in the model (and aux_ctc and
-            aux_lm of the task asr_transducer), its calls in their order. CTC is called
-            for the encoder's output first, then for intermediate layers.
-        """
-        taken, self._taken = self._taken, {}
-        return taken
-
     def _replacements(self) -> Iterator[Tuple[Any, str, Callable]]:
-        """Yield what to put where while weighing: object, attribute, function."""
+        """Yield object, attribute and the function to replace it with."""
         model = self._model
-        weighed = {name: self._ctc for name in CTC}
-        weighed.update({name: self._label_smoothing for name in LABEL_SMOOTHING})
-        weighed.update({name: self._transducer for name in TRANSDUCER})
-        methods = {name: (getattr(model, name, None), "forward") for name in weighed}
-        if hasattr(model, "na"):
-            weighed["s2t"] = self._s2t_ctc
-            methods["s2t"] = (model, "_calc_ctc_loss")
+        functions = {
+            **dict.fromkeys(CTC, self._ctc),
+            **dict.fromkeys(LABEL_SMOOTHING, self._label_smoothing),
+            **dict.fromkeys(TRANSDUCER, self._transducer),
+        }
+        replaced = [
+            (getattr(model, name, None), "forward", name, function)
+            for name, function in functions.items()
+        ]
+        if hasattr(model, "na"):  # the task s2t
+            replaced.append((model, "_calc_ctc_loss", "ctc", self._s2t_ctc))
         if hasattr(model, "use_auxiliary_ctc"):  # the task asr_transducer
-            weighed.update(aux_ctc=self._ctc, aux_lm=self._auxiliary_lm)
-            methods["aux_ctc"] = (model, "_calc_ctc_loss")
-            methods["aux_lm"] = (model, "_calc_lm_loss")
+            replaced.append((model, "_calc_ctc_loss", "aux_ctc", self._ctc))
+            replaced.append((model, "_calc_lm_loss", "aux_lm", self._auxiliary_lm))
             if model.criterion_transducer is None:
-                weighed["criterion_transducer"] = self._first_transducer
-                methods["criterion_transducer"] = (model, "_calc_transducer_loss")
-        for name, (owner, method) in methods.items():
+                name = "criterion_transducer"
+                function = self._first_transducer
+                replaced.append((model, "_calc_transducer_loss", name, function))
+        for owner, method, name, function in replaced:
             if owner is not None:
                 stock = getattr(owner, method)
-                yield owner, method, functools.partial(weighed[name], name, stock)
+                yield owner, method, functools.partial(function, name, stock)
 
     def _ctc(self, name: str, stock: Callable, *args: Any) -> torch.Tensor:
-        """Run what calls torch's CTC loss; its targets' lengths count the labels."""
+        """Run a function that calls torch's CTC loss."""
 
         def ctc_loss(
             log_probs: torch.Tensor,
@@ -160,7 +122,7 @@ class TaskLossWeigher:
             losses = functional.ctc_loss(
                 log_probs, targets, frames, labels, reduction="none", **options
             )
-            weights = self._weights(name, losses, labels, len(losses))
+            weights = self._weights(name, losses, labels)
             _cut_gradient(log_probs, weights, dim=1)
             weighted = _scale(losses, weights)
             return weighted.sum() if reduction == "sum" else weighted
@@ -171,10 +133,8 @@ class TaskLossWeigher:
         self, name: str, stock: Callable, logits: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
         """Run ESPnet's label smoothing."""
-        criterion = getattr(self._model, name)
-        scored = targets != criterion.padding_idx
-        divisor = scored.sum() if criterion.normalize_length else len(targets)
-        return self._divergence(name, scored, divisor, stock, logits, targets)
+        is_label = targets != getattr(self._model, name).padding_idx
+        return self._divergence(name, is_label, stock, logits, targets)
 
     def _auxiliary_lm(
         self,
@@ -184,23 +144,21 @@ class TaskLossWeigher:
         labels: torch.Tensor,
     ) -> torch.Tensor:
         """Run the language model loss of asr_transducer, where 0 is no label."""
-        return self._divergence(
-            name, labels != 0, len(labels), stock, decoder_out, labels
-        )
+        return self._divergence(name, labels != 0, stock, decoder_out, labels)
 
     def _divergence(
-        self, name: str, scored: torch.Tensor, divisor: Any, stock: Callable, *args: Any
+        self, name: str, is_label: torch.Tensor, stock: Callable, *args: Any
     ) -> torch.Tensor:
-        """Run what calls torch's KL divergence; scored, bool, (B, L), are its labels.
+        """Run a function that calls torch's KL divergence; is_label, bool, (B, L).
 
-        The caller masks, sums and divides; so it gets one value per position, not one
-        per class.
+        The caller masks, sums and divides; so one value per position will do.
         """
 
         def kl_div(*args: torch.Tensor, **options: Any) -> torch.Tensor:
             divergences = functional.kl_div(*args, **options)  # (B L, V)
-            losses = divergences.sum(1).view(scored.shape).masked_fill(~scored, 0)
-            weights = self._weights(name, losses.sum(1), scored.sum(1), divisor)
+            losses = divergences.sum(1).view(is_label.shape)
+            losses = losses.masked_fill(~is_label, 0)
+            weights = self._weights(name, losses.sum(1), is_label.sum(1))
             return _scale(losses, weights.unsqueeze(1)).view(-1, 1)
 
         return self._intercept(name, functional.kl_div, kl_div, stock, *args)
@@ -214,18 +172,18 @@ class TaskLossWeigher:
         frames: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
-        """Run a transducer loss without its reduction, and do that here."""
+        """Run a transducer loss without its reduction, which is done here."""
         criterion = getattr(self._model, name)
         divisor = len(labels) if criterion.reduction == "mean" else 1
-        logits = logits.view_as(logits)  # of which the gradient can be cut
+        logits = logits.view_as(logits)  # not the caller's: its gradient is cut
         with _replaced(criterion, "reduction", "none"):
             losses = stock(logits, targets, frames, labels)
-        weights = self._weights(name, losses, labels, divisor)
+        weights = self._weights(name, losses, labels)
         _cut_gradient(logits, weights, dim=0)
         return _scale(losses, weights).sum() / divisor
 
     def _first_transducer(self, name: str, stock: Callable, *args: Any) -> torch.Tensor:
-        """Let asr_transducer build its criterion, as it does in its first loss."""
+        """Let asr_transducer build its criterion, which it does in its first loss."""
         with torch.no_grad():
             stock(*args)
         criterion = getattr(self._model, name)
@@ -247,13 +205,13 @@ class TaskLossWeigher:
     ) -> Any:
         """Run S2T's CTC, which leaves out utterances with <na> for their text."""
         self._num_calls += 1
-        given = [self._model.na not in text for text in ys_pad]
-        if not all(given):
-            self._given = torch.tensor(given, device=ys_pad.device)
+        has_text = [self._model.na not in text for text in ys_pad]
+        if not all(has_text):
+            self._has_text = torch.tensor(has_text, device=ys_pad.device)
         try:
             return stock(encoder_out, encoder_out_lens, ys_pad, ys_pad_lens)
         finally:
-            self._given = None
+            self._has_text = None
 
     def _intercept(
         self,
@@ -276,28 +234,25 @@ class TaskLossWeigher:
         return loss
 
     def _weights(
-        self, name: str, losses: torch.Tensor, labels: torch.Tensor, divisor: Any
+        self, name: str, losses: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Ask for the weights of the utterances a criterion was given, and note all."""
+        """Return the weights of the utterances that a criterion was given."""
         self._num_calls += 1
-        losses, given = losses.detach(), self._given
+        losses, has_text = losses.detach(), self._has_text
         labels = labels.to(losses.device, torch.int64)
-        if given is not None:
-            losses, labels = _spread(losses, given), _spread(labels, given)
+        if has_text is not None:
+            losses, labels = _spread(losses, has_text), _spread(labels, has_text)
         weights = self._weigh(losses, labels).detach().to(losses)
         if weights.shape != losses.shape or not (weights >= 0).all():
             raise ValueError(
                 f"{type(self._model).__name__}: {name}: got the weights {weights}, "
                 f"expected {len(losses)} numbers, each at least 0"
             )
-        divisor = torch.as_tensor(divisor, device=losses.device)
-        found = UtteranceLosses(losses, labels, weights, divisor)
-        self._taken.setdefault(name, []).append(found)
-        return weights if given is None else weights[given]
+        return weights if has_text is None else weights[has_text]
 
 
 class _Intercepting(TorchFunctionMode):
-    """While it is on, calls of one function of torch go to another."""
+    """Redirects calls of one function of torch to another."""
 
     def __init__(self, function: Callable, replacement: Callable):
         super().__init__()
@@ -313,7 +268,7 @@ class _Intercepting(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an object another attribute while the block runs."""
+    """Replace an attribute of an object while the block runs."""
     attributes = vars(owner)
     before = attributes.get(name, _ABSENT)
     attributes[name] = value
@@ -327,15 +282,15 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _scale(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Multiply losses by weights; 0 takes away what is infinite or NaN, too."""
+    """Multiply losses by weights; a weight of 0 removes infinite losses, too."""
     return (losses * weights).masked_fill(weights == 0, 0)
 
 
 def _cut_gradient(inputs: torch.Tensor, weights: torch.Tensor, dim: int) -> None:
     """Let no gradient flow to the inputs of utterances with weight 0.
 
-    An infinite loss has a gradient that is NaN, and so is 0 times that. Without such
-    weights the gradient, large as that of a transducer is, is not touched.
+    The gradient of an infinite loss is NaN, even when multiplied by 0. Without weights
+    of 0 the gradient, which is large in a transducer, is not copied.
     """
     cut = weights == 0
     if inputs.requires_grad and cut.any():
@@ -344,15 +299,15 @@ def _cut_gradient(inputs: torch.Tensor, weights: torch.Tensor, dim: int) -> None
         inputs.register_hook(lambda grad: grad.masked_fill(cut.view(shape), 0))
 
 
-def _spread(values: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    """Return values of the utterances that were given, and 0 for the others."""
-    spread = values.new_zeros(len(given))
-    spread[given] = values
+def _spread(values: torch.Tensor, has_text: torch.Tensor) -> torch.Tensor:
+    """Return values of all utterances, 0 for those without a text."""
+    spread = values.new_zeros(len(has_text))
+    spread[has_text] = values
     return spread
 
 
 def _find_problems(model: torch.nn.Module) -> List[str]:
-    """Say why a model's loss cannot be weighed, if so."""
+    """Return the reasons why a model's loss cannot be weighted."""
     known = {*LABEL_SMOOTHING, *TRANSDUCER}
     names = [n for n in (*vars(model), *model._modules) if "criterion" in n]
     problems = []
@@ -380,7 +335,7 @@ def _find_problems(model: torch.nn.Module) -> List[str]:
 
 
 def _transducer_problems(name: str, criterion: Any) -> List[str]:
-    """Say why a transducer loss cannot be weighed, if so; None: not yet built."""
+    """Return the same for a transducer loss; None: not yet built."""
     is_module = isinstance(criterion, torch.nn.Module)
     reduction = getattr(criterion, "reduction", None)
     if criterion is None or (is_module and reduction in ("mean", "sum")):

@@ -1,6 +1,6 @@
-"""Teacher embeddings as target: classic embedding KD, beside the MVQ loss."""
+"""Teacher embeddings as target: embedding KD, beside the MVQ loss."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 
@@ -12,6 +12,7 @@ from espnet_mvq.distillation import (
 )
 from espnet_mvq.plugin.codebook_target import check_indexes, load_quantizer
 from espnet_mvq.plugin.config import MVQConfig
+from espnet_mvq.plugin.padded import Padded
 from espnet_mvq.plugin.target import Target
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher, build_teacher
@@ -20,12 +21,11 @@ BATCH_S = 200.0  # seconds of speech that a teacher in the loop runs on at once
 
 
 class EmbeddingTarget(Target):
-    """A projection of a student layer comes near teacher embeddings.
+    """A student layer predicts teacher embeddings through a linear projection.
 
-    A sibling of `CodebookTarget`, on the same tap and alignment. The embeddings are
-    loaded as stored, or decoded from codebook indexes, or the teacher runs in each
-    step. Each channel is normalised, so that losses are about 1 a frame if nothing
-    is learned.
+    The embeddings are stored ones, or decoded from codebook indexes, or the teacher
+    runs in each step. Each channel is normalised, so that the loss of a head that has
+    learned nothing is about 1 a frame.
     """
 
     STATS = ("loss_embedding", "embedding_error", "embedding_cosine", "mvq_frames")
@@ -38,32 +38,29 @@ class EmbeddingTarget(Target):
             input_size, self.aligner.num_slots * config.dim
         )
         self.normaliser = ChannelNormaliser(config.dim)
-        # Hidden in a list: neither is to be a part of the student.
+        # In lists: as submodules they would be saved with the student.
         self._quantizer: List[Quantizer] = []
         self._teacher: List[Teacher] = []
 
-    def completed(
-        self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor], weight: float
-    ) -> Any:
-        """See `Target.completed`; a teacher in the loop rests while nobody needs it."""
-        if self.config.teacher is None or weight == 0:
-            return data
-        return self._run_teacher(*speech)
+    def teacher_data(
+        self, loaded: Optional[Padded], speech: Padded, weight: float
+    ) -> Optional[Padded]:
+        """See `Target.teacher_data`; a teacher in the loop rests at weight 0."""
+        if self.config.teacher is not None and weight != 0:
+            loaded = self._run_teacher(speech)
+        return super().teacher_data(loaded, speech, weight)
 
-    def _teacher_values(
-        self, data: Any, speech: Tuple[torch.Tensor, torch.Tensor]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        values, lengths = data
+    def _teacher_values(self, values: torch.Tensor) -> torch.Tensor:
         if self.config.teacher is not None:
-            return values, lengths
+            return values
         if self.config.quantizer is not None:
-            return self._decode(values), lengths
+            return self._decode(values)
         if values.dim() != 3 or values.shape[2] != self.config.dim:
             raise ValueError(
                 f"{self.name}: got shape {tuple(values.shape)}, expected (batch, "
                 f"frames, {self.config.dim}) as mvq_conf dim says"
             )
-        return values, lengths
+        return values
 
     def _decode(self, indexes: torch.Tensor) -> torch.Tensor:
         """Turn indexes (B, T, N) into embeddings (B, T, D)."""
@@ -71,35 +68,34 @@ class EmbeddingTarget(Target):
             self._quantizer.append(load_quantizer(self.name, self.config))
         check_indexes(self.name, self.config, indexes)
         quantizer = self._quantizer[0] = self._quantizer[0].to(indexes.device)
-        # Padding is negative, and decoded into what the alignment does not look at.
+        # Padding is negative; the alignment ignores its embeddings.
         return quantizer.decode(indexes.clamp(min=0))
 
-    def _run_teacher(
-        self, speech: torch.Tensor, speech_lengths: torch.Tensor
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Embed the speech of a batch (B, S), as augmented as the student hears it."""
-        if speech.dim() != 2:
+    def _run_teacher(self, speech: Padded) -> Padded:
+        """Embed the speech of a batch (B, S), with the student's augmentation."""
+        if speech.values.dim() != 2:
             raise ValueError(
                 f"{self.name}: mvq_conf teacher needs waveforms, got features of shape "
-                f"{tuple(speech.shape)}; use feats_type: raw, or stored embeddings"
+                f"{tuple(speech.values.shape)}; use feats_type: raw, or stored "
+                "embeddings"
             )
         if not self._teacher:
-            # Models draw weights before they load theirs; the student's dropout is to
-            # stay as it is without a teacher.
+            # Models are initialised before their weights are loaded; the student's
+            # dropout must not depend on it.
             with torch.random.fork_rng():
                 teacher = build_teacher(
                     self.config.teacher,
                     layer=self.config.teacher_layer,
-                    device=speech.device,
+                    device=speech.values.device,
                     **{"batch_s": BATCH_S, **self.config.teacher_conf},
                 )
             self._teacher.append(teacher)
-        embeddings, lengths = self._teacher[0].embed(speech, speech_lengths)
-        lengths = lengths.to(speech.device)
+        embeddings, lengths = self._teacher[0].embed(speech.values, speech.lengths)
+        lengths = lengths.to(speech.values.device)
         if self.pooled:
-            return mean_over_time(embeddings, lengths)
-        # Made in inference mode, which autograd refuses to take up
-        return embeddings.clone(), lengths
+            return Padded(*mean_over_time(embeddings, lengths))
+        # Autograd does not accept tensors of inference mode.
+        return Padded(embeddings.clone(), lengths)
 
     def _loss(
         self,

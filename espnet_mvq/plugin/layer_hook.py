@@ -1,9 +1,10 @@
-"""Reading a layer of an ESPnet encoder without changing the encoder."""
+"""Recording a layer of an ESPnet encoder without changing the encoder."""
 
 import contextlib
 import inspect
 import math
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
 
@@ -13,23 +14,36 @@ from espnet_mvq.frame_timing.encoders import (
     first_tensor,
     num_frames,
 )
+from espnet_mvq.plugin.padded import Padded
 
-# Layer drop silences a layer for some batches, but hardly for so many.
-MAX_RUNS_UNHEARD = 200
+# LayerDrop will not skip a layer this often in a row.
+MAX_RUNS_WITHOUT_LAYER = 200
 
 
-class EncoderTap:
-    """Listens to the output of one encoder layer through forward hooks.
+@dataclass
+class LayerOutput:
+    """Output of an encoder layer in one forward.
+
+    Attributes:
+        frames: Layer output, (B, T, C), and its lengths. None until the forward has
+            ended, and if the layer did not run (LayerDrop).
+    """
+
+    frames: Optional[Padded] = None
+
+
+class LayerHook:
+    """Records the output of one encoder layer through forward hooks.
 
     The encoder stays as it is: `encode()`, its state dict and its class are those of
-    stock ESPnet. Outputs are kept only inside `with tap.listening():`.
+    stock ESPnet. The hooks are registered only inside `with layer_hook.record():`.
 
     Args:
         encoder: ESPnet encoder.
         layer: Block, counted from 1; -1 = encoder output; or the dotted path of a
             submodule of the encoder, for example "encoders.5".
-        own_frames: Leave out, in any encoder, the last frames of an utterance that
-            hear padding too. ESPnet counts one or two of them; in the task
+        own_frames: Leave out the last frames of an utterance, whose receptive fields
+            reach into the padding. ESPnet counts one or two of them; in the task
             asr_transducer it counts all, and they are left out in any case.
 
     Attributes:
@@ -46,105 +60,105 @@ class EncoderTap:
         own_frames: bool = False,
     ):
         self.layer = layer
+        self._encoder = encoder
+        self._module = encoder if layer == -1 else _find_layer(encoder, layer)
+        self.num_channels = _num_channels(self._module) or _num_channels(encoder)
         self._own_frames = own_frames or counts_padding(encoder)
-        self._listening = False
-        self._output: Optional[torch.Tensor] = None
-        self._lengths: Optional[torch.Tensor] = None
-        self._own_lengths: Optional[torch.Tensor] = None
-        self._num_prefix_frames = 0
-        self._num_encoder_frames = 0
-        self._num_runs_unheard = 0
-        self.num_channels = _num_channels(encoder)
-        encoder.register_forward_hook(self._on_encoder, with_kwargs=True)
-        if layer != -1:
-            module = _find_layer(encoder, layer)
-            self.num_channels = _num_channels(module) or self.num_channels
-            module.register_forward_hook(self._on_layer)
+        self._takes_prefix = _takes_prefix(encoder)
+        self._num_runs_without_layer = 0
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["EncoderTap"]:
-        """Keep what the layer puts out while the block runs."""
-        self._listening, self._output, self._lengths = True, None, None
-        try:
-            yield self
-        finally:
-            # Gradient checkpointing runs layers again in the backward pass; by then
-            # nobody listens any more.
-            self._listening = False
-
-    def take(self) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
-        """Hand over what was heard, once.
-
-        Returns:
-            Layer output, (B, T, C), and its lengths, int64, (B,); None and None if
-            the layer did not run (layer drop).
+    def record(self) -> Iterator[LayerOutput]:
+        """Record the layer's output while the block runs one forward.
 
         Raises:
-            ValueError: If the layer does not put out (B, T, num_channels), or never
+            ValueError: If the output is not (B, T, num_channels), or the layer never
                 runs.
         """
-        output, lengths = self._output, self._lengths
-        self._output = self._lengths = None
-        if output is None or lengths is None:
-            self._count_silence()
-            return None, None
-        self._num_runs_unheard = -math.inf
-        expected = (len(lengths), self._num_encoder_frames, self.num_channels)
+        recorded = LayerOutput()
+        outputs: Dict[str, Any] = {}
+
+        def on_layer(module: torch.nn.Module, args: Any, output: Any) -> None:
+            outputs["layer"] = first_tensor(output)
+
+        def on_encoder(
+            module: torch.nn.Module, args: Any, kwargs: Dict[str, Any], output: Any
+        ) -> None:
+            prefix = kwargs.get("prefix_embeds") if self._takes_prefix else None
+            outputs.update(
+                num_frames=first_tensor(output).shape[1],
+                lengths=output[1],
+                own_lengths=None,
+                num_prefix_frames=0 if prefix is None else prefix.shape[1],
+            )
+            if self._own_frames and len(args) > 1:
+                outputs["own_lengths"] = num_frames(module, args[1], self.layer)
+
+        # First, so that hooks of others do not change the recorded output.
+        hooks = [
+            self._module.register_forward_hook(on_layer, prepend=True),
+            self._encoder.register_forward_hook(
+                on_encoder, prepend=True, with_kwargs=True
+            ),
+        ]
+        try:
+            yield recorded
+        finally:
+            # Gradient checkpointing runs layers again in the backward pass.
+            for hook in hooks:
+                hook.remove()
+        if "layer" in outputs and "lengths" in outputs:
+            self._num_runs_without_layer = -math.inf
+            recorded.frames = self._frames(**outputs)
+        else:
+            self._count_run_without_layer()
+
+    def _frames(
+        self,
+        layer: torch.Tensor,
+        num_frames: int,
+        lengths: torch.Tensor,
+        own_lengths: Optional[torch.Tensor],
+        num_prefix_frames: int,
+    ) -> Padded:
+        """Return the frames that show speech."""
+        expected = (len(lengths), num_frames, self.num_channels)
         if (
-            output.dim() != 3
-            or output.shape[::2] != expected[::2]
-            or output.shape[1] < expected[1]
+            layer.dim() != 3
+            or layer.shape[::2] != expected[::2]
+            or layer.shape[1] < num_frames
         ):
             raise ValueError(
-                f"mvq_conf layer {self.layer}: puts out {tuple(output.shape)}, "
+                f"mvq_conf layer {self.layer}: puts out {tuple(layer.shape)}, "
                 f"expected (batch, time, channels) = {expected}; use the number of a "
                 "block, or -1, the encoder output"
             )
-        # Tokens that the encoder of S2T-CTC puts before the speech
-        prefix = self._num_prefix_frames
-        # Lengths of RNNs lie on the CPU, and may exceed the frames there are.
-        lengths = lengths.to(output.device).clamp(max=output.shape[1]) - prefix
-        if self._own_lengths is not None:
-            lengths = lengths.minimum(self._own_lengths.to(output.device))
-        return output[:, prefix:], lengths
+        # Lengths of RNNs lie on the CPU, and may exceed the frames of the output.
+        lengths = lengths.to(layer.device).clamp(max=layer.shape[1])
+        # The encoder of S2T-CTC puts tokens before the speech.
+        lengths = lengths - num_prefix_frames
+        if own_lengths is not None:
+            lengths = lengths.minimum(own_lengths.to(layer.device))
+        return Padded(layer[:, num_prefix_frames:], lengths)
 
-    def _count_silence(self) -> None:
-        """Refuse a layer that has never been heard.
+    def _count_run_without_layer(self) -> None:
+        """Refuse a layer that has never run.
 
         An encoder may run the blocks in a list one by one, and not the list.
         """
-        self._num_runs_unheard += 1
-        if self._num_runs_unheard == MAX_RUNS_UNHEARD:
+        self._num_runs_without_layer += 1
+        if self._num_runs_without_layer == MAX_RUNS_WITHOUT_LAYER:
             raise ValueError(
-                f"mvq_conf layer {self.layer}: the encoder ran {MAX_RUNS_UNHEARD} "
-                "times without it; use the number of a block, -1, the encoder output, "
-                "or the path of a submodule that runs"
+                f"mvq_conf layer {self.layer}: the encoder ran "
+                f"{MAX_RUNS_WITHOUT_LAYER} times without it; use the number of a "
+                "block, -1, the encoder output, or the path of a submodule that runs"
             )
-
-    def _on_encoder(
-        self, module: torch.nn.Module, args: Any, kwargs: Dict[str, Any], output: Any
-    ) -> None:
-        if not self._listening:
-            return
-        self._lengths, self._own_lengths = output[1], None
-        if self._own_frames and len(args) > 1:
-            self._own_lengths = num_frames(module, args[1], self.layer)
-        self._num_encoder_frames = first_tensor(output).shape[1]
-        prefix = kwargs.get("prefix_embeds") if _takes_prefix(module) else None
-        self._num_prefix_frames = 0 if prefix is None else prefix.shape[1]
-        if self.layer == -1:
-            self._output = first_tensor(output)
-
-    def _on_layer(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if self._listening:
-            self._output = first_tensor(output)
 
 
 def _takes_prefix(encoder: torch.nn.Module) -> bool:
-    """Say whether an encoder's input layer puts tokens before the speech.
+    """Whether an encoder's input layer puts tokens before the speech.
 
-    That of S2T-CTC leaves this to its input layer, and drops the tokens where that is
-    linear.
+    The encoder of S2T-CTC leaves this to its input layer; a linear one drops them.
     """
     embed = getattr(encoder, "embed", None)
     if embed is None:
@@ -153,7 +167,7 @@ def _takes_prefix(encoder: torch.nn.Module) -> bool:
 
 
 def _num_channels(module: torch.nn.Module) -> Optional[int]:
-    """Return the channels of a module's output as ESPnet's classes tell them."""
+    """Return the channels of a module's output, read from ESPnet's attributes."""
     for name in ("output_size", "size", "block_size", "out_features"):
         value = getattr(module, name, None)
         value = value() if callable(value) else value

@@ -14,26 +14,22 @@ from espnet_mvq.plugin.codebook_target import CodebookTarget
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     DATA_NAME,
-    TEACHER_LOSS_NAME,
     MVQConfig,
     parse_targets,
     parse_weighting,
 )
 from espnet_mvq.plugin.embedding_target import EmbeddingTarget
-from espnet_mvq.plugin.layer_hook import EncoderTap
+from espnet_mvq.plugin.layer_hook import LayerHook
+from espnet_mvq.plugin.padded import Padded
 from espnet_mvq.plugin.target import Target
-from espnet_mvq.plugin.time_warp import (
-    TimeWarpListener,
-    WarpedTime,
-    refuse_warp_inside,
-)
-from espnet_mvq.plugin.utterance_weighting import Balance
+from espnet_mvq.plugin.time_warp import TimeWarpHook, refuse_warp_inside
+from espnet_mvq.plugin.utterance_weighting import UtteranceWeighting
 
 
 class MVQ(torch.nn.ModuleDict):
-    """What the plugin adds to a model: targets by name.
+    """Part of a model that the plugin adds: targets by name.
 
-    All its parameters are the model's under the one prefix `mvq.`.
+    All its parameters are under the one prefix `mvq.` of the model.
 
     Attributes:
         num_updates: Batches trained on so far. A float: ESPnet averages checkpoints,
@@ -45,7 +41,7 @@ class MVQ(torch.nn.ModuleDict):
         self.register_buffer("num_updates", torch.zeros(()))
 
     def _apply(self, *args: Any, **kwargs: Any) -> "MVQ":
-        """Move or convert all but the type of the count: bfloat16 ends at 256."""
+        """Move or convert all but the type of the count: bfloat16 counts to 256."""
         count = self.num_updates
         super()._apply(*args, **kwargs)
         self.num_updates = count.to(self.num_updates.device)
@@ -54,7 +50,7 @@ class MVQ(torch.nn.ModuleDict):
     def begin_batch(self) -> int:
         """Return the updates made so far; count this one if the model is in training.
 
-        Before the first one the targets start.
+        Targets are started before the first one.
         """
         update = int(self.num_updates)
         if self.training:
@@ -67,21 +63,52 @@ class MVQ(torch.nn.ModuleDict):
     def weights(self, update: int) -> Dict[str, float]:
         """Return the weight of each target after so many updates.
 
-        In evaluation schedules do not count.
+        In evaluation schedules are not applied.
         """
         if not self.training:
             return {name: target.config.weight for name, target in self.items()}
         return {n: target.schedule.weight_at(update) for n, target in self.items()}
 
+    def read_batch(
+        self,
+        batch: Dict[str, Any],
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        weights: Dict[str, float],
+    ) -> Dict[str, Optional[Padded]]:
+        """Take the data of each target out of a batch: see `Target.teacher_data`."""
+        if speech.dim() == 3 and speech.shape[2] == 1:
+            # Waveforms as returned by ESPnet's s2t preprocessors
+            speech = speech.squeeze(2)
+        teacher_data = {}
+        for name, target in self.items():
+            values, lengths = batch.pop(name, None), batch.pop(f"{name}_lengths", None)
+            teacher_data[name] = target.teacher_data(
+                None if values is None else Padded(values, lengths),
+                Padded(speech, speech_lengths),
+                weights[name],
+            )
+        return teacher_data
+
+    def named_stats(
+        self, name: str, stats: Dict[str, torch.Tensor]
+    ) -> Dict[str, torch.Tensor]:
+        """Name statistics after their target where there are several."""
+        if len(self) == 1:
+            return stats
+        tag = name.removeprefix(DATA_NAME)
+        tag = tag if tag.startswith("_") else "_" + name
+        return {f"{key}{tag}": value for key, value in stats.items()}
+
 
 def build_mvq(
     configs: Dict[str, MVQConfig],
-    taps: Dict[str, EncoderTap],
+    layer_hooks: Dict[str, LayerHook],
     model: torch.nn.Module,
 ) -> MVQ:
-    """Build the plugin's part of a model without touching the random state.
+    """Build the plugin's part of a model without changing the random state.
 
-    So the student's own initial weights and dropout are those of the baseline.
+    So the student's initial weights and dropout are those of the baseline.
     """
     with torch.random.fork_rng(devices=[]):
         targets = {}
@@ -94,7 +121,7 @@ def build_mvq(
                 config.layer,
                 getattr(model, "preencoder", None),
             )
-            channels = taps[name].num_channels
+            channels = layer_hooks[name].num_channels
             kind = CodebookTarget if config.loss == CODEBOOKS else EmbeddingTarget
             targets[name] = kind(name, config, grid, channels)
         return MVQ(targets)
@@ -103,128 +130,96 @@ def build_mvq(
 class MVQMixin:
     """Adds the MVQ loss to the forward of an ESPnet model.
 
-    The loss is added to the model's own only on batches that have codebook indexes, or
-    whatever else a target needs; else, or with weight 0, loss and gradients are those
-    of the model without the plugin, bit for bit.
+    The loss is added only on batches that have teacher data, as codebook indexes. On
+    others, or with weight 0, loss and gradients are those of the model without the
+    plugin, bit for bit.
     """
 
     def __init__(self, *args: Any, mvq_conf: Optional[dict] = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         configs = parse_targets(mvq_conf or {})
-        # Not submodules: taps have no parameters and must leave no trace in them.
-        self._mvq_taps = {
-            name: EncoderTap(self.encoder, config.layer, config.level == "utterance")
+        # Not submodules: hooks have no parameters and are not in the state dict.
+        self._mvq_layer_hooks = {
+            name: LayerHook(self.encoder, config.layer, config.level == "utterance")
             for name, config in configs.items()
         }
         refuse_warp_inside(self.encoder)
-        self._mvq_time = TimeWarpListener(self.specaug, self.frontend)
-        self.mvq = build_mvq(configs, self._mvq_taps, self)
-        self._mvq_balance = Balance(self, parse_weighting(mvq_conf or {}))
+        self._mvq_time_warp_hook = TimeWarpHook(self.specaug, self.frontend)
+        self.mvq = build_mvq(configs, self._mvq_layer_hooks, self)
+        self._mvq_weighting = UtteranceWeighting(self, parse_weighting(mvq_conf or {}))
 
     def forward(
-        self, speech: torch.Tensor, speech_lengths: torch.Tensor, **kwargs: Any
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor, **batch: Any
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor]:
         """Compute the model's loss and add the MVQ loss.
 
         Args:
             speech: (B, S), (B, S, 1) or features (B, T, F).
             speech_lengths: (B,).
-            **kwargs: The rest of the batch; of these `codebook_indexes`, int64,
-                (B, T_teacher, N), and `codebook_indexes_lengths`, (B,), are ours, and
-                so are those of other targets, and `teacher_loss`, (B, 1).
+            **batch: The rest of the batch. The plugin takes out of it
+                `codebook_indexes`, int64, (B, T_teacher, N), and
+                `codebook_indexes_lengths`, (B,), those of other targets, and the data
+                of `UtteranceWeighting`.
 
         Returns:
             Loss, statistics and weight as of ESPnet's models.
         """
+        self._refuse_data_parallel()
+        update = self.mvq.begin_batch()
+        weights = self.mvq.weights(update)
+        teacher_data = self.mvq.read_batch(batch, speech, speech_lengths, weights)
+        has_teacher = torch.zeros_like(speech_lengths, dtype=torch.bool)
+        for name, data in teacher_data.items():
+            if data is not None and weights[name] > 0:
+                has_teacher = has_teacher | (data.lengths > 0)
+
+        with contextlib.ExitStack() as stack:
+            layer_outputs = {
+                name: stack.enter_context(hook.record())
+                for name, hook in self._mvq_layer_hooks.items()
+            }
+            warp = stack.enter_context(self._mvq_time_warp_hook.record())
+            utterance_weights = stack.enter_context(
+                self._mvq_weighting.weight_task(batch, has_teacher, update)
+            )
+            loss, task_stats, weight = super().forward(speech, speech_lengths, **batch)
+
+        # DDP needs a gradient for every parameter in every step.
+        loss = loss + 0.0 * sum(p.sum() for p in self.mvq.parameters())
+        # Under autocast the task's loss may be in half precision. The MVQ loss is not,
+        # and statistics must have the same type on every batch and rank.
+        dtype = torch.promote_types(loss.dtype, torch.float32)
+        total = loss.new_zeros((), dtype=dtype)
+        stats = dict(task_stats)
+        for name, target in self.mvq.items():
+            frames, data = layer_outputs[name].frames, teacher_data[name]
+            if frames is None or data is None or not bool((data.lengths > 0).any()):
+                target_stats = target.nan_stats(speech.device)
+            else:
+                with_gradient = torch.is_grad_enabled() and weights[name] > 0
+                with torch.set_grad_enabled(with_gradient):
+                    target_loss, target_stats = target(
+                        frames, data, warp, utterance_weights.values
+                    )
+                if weights[name] > 0:
+                    loss = loss.to(dtype) + weights[name] * target_loss
+                    total = total + weights[name] * target_loss.detach()
+            stats.update(self.mvq.named_stats(name, target_stats))
+        if len(self.mvq) > 1:
+            stats["loss_mvq"] = total if bool(has_teacher.any()) else total * math.nan
+        stats.update(
+            self._mvq_weighting.stats(task_stats, utterance_weights, loss.device)
+        )
+        stats["loss"] = loss.detach().to(dtype)
+        return force_gatherable((loss, stats, weight), loss.device)
+
+    def _refuse_data_parallel(self) -> None:
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "the MVQ loss does not work in torch's DataParallel, whose copies of a "
-                "model share what listens to its layers: train several GPUs with "
+                "model share the hooks of its layers: train several GPUs with "
                 "--multiprocessing_distributed true"
             )
-        data = {
-            name: (kwargs.pop(name, None), kwargs.pop(f"{name}_lengths", None))
-            for name in (*self.mvq, TEACHER_LOSS_NAME)
-        }
-        teacher_losses = data.pop(TEACHER_LOSS_NAME)[0]
-        if teacher_losses is not None:
-            teacher_losses = teacher_losses.reshape(-1)
-        heard = speech, speech_lengths
-        if speech.dim() == 3 and speech.shape[2] == 1:
-            # Waveforms as ESPnet's s2t preprocessors leave them
-            heard = speech.squeeze(2), speech_lengths
-        update = self.mvq.begin_batch()
-        weights = self.mvq.weights(update)
-        # Before the weighing, which asks who has a teacher's data
-        data = {
-            name: self.mvq[name].completed(values, heard, weights[name])
-            for name, values in data.items()
-        }
-        there = {name: self.mvq[name].is_there(data[name], heard) for name in self.mvq}
-        with_teacher = torch.stack([there[n] & (weights[n] > 0) for n in there]).any(0)
-        with contextlib.ExitStack() as stack:
-            for tap in self._mvq_taps.values():
-                stack.enter_context(tap.listening())
-            stack.enter_context(self._mvq_time.listening())
-            stack.enter_context(
-                self._mvq_balance.weighing(kwargs, with_teacher, update, teacher_losses)
-            )
-            loss, stats, weight = super().forward(speech, speech_lengths, **kwargs)
-        stats = self._mvq_balance.completed(stats, loss.device)
-        utterance_weights = self._mvq_balance.take()
-        warp = self._mvq_time.take()
-        # DDP wants a gradient for every parameter in every step.
-        loss = loss + 0.0 * sum(p.sum() for p in self.mvq.parameters())
-        # Under autocast the task's loss may be in half precision; ours is not, and
-        # statistics are to be of one type on every batch and rank.
-        precise = torch.promote_types(loss.dtype, torch.float32)
-        total = loss.new_zeros((), dtype=precise)
-        for name, target_weight in weights.items():
-            target_loss, target_stats = self._target_loss(
-                name,
-                data[name],
-                heard,
-                warp,
-                utterance_weights,
-                bool(there[name].any()),
-                torch.is_grad_enabled() and target_weight > 0,
-            )
-            if target_loss is not None and target_weight > 0:
-                loss = loss.to(precise) + target_weight * target_loss
-                total = total + target_weight * target_loss.detach()
-            stats = {**stats, **self._named(name, target_stats)}
-        if len(self.mvq) > 1:
-            stats["loss_mvq"] = total if bool(with_teacher.any()) else total * math.nan
-        stats.update(self._mvq_balance.stats(utterance_weights, loss.device))
-        stats["loss"] = loss.detach().to(precise)
-        return force_gatherable((loss, stats, weight), loss.device)
-
-    def _target_loss(
-        self,
-        name: str,
-        data: Any,
-        speech: Tuple[torch.Tensor, torch.Tensor],
-        warp: Optional[WarpedTime],
-        utterance_weights: Optional[torch.Tensor],
-        is_there: bool,
-        with_gradient: bool,
-    ) -> Tuple[Optional[torch.Tensor], Dict[str, torch.Tensor]]:
-        """Compute loss and statistics of one target; no loss if there is nothing."""
-        target, (frames, lengths) = self.mvq[name], self._mvq_taps[name].take()
-        if frames is None or not is_there:
-            return None, target.nan_stats(speech[0].device)
-        with torch.set_grad_enabled(with_gradient):
-            return target(frames, lengths, data, speech, warp, utterance_weights)
-
-    def _named(
-        self, name: str, stats: Dict[str, torch.Tensor]
-    ) -> Dict[str, torch.Tensor]:
-        """Name statistics after their target where there are several."""
-        if len(self.mvq) == 1:
-            return stats
-        tag = name.removeprefix(DATA_NAME)
-        tag = tag if tag.startswith("_") else "_" + name
-        return {f"{key}{tag}": value for key, value in stats.items()}
 
 
 def make_mvq_model(base: Type[torch.nn.Module], name: str) -> Type[torch.nn.Module]:

@@ -1,32 +1,31 @@
-"""Which moment a feature frame shows after SpecAug's time warp."""
+"""SpecAug's time warp: the moment of the speech that each warped frame shows."""
 
 import contextlib
-from typing import Any, Iterator, List, Optional
+from dataclasses import dataclass
+from typing import Any, Iterator, Optional
 
 import torch
 
 from espnet_mvq.frame_timing.front_ends import frontend_frames
 
 
+@dataclass
 class WarpedTime:
-    """Maps times in the speech that the encoder hears to times in the speech itself.
+    """Map of times in warped features to times in the speech.
 
-    Args:
-        shown: For each feature frame the (fractional) frame of the unwarped features
-            that it shows, float, (B, T).
+    Attributes:
         shift_samples: Samples between feature frames.
         offset_samples: Centre of feature frame 0.
+        source_frames: For each feature frame the (fractional) frame of the unwarped
+            features that it shows, float, (B, T). None: nothing was warped.
     """
 
-    def __init__(
-        self, shown: torch.Tensor, shift_samples: float, offset_samples: float
-    ):
-        self._shown = shown
-        self._shift = shift_samples
-        self._offset = offset_samples
+    shift_samples: float
+    offset_samples: float
+    source_frames: Optional[torch.Tensor] = None
 
     def __call__(self, times: torch.Tensor) -> torch.Tensor:
-        """Map times.
+        """Map times in the warped features to times in the speech.
 
         Args:
             times: In samples, float, (S,).
@@ -34,22 +33,23 @@ class WarpedTime:
         Returns:
             In samples, float, (B, S).
         """
-        last = self._shown.shape[1] - 1
-        places = (times - self._offset) / self._shift
+        frames = self.source_frames
+        last = frames.shape[1] - 1
+        places = (times - self.offset_samples) / self.shift_samples
         inside = places.clamp(0, last)
         left = inside.floor().long().clamp(max=max(0, last - 1))
         right = (left + 1).clamp(max=last)
         share = inside - left
-        shown = self._shown[:, left] * (1 - share) + self._shown[:, right] * share
-        return self._offset + self._shift * (shown + (places - inside))
+        source = frames[:, left] * (1 - share) + frames[:, right] * share
+        return self.offset_samples + self.shift_samples * (source + (places - inside))
 
 
-class TimeWarpListener:
-    """Finds out what SpecAug's time warp does, without changing it.
+class TimeWarpHook:
+    """Records SpecAug's time warp without changing it.
 
-    The warp is random. When it has run, it runs again, with the random state that it
-    had, on a ramp: features that hold the number of their frame. What comes out tells
-    for each frame which one it shows, whatever the warp's method.
+    The warp is random. When it has run, it runs again, with the same random state, on
+    a ramp: features that hold the number of their frame. The output has for each frame
+    the number of the frame that it shows, whatever the warp's method.
 
     Args:
         specaug: ESPnet's SpecAug, or None.
@@ -64,11 +64,8 @@ class TimeWarpListener:
         specaug: Optional[torch.nn.Module],
         frontend: Optional[torch.nn.Module],
     ):
-        self._listening = False
-        self._random_state: Optional[torch.Tensor] = None
-        self._shown: Optional[torch.Tensor] = None
-        warp = getattr(specaug, "time_warp", None)
-        if warp is None:
+        self._warp = getattr(specaug, "time_warp", None)
+        if self._warp is None:
             return
         frames = frontend_frames(frontend)
         if frames is None:
@@ -78,53 +75,61 @@ class TimeWarpListener:
                 "indexes cannot be moved with it; set specaug_conf: "
                 "{apply_time_warp: false}"
             )
-        self._shift, self._offset = frames
-        warp.register_forward_pre_hook(self._before)
-        warp.register_forward_hook(self._after)
+        self._shift_samples, self._offset_samples = frames
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["TimeWarpListener"]:
-        """Find out what the warp does while the block runs."""
-        self._listening, self._shown = True, None
-        try:
-            yield self
-        finally:
-            self._listening = False
-
-    def take(self) -> Optional[WarpedTime]:
-        """Hand over what was found out, once; None if nothing was warped."""
-        shown, self._shown = self._shown, None
-        if shown is None:
-            return None
-        return WarpedTime(shown, self._shift, self._offset)
-
-    def _before(self, module: torch.nn.Module, args: Any) -> None:
-        if self._listening:
-            self._random_state = torch.get_rng_state()
-
-    def _after(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if not self._listening:
+    def record(self) -> Iterator[Optional[WarpedTime]]:
+        """Record the warp while the block runs one forward; None without a warp."""
+        if self._warp is None:
+            yield None
             return
-        features, *lengths = args
-        batch, num_frames = features.shape[:2]
-        ramp = torch.arange(num_frames, dtype=torch.float32)
-        ramp = ramp.expand(batch, -1).unsqueeze(2).clone()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._random_state)
-            shown, _ = module.forward(ramp, *_to_cpu(lengths))
-        shown = shown.squeeze(2)
-        if lengths and lengths[0] is not None:
-            # Beyond an utterance's end ESPnet pads with zeros, which name frame 0.
-            own = torch.arange(shown.shape[1], dtype=torch.float32)
-            shown = torch.where(own < lengths[0].cpu().unsqueeze(1), shown, own)
-        self._shown = shown.to(features.device)
+        recorded = WarpedTime(self._shift_samples, self._offset_samples)
+        random_states = []
+
+        def before(module: torch.nn.Module, args: Any) -> None:
+            random_states.append(torch.get_rng_state())
+
+        def after(module: torch.nn.Module, args: Any, output: Any) -> None:
+            recorded.source_frames = _warp_ramp(module, random_states.pop(), *args)
+
+        hooks = [
+            self._warp.register_forward_pre_hook(before),
+            self._warp.register_forward_hook(after),
+        ]
+        try:
+            yield recorded
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _warp_ramp(
+    warp: torch.nn.Module,
+    random_state: torch.Tensor,
+    features: torch.Tensor,
+    *lengths: Optional[torch.Tensor],
+) -> torch.Tensor:
+    """Return the number of the frame that each warped frame shows, (B, T)."""
+    batch, num_frames = features.shape[:2]
+    ramp = torch.arange(num_frames, dtype=torch.float32)
+    ramp = ramp.expand(batch, -1).unsqueeze(2).clone()
+    lengths = [None if length is None else length.cpu() for length in lengths]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(random_state)
+        source, _ = warp.forward(ramp, *lengths)
+    source = source.squeeze(2)
+    if lengths and lengths[0] is not None:
+        # Beyond an utterance's end ESPnet pads with zeros, the number of frame 0.
+        own = torch.arange(source.shape[1], dtype=torch.float32)
+        source = torch.where(own < lengths[0].unsqueeze(1), source, own)
+    return source.to(features.device)
 
 
 def refuse_warp_inside(encoder: torch.nn.Module) -> None:
     """Refuse an encoder with a SpecAug of its own, as Whisper's, that warps time.
 
     Raises:
-        ValueError: Saying how to switch it off.
+        ValueError: With the option that switches the warp off.
     """
     specaug = getattr(encoder, "specaug", None)
     if getattr(specaug, "time_warp", None) is not None:
@@ -133,7 +138,3 @@ def refuse_warp_inside(encoder: torch.nn.Module) -> None:
             "codebook indexes cannot be moved with it; set apply_time_warp: false in "
             "the specaug_conf (or specaug_config) of encoder_conf"
         )
-
-
-def _to_cpu(values: List[Any]) -> List[Any]:
-    return [v.cpu() if isinstance(v, torch.Tensor) else v for v in values]

@@ -1,82 +1,94 @@
-"""How much each utterance counts in the task's loss and in those of the teachers."""
+"""Weights of utterances in the task's loss and in those of the teachers."""
 
 import argparse
 import contextlib
 import math
+from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 
 from espnet_mvq.distillation import Weighting
-from espnet_mvq.plugin.config import UNLABELLED_NAME
-from espnet_mvq.plugin.criterion_weighting import TaskLossWeigher
+from espnet_mvq.plugin.config import TEACHER_LOSS_NAME, UNLABELLED_NAME
+from espnet_mvq.plugin.criterion_weighting import CriterionWeighting
 from espnet_mvq.plugin.data_type import LIST_NAME
 
-# Statistics that the task asr_transducer leaves out where the loss is 0
-_LEFT_OUT = {
+# Statistics that are None in the task asr_transducer where the loss is 0
+_NONE_AT_ZERO = {
     "loss_aux_ctc": "use_auxiliary_ctc",
     "loss_aux_lm": "use_auxiliary_lm_loss",
 }
-# What an unlabelled utterance with an empty text is given in its place: any token will
-# do, as its loss counts nothing; without any, some of ESPnet's losses fail.
+# Text of an unlabelled utterance whose text is empty, as some of ESPnet's losses fail
+# on empty texts. Any token will do: the weight of the loss is 0.
 _ANY_TOKEN = 1
 
 
-class Balance:
-    """Weighs the utterances of a batch between task and teachers.
+@dataclass
+class TeacherWeights:
+    """Weights of a batch's utterances in the losses of the teachers.
 
-    Two things are done here. With a weighting, as AdaKD, utterance i counts 1 - a_i in
-    the task's losses and a_i in those of the teachers (Ganguly et al. 2024,
-    arXiv:2405.08019). And an unlabelled utterance, which has nothing but teachers,
-    counts 0 and 1. All others, and all in evaluation, count 1 and 1: then ESPnet's
-    losses are left alone. Only the data `unlabelled` say which utterances are so: an
-    empty text alone is a text, of which ESPnet has a loss.
+    Attributes:
+        values: Float, (B,). None until the forward has ended, and if all are 1.
+    """
+
+    values: Optional[torch.Tensor] = None
+
+
+class UtteranceWeighting:
+    """Weights the utterances of a batch in the task's losses and the teachers'.
+
+    With a weighting, as AdaKD, utterance i has the weight 1 - a_i in the task's losses
+    and a_i in those of the teachers (Ganguly et al. 2024, arXiv:2405.08019).
+    Unlabelled utterances have the weights 0 and 1. All others, and all in evaluation,
+    have 1 and 1; a batch of nothing else runs through ESPnet's losses unchanged. Only
+    the data `unlabelled` mark an utterance as unlabelled: an empty text is a text, for
+    which ESPnet has a loss.
 
     Args:
         model: ESPnet model.
-        weighting: How to weigh; None: all alike.
+        weighting: Formula of the weights; None: all alike.
     """
 
     def __init__(self, model: torch.nn.Module, weighting: Optional[Weighting]):
         self._model = model
         self._weighting = weighting
-        self._weigher: Optional[TaskLossWeigher] = None
-        self._utterance_weights: Optional[torch.Tensor] = None
+        self._criteria: Optional[CriterionWeighting] = None
         if weighting is not None:
-            self._weigher = TaskLossWeigher(model)
+            self._criteria = CriterionWeighting(model)
 
     @contextlib.contextmanager
-    def weighing(
-        self,
-        batch: Dict[str, Any],
-        with_teacher: torch.Tensor,
-        update: int,
-        teacher_losses: Optional[torch.Tensor],
-    ) -> Iterator[None]:
-        """Have the task's losses weighed while the block runs.
+    def weight_task(
+        self, batch: Dict[str, Any], has_teacher: torch.Tensor, update: int
+    ) -> Iterator[TeacherWeights]:
+        """Weight the utterances in the task's losses while the block runs one forward.
 
         Args:
-            batch: What the model is given beside the speech. `unlabelled`, (B, 1), not
-                0 for utterances whose text is none, is taken out of it, and their texts
-                are replaced if they are empty.
-            with_teacher: Whether an utterance has a loss of a teacher, bool, (B,).
+            batch: Data of the batch beside the speech. These are taken out of it:
+                `unlabelled`, (B, 1), not 0 for unlabelled utterances, whose empty texts
+                are replaced; and `teacher_loss`, (B, 1), the teacher's task loss in
+                nats per label, NaN where there is none.
+            has_teacher: Mask of utterances that have a loss of a teacher, bool, (B,).
             update: Updates already made.
-            teacher_losses: Task loss of the teacher on each utterance, nats per label,
-                (B,), NaN where there is none; None: not known.
+
+        Raises:
+            ValueError: If a teacher loss that the weighting needs is missing.
         """
-        self._utterance_weights = None
-        labelled = _labelled(batch, with_teacher)
+        weights = TeacherWeights()
+        teacher_losses = _pop(batch, TEACHER_LOSS_NAME)
+        unlabelled = _pop(batch, UNLABELLED_NAME)
+        labelled = torch.ones_like(has_teacher)
+        if unlabelled is not None:
+            labelled = unlabelled == 0
         weighting = self._weighting if self._model.training else None
         if weighting is None and bool(labelled.all()):
-            yield
+            yield weights
             return
         _fill_empty_texts(batch, labelled)
-        if self._weigher is None:
-            self._weigher = TaskLossWeigher(self._model)
+        if self._criteria is None:
+            self._criteria = CriterionWeighting(self._model)
         if teacher_losses is not None:
-            # Of all others nobody will ask.
-            asked = labelled & with_teacher
-            teacher_losses = teacher_losses.masked_fill(~asked, 0)
+            # Those of other utterances are not used, and may be NaN.
+            teacher_losses = teacher_losses.masked_fill(~(labelled & has_teacher), 0)
             _refuse_nan(teacher_losses, batch.get("utt_id"))
         alphas = []
 
@@ -85,52 +97,40 @@ class Balance:
                 return labelled.to(losses.dtype)
             per_label = losses / num_labels.clamp(min=1)
             alphas.append(weighting.alphas(update, teacher_losses, per_label))
-            return torch.where(with_teacher, 1 - alphas[-1], 1.0) * labelled
+            return torch.where(has_teacher, 1 - alphas[-1], 1.0) * labelled
 
-        with self._weigher.weighing(weigh):
-            yield
+        with self._criteria.weighted_by(weigh):
+            yield weights
         if alphas:
-            # Weightings that look at the student's loss see one for each criterion.
-            alpha = torch.stack(alphas).mean(0) * with_teacher
-            self._utterance_weights = torch.where(labelled, alpha, 1.0)
-
-    def completed(
-        self, stats: Dict[str, Optional[torch.Tensor]], device: torch.device
-    ) -> Dict[str, Optional[torch.Tensor]]:
-        """Fill in what the model leaves out of the statistics of some batches.
-
-        ESPnet gathers them from all ranks one by one, and waits for ever for one that
-        a rank does not have; as that of a loss without any labelled utterance.
-        """
-        missing = {
-            name: torch.zeros(1, device=device)
-            for name, option in _LEFT_OUT.items()
-            if getattr(self._model, option, False) and stats.get(name) is None
-        }
-        return {**stats, **missing}
-
-    def take(self) -> Optional[torch.Tensor]:
-        """Hand over the weights of utterances in the teachers' losses, once.
-
-        Returns:
-            (B,), or None: all 1.
-        """
-        weights, self._utterance_weights = self._utterance_weights, None
-        return weights
+            # Focal weighting has other weights for each criterion.
+            alpha = torch.stack(alphas).mean(0) * has_teacher
+            weights.values = torch.where(labelled, alpha, 1.0)
 
     def stats(
-        self, weights: Optional[torch.Tensor], device: torch.device
+        self,
+        task_stats: Dict[str, Optional[torch.Tensor]],
+        weights: TeacherWeights,
+        device: torch.device,
     ) -> Dict[str, torch.Tensor]:
-        """Return the mean weight of a batch, if utterances are weighed."""
-        if self._weighting is None:
-            return {}
-        if weights is None:
-            return {"mvq_alpha": torch.full((), math.nan, device=device)}
-        return {"mvq_alpha": weights.float().mean()}
+        """Return the mean weight of a batch, and statistics that the task left out.
+
+        All ranks need the same statistics: ESPnet gathers them one by one, and waits
+        for ever for one that a rank does not have.
+        """
+        stats = {
+            name: torch.zeros(1, device=device)
+            for name, option in _NONE_AT_ZERO.items()
+            if getattr(self._model, option, False) and task_stats.get(name) is None
+        }
+        if self._weighting is not None:
+            nan = torch.full((), math.nan, device=device)
+            values = weights.values
+            stats["mvq_alpha"] = nan if values is None else values.float().mean()
+        return stats
 
 
 def refuse_unweighable(model: torch.nn.Module, args: argparse.Namespace) -> None:
-    """Refuse a list of unlabelled utterances if the model's loss cannot leave them out.
+    """Refuse a list of unlabelled utterances if the model's loss cannot be weighted.
 
     Args:
         model: ESPnet model.
@@ -144,21 +144,21 @@ def refuse_unweighable(model: torch.nn.Module, args: argparse.Namespace) -> None
     lists = [path for path, _, kind in data if kind == LIST_NAME]
     if lists:
         try:
-            TaskLossWeigher(model)
+            CriterionWeighting(model)
         except ValueError as error:
             message = f"{lists[0]} of type {LIST_NAME!r}: {error}"
             raise ValueError(message) from error
 
 
-def _labelled(batch: Dict[str, Any], like: torch.Tensor) -> torch.Tensor:
-    """Say which utterances have a text of their own, bool, (B,)."""
-    flags = batch.pop(UNLABELLED_NAME, None)
-    batch.pop(f"{UNLABELLED_NAME}_lengths", None)
-    return torch.ones_like(like) if flags is None else flags.flatten() == 0
+def _pop(batch: Dict[str, Any], name: str) -> Optional[torch.Tensor]:
+    """Take the number of each utterance, (B,), out of a batch; None without."""
+    batch.pop(f"{name}_lengths", None)
+    numbers = batch.pop(name, None)
+    return None if numbers is None else numbers.flatten()
 
 
 def _refuse_nan(teacher_losses: torch.Tensor, utt_ids: Optional[List[str]]) -> None:
-    """Refuse a batch of which a teacher loss is needed and not there, by name."""
+    """Refuse a batch that lacks teacher losses, naming the first utterance."""
     missing = teacher_losses.isnan().nonzero().flatten().tolist()
     if missing and utt_ids is not None:
         raise ValueError(
@@ -170,7 +170,7 @@ def _refuse_nan(teacher_losses: torch.Tensor, utt_ids: Optional[List[str]]) -> N
 
 
 def _fill_empty_texts(batch: Dict[str, Any], labelled: torch.Tensor) -> None:
-    """Give unlabelled utterances one token in all their texts that are empty."""
+    """Fill the empty texts of unlabelled utterances with one token."""
     for name in [n for n in batch if f"{n}_lengths" in batch]:
         text, lengths = batch[name], batch[f"{name}_lengths"]
         empty = ~labelled & (lengths == 0)

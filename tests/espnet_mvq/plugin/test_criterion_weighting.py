@@ -1,4 +1,4 @@
-"""Weighing utterances in the losses of ESPnet's tasks.
+"""Weights of utterances in the losses of ESPnet's tasks.
 
 The reference runs every utterance alone through the stock model.
 """
@@ -16,56 +16,55 @@ import torch.distributed as dist
 from test_tasks import COMMON, SIZES, TASKS, TRANSDUCER
 from torch.nn.parallel import DistributedDataParallel
 
-from espnet_mvq.plugin.criterion_weighting import TaskLossWeigher
+from espnet_mvq.plugin.criterion_weighting import CriterionWeighting
 
 QUIET = {"report_cer": False, "report_wer": False}
 INTERCTC = {"interctc_layer_idx": [1], "interctc_use_conditioning": True}
 WEIGHTS = torch.tensor([0.3, 1.7, 0.9])
 ATTENTION = {"attention_heads": 2, "linear_units": 8, "num_blocks": 1}
-# Task of `TASKS`, further options, further `model_conf`, criteria that run and how
-# often
+# Task of `TASKS`, further options, further `model_conf`, calls of criteria in order
 CASES = {
-    "asr": ("asr", {}, {"lsm_weight": 0.1}, {"ctc": 1, "criterion_att": 1}),
-    "asr with ctc alone": ("asr", {}, {"ctc_weight": 1.0}, {"ctc": 1}),
-    "asr with attention alone": ("asr", {}, {"ctc_weight": 0.0}, {"criterion_att": 1}),
+    "asr": ("asr", {}, {"lsm_weight": 0.1}, ["ctc", "criterion_att"]),
+    "asr with ctc alone": ("asr", {}, {"ctc_weight": 1.0}, ["ctc"]),
+    "asr with attention alone": ("asr", {}, {"ctc_weight": 0.0}, ["criterion_att"]),
     "asr with interctc": (
         "asr",
         {"encoder_conf": {**SIZES, **INTERCTC}},
         {"interctc_weight": 0.4},
-        {"ctc": 2, "criterion_att": 1},
+        ["ctc", "ctc", "criterion_att"],
     ),
     "asr with transducer": (
         "asr",
         TRANSDUCER,
         {"ctc_weight": 0.3},
-        {"ctc": 1, "criterion_transducer": 1},
+        ["ctc", "criterion_transducer"],
     ),
-    "maskctc": ("maskctc", {}, {}, {"ctc": 1, "criterion_mlm": 1}),
-    "slu": ("slu", {}, {}, {"ctc": 1, "criterion_att": 1}),
-    "s2t": ("s2t", {}, {}, {"ctc": 1, "criterion_att": 1}),
+    "maskctc": ("maskctc", {}, {}, ["ctc", "criterion_mlm"]),
+    "slu": ("slu", {}, {}, ["ctc", "criterion_att"]),
+    "s2t": ("s2t", {}, {}, ["ctc", "criterion_att"]),
     "s2t_ctc": (
         "s2t_ctc",
         {"encoder_conf": {**TASKS["s2t_ctc"][4]["encoder_conf"], **INTERCTC}},
         {"interctc_weight": 0.4, "ctc_asr_only": [True, False]},
-        {"ctc": 2},
+        ["ctc", "ctc"],
     ),
     "asr_transducer": (
         "asr_transducer",
         {},
         {"auxiliary_ctc_weight": 0.3, "auxiliary_lm_loss_weight": 0.2},
-        {"criterion_transducer": 1, "aux_ctc": 1, "aux_lm": 1},
+        ["criterion_transducer", "aux_ctc", "aux_lm"],
     ),
     "st": (
         "st",
         {"extra_asr_decoder": "transformer", "extra_asr_decoder_conf": ATTENTION},
         {"asr_weight": 0.3, "mtlalpha": 0.4, "st_mtlalpha": 0.2, "report_bleu": False},
-        {"ctc": 1, "st_ctc": 1, "criterion_st": 1, "criterion_asr": 1},
+        ["ctc", "st_ctc", "criterion_asr", "criterion_st"],
     ),
     "st with transducer": (
         "st",
         {**TRANSDUCER, "st_joint_net_conf": TRANSDUCER["joint_net_conf"]},
         {"report_bleu": False},
-        {"st_criterion_transducer": 1},
+        ["st_criterion_transducer"],
     ),
 }
 
@@ -151,11 +150,16 @@ def step(model, batch):
 
 
 def step_weighed(model, batch, weights):
-    """Run the same while weighing; return what was taken, too."""
-    weigher = TaskLossWeigher(model)
-    with weigher.weighing(lambda losses, labels: weights):
+    """Run the same with weights; return losses and labels of each criterion, too."""
+    calls = []
+
+    def weigh(losses, labels):
+        calls.append((losses, labels))
+        return weights
+
+    with CriterionWeighting(model).weighted_by(weigh):
         results = step(model, batch)
-    return (*results, weigher.take())
+    return (*results, calls)
 
 
 def steps_alone(model, batch, utterances=(0, 1, 2)):
@@ -179,7 +183,7 @@ def test_weights_of_one_change_nothing(name):
     models = [build(name).train() for _ in range(2)]
     batch = make_batch(name)
     loss, stats, gradients = step(models[0], batch)
-    ours, our_stats, our_gradients, taken = step_weighed(
+    ours, our_stats, our_gradients, calls = step_weighed(
         models[1], batch, torch.ones(3)
     )
     torch.testing.assert_close(ours, loss, rtol=1e-5, atol=0)
@@ -189,23 +193,20 @@ def test_weights_of_one_change_nothing(name):
         )
     for key, value in stats.items():
         assert value is our_stats[key] is None or torch.allclose(our_stats[key], value)
-    assert {key: len(calls) for key, calls in taken.items()} == CASES[name][3]
+    assert len(calls) == len(CASES[name][3])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_loss_is_the_weighted_mean_of_utterances_alone(name):
     model, batch = build(name).eval(), make_batch(name)
     alone = steps_alone(model, batch)
-    loss, stats, gradients, taken = step_weighed(model, batch, WEIGHTS)
+    loss, stats, gradients, calls = step_weighed(model, batch, WEIGHTS)
     assert_mean(loss, gradients, alone, WEIGHTS)
-    for calls in taken.values():
-        assert all(torch.equal(call.weights, WEIGHTS) for call in calls)
     for key, criterion in [("loss_ctc", "ctc"), ("loss_att", "criterion_att")]:
-        if criterion in taken and stats.get(key) is not None:
-            found = taken[criterion][0]
-            losses = torch.cat([one[1][key] for one in alone])
-            torch.testing.assert_close(found.losses, losses, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(found.unweighted, losses.mean())
+        if criterion in CASES[name][3] and stats.get(key) is not None:
+            losses, _ = calls[CASES[name][3].index(criterion)]
+            expected = torch.cat([one[1][key] for one in alone])
+            torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("empty", [True, False])
@@ -215,13 +216,14 @@ def test_weight_zero_leaves_no_trace(name, empty):
         pytest.skip("stock Mask-CTC masks at least one label, so it needs one")
     model, batch = build(name).eval(), make_batch(name, empty)
     weights = torch.tensor([0.3, 0.0, 1.9])
-    loss, _, gradients, taken = step_weighed(model, batch, weights)
+    loss, _, gradients, calls = step_weighed(model, batch, weights)
     assert_mean(loss, gradients, steps_alone(model, batch, (0, 2)), weights[[0, 2]])
     assert all(gradient.isfinite().all() for gradient in gradients.values())
-    if empty and "ctc" in taken:
-        assert taken["ctc"][0].labels[1] == 0
-    if empty and "criterion_att" in taken:
-        assert taken["criterion_att"][0].labels.tolist() == [5, 1, 4]  # <eos>, too
+    labels = dict(zip(CASES[name][3], (labels.tolist() for _, labels in calls)))
+    if empty and "ctc" in labels:
+        assert labels["ctc"][1] == 0
+    if empty and "criterion_att" in labels:
+        assert labels["criterion_att"] == [5, 1, 4]  # <eos>, too
 
 
 @pytest.mark.parametrize("name", ["asr", "asr_transducer", "s2t_ctc"])
@@ -235,28 +237,17 @@ def test_nothing_is_left_of_a_batch_without_weights(name):
 
 
 def test_utterances_that_s2t_leaves_out_are_weighed_in_their_place():
-    model, batch, seen = build("s2t_ctc", interctc_weight=0.0).eval(), None, []
-    batch = make_batch("s2t_ctc")
+    model, batch = build("s2t_ctc", interctc_weight=0.0).eval(), make_batch("s2t_ctc")
     alone = steps_alone(model, batch)
     batch["text"][1, 0] = model.na
-    weigher = TaskLossWeigher(model)
-
-    def weigh(losses, labels):
-        seen.append((losses, labels))
-        return WEIGHTS
-
-    with weigher.weighing(weigh):
-        loss, _, gradients = step(model, batch)
+    loss, _, _, [(losses, labels)] = step_weighed(model, batch, WEIGHTS)
     torch.testing.assert_close(
         loss, (WEIGHTS[0] * alone[0][0] + WEIGHTS[2] * alone[2][0]) / 2
     )
-    found = weigher.take()["ctc"][0]
-    assert seen[0][1].tolist() == found.labels.tolist() == [4, 0, 3]
-    assert found.losses[1] == found.losses_per_label[1] == 0 and found.divisor == 2
+    assert labels.tolist() == [4, 0, 3] and losses[1] == 0
     batch["text"][:, 0] = model.na
-    with weigher.weighing(weigh):  # nothing to weigh, but no mistake either
+    with CriterionWeighting(model).weighted_by(fail):  # not called, and no error
         model(**batch)
-    assert weigher.take() == {}
 
 
 def fail(losses, labels):
@@ -269,9 +260,9 @@ def test_outside_the_block_the_model_is_stock(name):
     model, batch = build(name).eval(), make_batch(name)
     before = step(model, batch)  # from here on asr_transducer has its criterion
     keys, modules = list(model.state_dict()), [dict(vars(m)) for m in model.modules()]
-    weigher = TaskLossWeigher(model)
+    criteria = CriterionWeighting(model)
     for weigh in (lambda losses, labels: WEIGHTS, fail):
-        with contextlib.suppress(RuntimeError), weigher.weighing(weigh):
+        with contextlib.suppress(RuntimeError), criteria.weighted_by(weigh):
             step(model, batch)
         for module, attributes in zip(model.modules(), modules):
             assert vars(module).keys() == attributes.keys()
@@ -287,11 +278,11 @@ def test_half_precision(name="asr"):
     model, batch = build(name).eval(), make_batch(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _, gradients = step(model, batch)
-        ours, _, our_gradients, taken = step_weighed(model, batch, torch.ones(3))
+        ours, _, our_gradients, calls = step_weighed(model, batch, torch.ones(3))
     torch.testing.assert_close(ours, loss)
     for key, gradient in gradients.items():
         torch.testing.assert_close(our_gradients[key], gradient)
-    assert all(c[0].losses.dtype == torch.float32 for c in taken.values())
+    assert all(losses.dtype == torch.float32 for losses, _ in calls)
 
 
 def test_checkpointed_encoder():
@@ -308,15 +299,15 @@ def test_checkpointed_encoder():
 
 
 class Weighed(torch.nn.Module):
-    """Model that weighs in its forward, as a model of ours does."""
+    """Model that weights utterances in its forward, as `model: mvq` does."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
-        self.weigher = TaskLossWeigher(model)
+        self.criteria = CriterionWeighting(model)
 
     def forward(self, weights, **batch):
-        with self.weigher.weighing(lambda losses, labels: weights):
+        with self.criteria.weighted_by(lambda losses, labels: weights):
             loss, stats, weight = self.model(**batch)
         return loss, stats, weight
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from test_task_loss import rnnt_loss  # noqa: F401
+from test_criterion_weighting import rnnt_loss  # noqa: F401
 from test_tasks import build
 from torch.nn.parallel import DistributedDataParallel
 

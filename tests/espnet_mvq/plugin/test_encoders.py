@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from espnet_mvq.frame_timing.front_ends import student_frame_grid
-from espnet_mvq.plugin.layer_hook import EncoderTap
+from espnet_mvq.plugin.layer_hook import LayerHook
 
 STATS = ["loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames"]
 BRANCHES = {"cgmlp_linear_units": 8, "cgmlp_conv_kernel": 3}
@@ -228,11 +228,9 @@ def test_encoders_that_read_speech_hear_it_where_they_say(build, encoder, layer,
     model = build(encoder, layer).eval()
     grid = student_frame_grid(None, model.encoder, layer=layer)
     speech = (0.1 * torch.randn(1, 9600)).requires_grad_()
-    tap = EncoderTap(model.encoder, layer)
-    with tap.listening():
+    with LayerHook(model.encoder, layer).record() as recorded:
         model.encode(speech, torch.tensor([9600]))
-        frames, _ = tap.take()
-    frames[0, frame].square().sum().backward()
+    recorded.frames.values[0, frame].square().sum().backward()
     energy = speech.grad[0].square()
     middle = float((energy * torch.arange(9600)).sum() / energy.sum())
     expected = grid.offset_samples + frame * grid.shift_samples

@@ -1,5 +1,6 @@
-"""The MVQ loss of a model: taps, checks, and learning."""
+"""The MVQ loss of a model: layers, checks, and learning."""
 
+import contextlib
 import logging
 import math
 
@@ -20,15 +21,14 @@ INTERCTC = {
 }
 
 
-def tapped(model, batch):
-    """Return what the model's tap heard of a batch, and the encoder's output."""
+def record(model, batch):
+    """Return the layer's output and lengths on a batch, and the encoder's output."""
     outputs = []
     handle = model.encoder.register_forward_hook(lambda *args: outputs.append(args[2]))
-    with model._mvq_taps["codebook_indexes"].listening() as tap:
+    with model._mvq_layer_hooks["codebook_indexes"].record() as recorded:
         model.encode(batch["speech"], batch["speech_lengths"])
-        heard = tap.take()
     handle.remove()
-    return heard, outputs[0]
+    return (recorded.frames.values, recorded.frames.lengths), outputs[0]
 
 
 @pytest.mark.parametrize("options", [{}, CONFORMER, INTERCTC])
@@ -43,40 +43,33 @@ def test_any_layer_can_predict(build_model, batch, options, layer):
 
 @pytest.mark.parametrize("layer, same_as", [(1, "encoders.0"), (2, "encoders.1")])
 def test_layers_are_counted_from_one(build_model, batch, layer, same_as):
-    heard = [
-        tapped(build_model({"layer": name}).eval(), batch)[0][0]
+    frames = [
+        record(build_model({"layer": name}).eval(), batch)[0][0]
         for name in (layer, same_as)
     ]
-    assert torch.equal(*heard)
+    assert torch.equal(*frames)
 
 
-def test_encoder_output_and_lengths_are_heard(build_model, batch):
+def test_encoder_output_and_lengths_are_recorded(build_model, batch):
     model = build_model({"layer": -1}).eval()
-    (frames, lengths), output = tapped(model, batch)
+    (frames, lengths), output = record(model, batch)
     assert torch.equal(frames, output[0]) and torch.equal(lengths, output[1])
 
 
 def test_encoder_that_returns_intermediate_outputs(build_model, batch):
     model = build_model({"layer": -1}, **INTERCTC).eval()
-    (frames, lengths), output = tapped(model, batch)
+    (frames, lengths), output = record(model, batch)
     assert isinstance(output[0], tuple)
     assert torch.equal(frames, output[0][0]) and torch.equal(lengths, output[1])
 
 
-def test_tap_keeps_nothing_while_nobody_listens(build_model, batch):
+@pytest.mark.parametrize("fails", [False, True])
+def test_hooks_are_removed_after_the_forward(build_model, batch, fails):
     model = build_model({"layer": 1})
-    model.encode(batch["speech"], batch["speech_lengths"])
-    assert model._mvq_taps["codebook_indexes"].take() == (None, None)
-    model(**batch)[0].backward()
-    assert model._mvq_taps["codebook_indexes"].take() == (None, None)
-
-
-def test_error_in_the_forward_ends_the_listening(build_model, batch):
-    model = build_model()
-    with pytest.raises(Exception):
-        model(**{**batch, "text_lengths": torch.tensor([99])})
-    model.encode(batch["speech"], batch["speech_lengths"])
-    assert model._mvq_taps["codebook_indexes"].take() == (None, None)
+    lengths = torch.tensor([99]) if fails else batch["text_lengths"]
+    with pytest.raises(Exception) if fails else contextlib.nullcontext():
+        model(**{**batch, "text_lengths": lengths})
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +86,7 @@ def test_layers_that_are_not_there_are_refused(build_model, layer, message):
         build_model({"layer": layer})
 
 
-def test_streaming_encoder_is_tapped_at_its_output(build_model, batch):
+def test_streaming_encoder_predicts_at_its_output(build_model, batch):
     blocks = {"block_size": 4, "hop_size": 2, "look_ahead": 1}
     options = {"encoder": "contextual_block_transformer", "encoder_conf": blocks}
     conf = {"student_frame_shift_samples": 640, "student_frame_offset_samples": 480}
@@ -104,7 +97,7 @@ def test_streaming_encoder_is_tapped_at_its_output(build_model, batch):
         build_model({"layer": 1, **conf}, **options)(**batch)
 
 
-def test_recurrent_encoder_is_tapped_at_its_output(build_recurrent_model, batch):
+def test_recurrent_encoder_predicts_at_its_output(build_recurrent_model, batch):
     model = build_recurrent_model({"layer": -1, **RECURRENT})
     assert float(model(**batch)[1]["mvq_frames"]) == 16 + 13 + 11
     with pytest.raises(ValueError, match="RNNEncoder.* use layer: -1"):

@@ -10,6 +10,7 @@ from espnet_mvq.distillation import FrameGrid, classifier_of_codebooks
 from espnet_mvq.plugin.codebook_target import CodebookTarget
 from espnet_mvq.plugin.config import MVQConfig, check_name, parse_targets
 from espnet_mvq.plugin.embedding_target import EmbeddingTarget
+from espnet_mvq.plugin.padded import Padded
 from espnet_mvq.quantization import Quantizer
 
 CONF = {
@@ -125,16 +126,13 @@ def test_a_student_frame_weighs_the_same_at_any_ratio(
     target = kind("codebook_indexes", config, grid, 8).eval()
     for parameter in target.parameters():
         torch.nn.init.zeros_(parameter)
-    lengths = torch.tensor([60 * 16_000] * 2)
-    num_frames = int(lengths[0] / grid.shift_samples)
+    num_frames = int(60 * 16_000 / grid.shift_samples)
     indexes = torch.randint(0, 4, (2, 3000, 2))
     if loss != "codebooks":
-        target._teacher_values = lambda data, speech: (torch.ones(2, 3000, 3), data[1])
+        indexes = torch.ones(2, 3000, 3)
     found, stats = target(
-        torch.randn(2, num_frames, 8),
-        torch.tensor([num_frames] * 2),
-        (indexes, torch.tensor([3000] * 2)),
-        (torch.zeros(2, 1), lengths),
+        Padded(torch.randn(2, num_frames, 8), torch.tensor([num_frames] * 2)),
+        Padded(indexes, torch.tensor([3000] * 2)),
     )
     assert float(found.detach()) / num_frames == pytest.approx(per_frame, rel=0.01)
     assert float(stats["mvq_frames"]) == pytest.approx(2 * num_frames, abs=4)

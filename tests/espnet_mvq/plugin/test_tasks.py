@@ -18,7 +18,7 @@ from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.plugin import registration
-from espnet_mvq.plugin.layer_hook import EncoderTap
+from espnet_mvq.plugin.layer_hook import LayerHook
 
 STATS = ["loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames"]
 TOKENS = ["<blank>", "<unk>", "a", "b", "<sos>", "<eos>", "<sop>", "<na>", "<sos/eos>"]
@@ -270,11 +270,10 @@ def test_frames_of_prefix_tokens_are_left_out(make_batch, options, num_prefix):
     arguments = [batch[key] for n in names for key in (n, f"{n}_lengths")]
     block = model.encoder.encoders[0]
     block.register_forward_hook(lambda module, args, output: heard.append(output))
-    with EncoderTap(model.encoder, 1).listening() as tap:
+    with LayerHook(model.encoder, 1).record() as recorded:
         _, encoder_lengths = model.encode(*arguments)
-        frames, lengths = tap.take()
-    assert torch.equal(frames, first_tensor(heard[0])[:, num_prefix:])
-    assert torch.equal(lengths, encoder_lengths - num_prefix)
+    assert torch.equal(recorded.frames.values, first_tensor(heard[0])[:, num_prefix:])
+    assert torch.equal(recorded.frames.lengths, encoder_lengths - num_prefix)
 
 
 def measure_centre(name, make_batch, layer, teacher_frame, **options):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from espnet_mvq.plugin.time_warp import (
-    TimeWarpListener,
+    TimeWarpHook,
     WarpedTime,
     refuse_warp_inside,
 )
@@ -42,24 +42,22 @@ class Frontend(torch.nn.Module):
 
 @pytest.mark.parametrize("lengths", [[100, 100, 100], [100, 80, 60]])
 def test_map_is_what_the_warp_did(lengths):
-    """Features that are their own frame numbers tell what each frame shows."""
+    """Features that are their own frame numbers give the frame that each shows."""
     specaug = build_specaug()
-    listener = TimeWarpListener(specaug, Frontend())
+    hook = TimeWarpHook(specaug, Frontend())
     lengths = torch.tensor(lengths)
     features = torch.arange(100.0).expand(3, -1).unsqueeze(2).repeat(1, 1, 4)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with listener.listening():
+    with hook.record() as warp:
         warped, _ = specaug(features.clone(), lengths)
     after = torch.get_rng_state()
     torch.set_rng_state(before)
     plain = build_specaug()(features.clone(), lengths)[0]
     # Neither the features nor the random numbers that follow have changed.
     assert torch.equal(plain, warped) and torch.equal(torch.get_rng_state(), after)
-    found = listener.take()
-    assert listener.take() is None
     times = 160.0 * torch.arange(100)
-    shown = found(times) / 160
+    shown = warp(times) / 160
     assert (shown - times / 160).abs().max() > 0.5
     for row, feature, length in zip(shown, warped, lengths.tolist()):
         torch.testing.assert_close(row[:length], feature[:length, 0])
@@ -69,23 +67,25 @@ def test_map_is_what_the_warp_did(lengths):
 
 def test_times_between_and_outside_of_frames():
     shown = torch.tensor([[0.0, 2.0, 3.0]])
-    warp = WarpedTime(shown, 160, 80)
+    warp = WarpedTime(160, 80, shown)
     times = torch.tensor([80.0, 160.0, 240.0, 400.0, 560.0, 0.0])
     expected = torch.tensor([[80.0, 240.0, 400.0, 560.0, 720.0, 0.0]])
     torch.testing.assert_close(warp(times), expected)
 
 
-def test_nothing_is_known_where_nothing_was_warped():
+def test_nothing_is_recorded_where_nothing_is_warped():
     specaug = build_specaug()
-    listener = TimeWarpListener(specaug, Frontend())
+    with TimeWarpHook(specaug, Frontend()).record() as warp:
+        pass
     specaug(torch.randn(1, 100, 4), torch.tensor([100]))
-    assert listener.take() is None  # nobody listened
-    assert TimeWarpListener(None, None).take() is None
+    assert warp.source_frames is None
+    with TimeWarpHook(None, None).record() as warp:
+        assert warp is None
 
 
 def test_front_end_without_a_known_shift_is_refused():
     with pytest.raises(ValueError, match="apply_time_warp: false"):
-        TimeWarpListener(build_specaug(), torch.nn.Linear(2, 2))
+        TimeWarpHook(build_specaug(), torch.nn.Linear(2, 2))
 
 
 def test_warp_inside_of_the_encoder_is_refused():
@@ -98,7 +98,7 @@ def test_warp_inside_of_the_encoder_is_refused():
         refuse_warp_inside(encoder)
 
 
-def test_model_predicts_what_it_hears(build_model, batch):
+def test_targets_move_with_the_features(build_model, batch):
     """Indexes that are their own frame numbers show which frames are predicted."""
     model = build_model({"codebook_size": 64, "num_codebooks": 1}, **SPECAUG).train()
     target = model.mvq.codebook_indexes

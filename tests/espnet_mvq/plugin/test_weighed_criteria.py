@@ -1,4 +1,4 @@
-"""Weighing utterances in single criteria: formulas, what is infinite, refusals."""
+"""Weights of utterances in single criteria: formulas, what is infinite, refusals."""
 
 import copy
 import pickle
@@ -10,13 +10,13 @@ import torch
 from espnet2.asr.ctc import CTC
 from espnet2.asr.espnet_model import LabelSmoothingLoss
 
-from espnet_mvq.plugin.criterion_weighting import TaskLossWeigher
+from espnet_mvq.plugin.criterion_weighting import CriterionWeighting
 
 WEIGHTS = torch.tensor([0.3, 1.7, 0.9])
 
 
 class Criteria(torch.nn.Module):
-    """Model that is but its criteria."""
+    """Model that has nothing but criteria."""
 
     def __init__(self, **criteria):
         super().__init__()
@@ -26,18 +26,24 @@ class Criteria(torch.nn.Module):
 
 def test_infinite_loss_of_weight_zero_leaves_no_trace():
     ctc = CTC(odim=5, encoder_output_size=4, zero_infinity=False)
-    weigher = TaskLossWeigher(Criteria(ctc=ctc))
+    criteria = CriterionWeighting(Criteria(ctc=ctc))
     frames = torch.randn(3, 6, 4, requires_grad=True)
     labels, lengths = torch.randint(1, 5, (3, 8)), torch.tensor([3, 8, 0])
-    with weigher.weighing(lambda losses, labels: losses.isfinite().float()):
+    calls = []
+
+    def weigh(losses, labels):
+        calls.append(losses)
+        return losses.isfinite().float()
+
+    with criteria.weighted_by(weigh):
         loss = ctc(frames, torch.tensor([6, 6, 6]), labels, lengths)
     loss.backward()
-    found = weigher.take()["ctc"][0]
-    assert found.losses.isinf().tolist() == [False, True, False]
+    (losses,) = calls
+    assert losses.isinf().tolist() == [False, True, False]
     assert loss.isfinite() and frames.grad.isfinite().all()
     assert ctc.ctc_lo.weight.grad.isfinite().all()
     assert frames.grad.flatten(1).any(1).tolist() == [True, False, True]
-    torch.testing.assert_close(loss, found.losses[[0, 2]].sum() / 3)
+    torch.testing.assert_close(loss, losses[[0, 2]].sum() / 3)
 
 
 class BrokenTransducer(torch.nn.Module):
@@ -53,10 +59,10 @@ class BrokenTransducer(torch.nn.Module):
 
 def test_broken_transducer_loss_of_weight_zero_leaves_no_trace():
     model = Criteria(criterion_transducer=BrokenTransducer())
-    weigher, weights = TaskLossWeigher(model), torch.tensor([1.0, 0.0, 2.0])
+    criteria, weights = CriterionWeighting(model), torch.tensor([1.0, 0.0, 2.0])
     logits = torch.randn(3, 4, 3, 5, requires_grad=True)
     others = [torch.ones(3, 2), torch.tensor([4] * 3), torch.tensor([2] * 3)]
-    with weigher.weighing(lambda losses, labels: weights):
+    with criteria.weighted_by(lambda losses, labels: weights):
         loss = model.criterion_transducer(logits, *others)
     loss.backward()
     assert loss.isfinite() and logits.grad.isfinite().all()
@@ -68,7 +74,7 @@ def test_broken_transducer_loss_of_weight_zero_leaves_no_trace():
 @pytest.mark.parametrize("normalize_length", [True, False])
 def test_label_smoothing_by_its_formula(normalize_length, smoothing):
     criterion = LabelSmoothingLoss(5, -1, smoothing, normalize_length)
-    weigher = TaskLossWeigher(Criteria(criterion_att=criterion))
+    criteria = CriterionWeighting(Criteria(criterion_att=criterion))
     logits = torch.randn(3, 4, 5)
     targets = torch.tensor([[1, 2, 3, 4], [0, -1, -1, -1], [-1, -1, -1, -1]])
     log_probs, losses = logits.log_softmax(2), []
@@ -80,52 +86,60 @@ def test_label_smoothing_by_its_formula(normalize_length, smoothing):
                 entropy = p * np.log(p) if p > 0 else 0.0
                 losses[b] += entropy - p * log_probs[b, t, v]
     losses, divisor = torch.stack(losses), 5 if normalize_length else 3
-    with weigher.weighing(lambda losses, labels: WEIGHTS):
+    calls = []
+
+    def weigh(*call):
+        calls.append(call)
+        return WEIGHTS
+
+    with criteria.weighted_by(weigh):
         loss = criterion(logits, targets)
     torch.testing.assert_close(loss, (WEIGHTS * losses).sum() / divisor)
-    found = weigher.take()["criterion_att"][0]
-    torch.testing.assert_close(found.losses, losses)
-    assert found.labels.tolist() == [4, 1, 0] and found.divisor == divisor
-    torch.testing.assert_close(found.unweighted, criterion(logits, targets))
-    torch.testing.assert_close(
-        found.losses_per_label, losses / torch.tensor([4.0, 1.0, 1.0])
-    )
+    [(given_losses, labels)] = calls
+    torch.testing.assert_close(given_losses, losses)
+    assert labels.tolist() == [4, 1, 0]
+    torch.testing.assert_close(losses.sum() / divisor, criterion(logits, targets))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_torchaudios_transducer_loss(reduction):
     torchaudio = pytest.importorskip("torchaudio")
     criterion = torchaudio.transforms.RNNTLoss(blank=0, reduction=reduction)
-    weigher = TaskLossWeigher(Criteria(criterion_transducer=criterion))
+    criteria = CriterionWeighting(Criteria(criterion_transducer=criterion))
     logits = torch.randn(3, 5, 4, 6, requires_grad=True)
     targets = torch.randint(1, 6, (3, 3), dtype=torch.int32)
     frames = torch.tensor([5, 4, 5], dtype=torch.int32)
     labels = torch.tensor([3, 0, 2], dtype=torch.int32)
     stock = criterion(logits, targets, frames, labels)
-    for weights in (torch.ones(3), WEIGHTS):
-        with weigher.weighing(lambda losses, labels: weights):
-            loss = criterion(logits, targets, frames, labels)
-        found = weigher.take()["criterion_transducer"][0]
-        torch.testing.assert_close(found.unweighted, stock.detach())
-        divisor = 3 if reduction == "mean" else 1
-        torch.testing.assert_close(loss, (weights * found.losses).sum() / divisor)
-    assert found.labels.tolist() == labels.tolist()
+    calls = []
+
+    def weigh(*call):
+        calls.append(call)
+        return WEIGHTS
+
+    with criteria.weighted_by(weigh):
+        loss = criterion(logits, targets, frames, labels)
+    [(losses, given_labels)] = calls
+    divisor = 3 if reduction == "mean" else 1
+    torch.testing.assert_close(losses.sum() / divisor, stock.detach())
+    torch.testing.assert_close(loss, (WEIGHTS * losses).sum() / divisor)
+    assert given_labels.tolist() == labels.tolist()
     assert criterion.reduction == reduction
 
 
-def test_weigher_goes_with_its_model():
+def test_copies_of_a_model_have_their_own_criteria():
     model = Criteria(ctc=CTC(odim=5, encoder_output_size=4))
-    model.weigher = TaskLossWeigher(model)
-    with model.weigher.weighing(lambda losses, labels: torch.ones(1)):
+    model.criteria = CriterionWeighting(model)
+    with model.criteria.weighted_by(lambda losses, labels: torch.ones(1)):
         model.ctc(torch.ones(1, 2, 4), torch.tensor([2]), *torch.ones(2, 1, 1).long())
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        assert other is not model and other.weigher._model is other
+        assert other is not model and other.criteria._model is other
 
 
 def test_weighing_nothing_is_refused():
-    weigher = TaskLossWeigher(Criteria(ctc=CTC(odim=5, encoder_output_size=4)))
+    criteria = CriterionWeighting(Criteria(ctc=CTC(odim=5, encoder_output_size=4)))
     with pytest.raises(ValueError, match="none of its criteria ran"):
-        with weigher.weighing(lambda losses, labels: WEIGHTS):
+        with criteria.weighted_by(lambda losses, labels: WEIGHTS):
             pass
 
 
@@ -144,9 +158,9 @@ class OtherSmoothing(torch.nn.Module):
 
 def test_criterion_that_computes_otherwise_is_refused():
     criterion = OtherSmoothing()
-    weigher = TaskLossWeigher(Criteria(criterion_att=criterion))
+    criteria = CriterionWeighting(Criteria(criterion_att=criterion))
     with pytest.raises(ValueError, match="its criterion_att cannot be .* kl_div"):
-        with weigher.weighing(lambda losses, labels: WEIGHTS):
+        with criteria.weighted_by(lambda losses, labels: WEIGHTS):
             criterion(torch.ones(3, 2, 5), torch.ones(3, 2))
 
 
@@ -184,7 +198,7 @@ class NoReduction(torch.nn.Module):
 )
 def test_models_that_cannot_be_weighed_are_refused(attributes, message):
     with pytest.raises(ValueError, match=message):
-        TaskLossWeigher(Criteria(**attributes))
+        CriterionWeighting(Criteria(**attributes))
 
 
 def test_ctc_that_is_not_torchs_is_refused():
@@ -192,4 +206,4 @@ def test_ctc_that_is_not_torchs_is_refused():
     with pytest.raises(
         ValueError, match="ctc: got ctc_type builtin2, expected builtin"
     ):
-        TaskLossWeigher(Criteria(ctc=ctc))
+        CriterionWeighting(Criteria(ctc=ctc))
