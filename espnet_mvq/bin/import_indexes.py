@@ -10,8 +10,12 @@ from typing import Any, Dict, List, Optional, Tuple
 from tqdm import tqdm
 
 from espnet_mvq import __version__
-from espnet_mvq.bin.inspect_quantizer import load_quantizer
-from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.bin.options import (
+    add_logging_options,
+    command,
+    load_quantizer,
+    setup_logging,
+)
 from espnet_mvq.exchange.lhotse import (
     FIELD,
     ID_SOURCES,
