@@ -32,8 +32,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Run the teacher over one job's share of a corpus and write its "
         "codebook indexes. Embeddings are quantized at once and never reach the disk. "
-        "A shard that is there whole, of the same teacher and quantizer, is kept; one "
-        "that broke off keeps its whole utterances and goes on with the others.",
+        "A complete shard of the same teacher and quantizer is kept; an interrupted "
+        "one keeps its complete utterances and is resumed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--wav_scp", required=True, help="the job's share of wav.scp")
@@ -46,17 +46,17 @@ def get_parser() -> argparse.ArgumentParser:
         "--target",
         default="indexes",
         choices=("indexes", "embeddings"),
-        help="embeddings: store them as they are, as float16: 2 D bytes a frame, for "
-        "inspection and for classic distillation",
+        help="embeddings: store float16 embeddings, 2 D bytes a frame, for inspection "
+        "and for classic distillation",
     )
     parser.add_argument(
         "--level",
         choices=LEVELS,
         help="utterance: one row for each utterance, of the mean over its frames, as "
-        "DeCoR has it; the quantizer must be trained so too",
+        "in DeCoR; the quantizer must be trained at this level too",
     )
     parser.add_argument(
-        "--quantizer", help="quantizer.safetensors; needed but for --target embeddings"
+        "--quantizer", help="quantizer.safetensors; not with --target embeddings"
     )
     parser.add_argument("--outdir", required=True, help="folder of the shards")
     parser.add_argument("--job", type=int, help="number of the job, from 1")
@@ -68,15 +68,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pair_candidates",
         type=int,
-        help="entries that refinement tries together with a second codebook's answer; "
+        help="entries that refinement tries together with those of a second codebook; "
         "0: one codebook at a time (default: 1 with up to 8 codebooks, else 0)",
     )
     parser.add_argument(
         "--perturbation_rounds",
         type=int,
-        help="times that refinement starts again from indexes changed at random; 16 "
-        "take 1 %% (8 codebooks) to 4 %% (16) off the error and leave a third to a "
-        "tenth of the speed",
+        help="restarts of refinement from randomly changed indexes; 16 reduce the "
+        "error by 1 %% (8 codebooks) to 4 %% (16) at a third to a tenth of the speed",
     )
     add_on_error_option(parser)
     add_num_workers_option(parser)

@@ -23,9 +23,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Run a teacher with its task head over a data folder and write its "
         "loss on each utterance, in nats per label (as the teacher's own tokenizer "
-        "counts labels), in wav.scp's order: what AdaKD weighs utterances by. A file "
-        "that is there whole, of the same teacher, audio and texts, is kept; a run "
-        "that broke off goes on where it was. Utterances with an empty text, "
+        "counts labels), in wav.scp's order, for AdaKD. A complete file of the same "
+        "teacher, audio and texts is kept; an interrupted run is resumed. Utterances "
+        "with an empty text, "
         f"or in the data folder's file {UNLABELLED_NAME}, get no line.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -46,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--level",
         choices=LEVELS,
         help="utterance: trained on one vector of each utterance, the mean over its "
-        "frames, as DeCoR has it",
+        "frames, as in DeCoR",
     )
     parser.add_argument(
         "--num_codebooks",
@@ -58,14 +58,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--oversampling",
         type=float,
-        help="the teacher runs on this many times as many frames as are kept, at least "
-        "1: with more, fewer frames come from each utterance",
+        help="frames that the teacher computes for each frame kept, at least 1: a "
+        "higher value takes fewer frames from each of more utterances",
     )
     parser.add_argument("--num_iterations", type=int, help="rounds of search and refit")
     parser.add_argument(
         "--normalize",
         choices=("mean", "mean_std"),
-        help="mean_std: all channels count alike",
+        help="mean_std: all channels are scaled to unit variance",
     )
     parser.add_argument("--seed", type=int, help="seed of all that is random")
     parser.set_defaults(

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from tqdm import tqdm
@@ -121,14 +121,7 @@ def num_held_out(num_utterances: int) -> int:
 
 
 def sample_training_frames(
-    teacher: Teacher,
-    places: Dict[str, str],
-    max_frames: int,
-    seed: int,
-    speakers: Optional[Dict[str, str]] = None,
-    oversampling: float = 2.0,
-    level: str = "frame",
-    on_error: str = "stop",
+    teacher: Teacher, places: Dict[str, str], max_frames: int, seed: int, **options: Any
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Sample training frames, and held-out frames of other utterances.
 
@@ -137,10 +130,7 @@ def sample_training_frames(
         places: Audio by utterance.
         max_frames: Training frames kept; at most a tenth as many are held out.
         seed: Seed of the choice.
-        speakers: Speaker by utterance.
-        oversampling: See `sample_frames`.
-        level: Likewise.
-        on_error: Likewise.
+        **options: Further arguments of `sample_frames`.
 
     Returns:
         Training and held-out frames, float, (F, D).
@@ -149,15 +139,13 @@ def sample_training_frames(
         AudioError: See `embed_utterances`.
         ValueError: If all utterances of one of the two were skipped.
     """
-    utt_ids = shuffle_over_speakers(list(places), speakers, seed)
+    utt_ids = shuffle_over_speakers(list(places), options.get("speakers"), seed)
     border = num_held_out(len(utt_ids))
 
     def sample(part: str, chosen: List[str], count: int) -> torch.Tensor:
         audio = {utt_id: places[utt_id] for utt_id in chosen}
         try:
-            return sample_frames(
-                teacher, audio, count, seed, speakers, oversampling, level, on_error
-            )
+            return sample_frames(teacher, audio, count, seed, **options)
         except AudioError:
             raise
         except ValueError as error:
@@ -165,6 +153,7 @@ def sample_training_frames(
                 f"{part} utterances: {error}; mend them, or take another --seed"
             ) from error
 
-    held_out_frames = max(1, min(10_000, max_frames // 10))
-    held_out = sample("held-out", utt_ids[:border], held_out_frames)
+    held_out = sample(
+        "held-out", utt_ids[:border], max(1, min(10_000, max_frames // 10))
+    )
     return sample("training", utt_ids[border:], max_frames), held_out

@@ -92,7 +92,14 @@ def train_quantizer(
         teacher.dim, **settings, device=teacher.device, checkpoint=checkpoint
     )
     frames, held_out = sample_training_frames(
-        teacher, places, max_frames, seed, speakers, oversampling, level, on_error
+        teacher,
+        places,
+        max_frames,
+        seed,
+        speakers=speakers,
+        oversampling=oversampling,
+        level=level,
+        on_error=on_error,
     )
     quantizer = trainer.fit(frames, held_out, provenance)
     quantizer.save(path)
@@ -206,10 +213,10 @@ def _is_trained_with(path: Path, provenance: Dict[str, object]) -> bool:
 
 
 def _check_room(path: Path, num_bytes: int) -> None:
-    """Make the folder of a quantizer, and fill as much of its disk for a moment.
+    """Make the folder of a quantizer and check its free space with a temporary file.
 
     Raises:
-        OSError: If this fails: better now than after hours of training.
+        OSError: If the folder cannot be written or has not enough space.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,9 @@ def test_utterances_are_either_trained_on_or_held_out(data_dir, teacher_dir):
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
     places = {f"utt{n}": f"{data_dir}/{n}.wav" for n in range(6)}
     speakers = {utt_id: f"spk{n % 2}" for n, utt_id in enumerate(places)}
-    frames, held_out = sample_training_frames(teacher, places, 1000, 0, speakers)
+    frames, held_out = sample_training_frames(
+        teacher, places, 1000, 0, speakers=speakers
+    )
     total = sum((6400 + 1600 * n - 400) // 320 + 1 for n in range(6))
     assert len(frames) + len(held_out) == total and len(held_out) >= 19
     assert torch.cdist(frames, held_out).min() > 0
