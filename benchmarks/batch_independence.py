@@ -19,7 +19,7 @@ import torch
 from embeddings import find_audio
 
 from espnet_mvq.bin.options import add_logging_options, setup_logging
-from espnet_mvq.extraction.frame_sampling import shuffle_over_speakers
+from espnet_mvq.extraction.selection import shuffle_over_speakers
 from espnet_mvq.quantization import QuantizerTrainer
 from espnet_mvq.teachers import Teacher, build_teacher
 from espnet_mvq.teachers.audio import read_audio

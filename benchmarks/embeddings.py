@@ -17,8 +17,8 @@ import numpy as np
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_teacher_options,
+    load_teacher,
     setup_logging,
-    teacher_from_options,
 )
 from espnet_mvq.extraction.frame_sampling import sample_frames
 
@@ -58,7 +58,7 @@ def main(cmd=None) -> None:
     setup_logging(args)
     places = find_audio(args.corpus)
     speakers = {utt_id: utt_id.split("-")[0] for utt_id in places}
-    teacher, _ = teacher_from_options(args)
+    teacher = load_teacher(args)
     frames = sample_frames(teacher, places, args.max_frames, args.seed, speakers)
     np.save(args.output, frames.numpy())
     logging.info(f"{args.output}: {tuple(frames.shape)} frames")

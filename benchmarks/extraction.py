@@ -20,16 +20,16 @@ from typing import Dict, List
 import torch
 from embeddings import find_audio
 
-from espnet_mvq.bin.extract import get_parser as extract_parser
-from espnet_mvq.bin.extract import index_target
 from espnet_mvq.bin.options import (
     add_logging_options,
     add_teacher_options,
+    load_teacher,
     setup_logging,
-    teacher_from_options,
 )
 from espnet_mvq.extraction.embedding_stream import embed_batches, plan_batches
-from espnet_mvq.extraction.frame_sampling import sample_frames, shuffle_over_speakers
+from espnet_mvq.extraction.frame_sampling import sample_frames
+from espnet_mvq.extraction.pipeline import shard_metadata, to_arrays
+from espnet_mvq.extraction.selection import shuffle_over_speakers
 from espnet_mvq.indexes import ShardWriter
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.teachers import Teacher
@@ -73,10 +73,7 @@ def measure(
     places: Dict[str, str],
 ) -> Dict[str, float]:
     """Return seconds of teacher, extraction and quantizing, and of speech."""
-    options = extract_parser().parse_args(
-        ["--wav_scp", "-", "--outdir", "-", "--teacher", args.teacher]
-    )
-    metadata, convert = index_target(options, teacher, quantizer)
+    metadata = shard_metadata(teacher, quantizer)
     seconds = dict.fromkeys(("teacher", "extraction", "quantizing", "speech"), 0.0)
     utt_ids = list(places)
     portions = [
@@ -97,16 +94,15 @@ def measure(
             teacher_s = time.perf_counter() - start
 
             start = time.perf_counter()
-            for found in embed_batches(teacher, batches, places, args.num_workers):
-                for utt_id, array in zip(
-                    found.embeddings, convert(list(found.embeddings.values()))
-                ):
+            for batch in embed_batches(teacher, batches, places, args.num_workers):
+                arrays = to_arrays(list(batch.values()), quantizer, metadata)
+                for utt_id, array in zip(batch, arrays):
                     shard.write(f"{utt_id}-{number}", array)
             extraction_s = time.perf_counter() - start
 
             start = time.perf_counter()
             for batch in embeddings:
-                convert(batch)
+                to_arrays(batch, quantizer, metadata)
             quantizing_s = time.perf_counter() - start
             if number == 0:
                 continue  # that was the warm-up
@@ -145,7 +141,7 @@ def main(cmd=None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.teacher == RANDOM_HUBERT:
             args.teacher = save_random_hubert(f"{folder}/{RANDOM_HUBERT}")
-        teacher, device = teacher_from_options(args)
+        teacher = load_teacher(args)
         frames = sample_frames(teacher, others, args.train_frames, args.seed)
         print(
             "|teacher|options|layer|bytes|teacher, s per s|extraction, s per s|"
@@ -155,9 +151,9 @@ def main(cmd=None) -> None:
         )
         for num_codebooks in args.num_codebooks:
             trainer = QuantizerTrainer(
-                teacher.dim, num_codebooks, num_iterations=4, device=device
+                teacher.dim, num_codebooks, num_iterations=4, device=teacher.device
             )
-            quantizer = trainer.fit(frames).to(device)
+            quantizer = trainer.fit(frames).to(teacher.device)
             logging.info(f"timing {quantizer}")
             seconds = measure(args, teacher, quantizer, places)
             print(row(args, teacher, num_codebooks, seconds), flush=True)

@@ -1,7 +1,8 @@
-"""What the commands share: options of the teacher, logging, ends on user errors."""
+"""Shared by the commands: options of the teacher, logging, exit on user errors."""
 
 import argparse
 import functools
+import inspect
 import logging
 import sys
 from typing import Any, Callable, Dict, Tuple
@@ -10,10 +11,11 @@ import torch
 import yaml
 
 from espnet_mvq.teachers import Teacher, build_teacher
-from espnet_mvq.teachers.speech_model import DTYPES
+from espnet_mvq.teachers.speech_model import DTYPES, one_line
+from espnet_mvq.teachers.task_loss import TaskLoss, build_task_loss
 
 _GPU_BATCH_S = 120.0  # about 10 utterances
-# What is no option of a back end, and how it is said
+# Parameters of `build_teacher` that are not options of a back end
 _OWN_OPTIONS = {
     "spec": "--teacher",
     "name": "--teacher",
@@ -24,8 +26,14 @@ _OWN_OPTIONS = {
 }
 
 
+def defaults_of(function: Callable[..., Any], *names: str) -> Dict[str, Any]:
+    """Defaults of a function's parameters, for options of the same names."""
+    parameters = inspect.signature(function).parameters
+    return {name: parameters[name].default for name in names}
+
+
 def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add the options that say which teacher runs, and where.
+    """Add the options of the teacher and of the device it runs on.
 
     Args:
         parser: Gets the options.
@@ -48,7 +56,7 @@ def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) 
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how and where a teacher runs, whichever it is."""
+    """Add the options of the device and precision that a teacher runs with."""
     parser.add_argument(
         "--teacher_conf",
         type=key_and_value,
@@ -74,19 +82,26 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_on_error_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says what becomes of utterances that cannot be used."""
+def add_on_error_option(
+    parser: argparse.ArgumentParser,
+    help: str = "what to do about an utterance whose audio cannot be used, or of which "
+    "the teacher makes no finite embeddings",
+) -> None:
+    """Add the option for utterances that cannot be used."""
     parser.add_argument(
-        "--on_error",
-        default="stop",
-        choices=("stop", "skip"),
-        help="what to do about an utterance whose audio cannot be used, or of which "
-        "the teacher makes no finite embeddings",
+        "--on_error", default="stop", choices=("stop", "skip"), help=help
+    )
+
+
+def add_num_workers_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the number of threads."""
+    parser.add_argument(
+        "--num_workers", type=int, default=2, help="threads that read and decode audio"
     )
 
 
 def add_logging_options(parser: argparse.ArgumentParser) -> None:
-    """Add the option of the log level."""
+    """Add the option for the log level."""
     parser.add_argument(
         "--log_level",
         default="INFO",
@@ -95,10 +110,10 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def teacher_from_options(args: argparse.Namespace) -> Tuple[Teacher, torch.device]:
-    """Build the teacher that the options name, on the device they name."""
+def load_teacher(args: argparse.Namespace) -> Teacher:
+    """Build the teacher of the options, on their device."""
     device, batch_s = device_from_options(args)
-    teacher = build_teacher(
+    return build_teacher(
         args.teacher,
         args.layer,
         device,
@@ -106,14 +121,25 @@ def teacher_from_options(args: argparse.Namespace) -> Tuple[Teacher, torch.devic
         batch_s=batch_s,
         **teacher_conf_of(args),
     )
-    return teacher, device
+
+
+def load_task_loss(args: argparse.Namespace) -> TaskLoss:
+    """Build the teacher of the options with its task head, on their device."""
+    device, batch_s = device_from_options(args)
+    return build_task_loss(
+        args.teacher,
+        device,
+        dtype=args.dtype,
+        batch_s=batch_s,
+        **teacher_conf_of(args),
+    )
 
 
 def teacher_conf_of(args: argparse.Namespace) -> Dict[str, Any]:
     """Return the options of the teacher's back end.
 
     Raises:
-        ValueError: If one has a place of its own in the command line.
+        ValueError: If there is an option of the command for one of them.
     """
     conf = dict(args.teacher_conf)
     for key, option in _OWN_OPTIONS.items():
@@ -126,7 +152,7 @@ def teacher_conf_of(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def device_from_options(args: argparse.Namespace) -> Tuple[torch.device, float]:
-    """Return the device, and the speech that runs on it at once at most, in s."""
+    """Return the device, and the most speech that runs on it at once, in seconds."""
     if args.ngpu < 0:
         raise ValueError(f"--ngpu: got {args.ngpu}, expected 0 (the CPU) or 1")
     if args.ngpu > 0 and not torch.cuda.is_available():
@@ -136,7 +162,7 @@ def device_from_options(args: argparse.Namespace) -> Tuple[torch.device, float]:
         )
     device = torch.device("cpu")
     if args.ngpu > 0:
-        # Where a cluster does not give each job a GPU of its own, they deal them out.
+        # Jobs take turns, where a cluster does not give each a GPU of its own.
         job = getattr(args, "job", 1)
         device = torch.device("cuda", (job - 1) % torch.cuda.device_count())
     batch_s = args.batch_s
@@ -146,9 +172,9 @@ def device_from_options(args: argparse.Namespace) -> Tuple[torch.device, float]:
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
-    """Let errors a user can mend end in one line and exit code 1, not a traceback.
+    """Log errors of options and files in one line and exit with code 1.
 
-    `--log_level DEBUG` shows the traceback all the same.
+    `--log_level DEBUG` shows the traceback too.
     """
 
     @functools.wraps(main)
@@ -161,9 +187,8 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(1)
         except torch.cuda.OutOfMemoryError as error:
             logging.debug("traceback:", exc_info=True)
-            reason = " ".join(str(error).split())
             logging.error(
-                f"the GPU's memory is full: use a smaller --batch_s ({reason})"
+                f"the GPU's memory is full: use a smaller --batch_s ({one_line(error)})"
             )
             sys.exit(1)
         except KeyboardInterrupt:
@@ -190,7 +215,6 @@ def key_and_value(text: str) -> Tuple[str, Any]:
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
         raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected KEY=VALUE with a value in yaml ({reason})"
+            f"got {text!r}, expected KEY=VALUE with a value in yaml ({one_line(error)})"
         ) from error

@@ -1,153 +1,270 @@
-"""Utterances of a corpus through the teacher: read ahead, batched by length."""
+"""Batches of utterances: audio read ahead, teacher embeddings, unusable utterances."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Union
+from typing import (
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)
 
 import soundfile
 import torch
 
-from espnet_mvq.extraction.read_ahead import read_ahead
 from espnet_mvq.files.scp import read_counts
 from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.base import EmbeddingError
 from espnet_mvq.teachers.batching import group_by_length
+from espnet_mvq.teachers.speech_model import SpeechModel
 
-
-@dataclass
-class EmbeddedBatch:
-    """What became of a batch of utterances.
-
-    Attributes:
-        embeddings: By utterance, float32, (T, D), finite.
-        errors: By utterance whose audio cannot be used, or of which the teacher makes
-            no finite embeddings.
-    """
-
-    embeddings: Dict[str, torch.Tensor] = field(default_factory=dict)
-    errors: Dict[str, AudioError] = field(default_factory=dict)
+_BATCHES_AHEAD = 3
+_Result = TypeVar("_Result")
 
 
 def read_num_samples(
     places: Dict[str, str], utt2num_samples: Optional[str], wav_scp: str
 ) -> Dict[str, int]:
-    """Return the samples of each utterance: as a file says, else as the headers do.
+    """Read the number of samples of each utterance, from a file or the audio's headers.
 
     Args:
         places: Audio by utterance.
-        utt2num_samples: The file; default: that of this name beside `wav_scp`, if any.
-        wav_scp: Where the utterances come from.
+        utt2num_samples: The file; default: the file of this name beside `wav_scp`, if
+            there is one.
+        wav_scp: Source of the utterances.
 
     Returns:
-        Samples; 0 where nobody knows.
+        Samples; 0 where the number is not known.
 
     Raises:
-        FileNotFoundError: If a file was named that is not there.
-        ValueError: If it holds something else than numbers.
+        FileNotFoundError: If `utt2num_samples` is given and does not exist.
+        ValueError: If a value in it is not a number.
     """
     path = Path(utt2num_samples or Path(wav_scp).with_name("utt2num_samples"))
     if utt2num_samples or path.is_file():
-        said = read_counts(path)
-        return {utt_id: said.get(utt_id, 0) for utt_id in places}
+        counts = read_counts(path)
+        return {utt_id: counts.get(utt_id, 0) for utt_id in places}
     logging.info(f"{path}: no such file; lengths are read from the audio's headers")
     with ThreadPoolExecutor(max_workers=8) as pool:
         return dict(zip(places, pool.map(_header_samples, places.values())))
 
 
 def _header_samples(place: str) -> int:
-    """Return the samples that an audio file says it has, 0 if it does not."""
+    """Number of samples in an audio file's header, 0 if it cannot be read."""
     try:
         return soundfile.info(place).frames
     except (RuntimeError, OSError):
-        return 0  # an ark, or a file that is reported when its turn to be read comes
+        return 0  # an ark, or a broken file, which is reported when it is read
 
 
-def plan_batches(teacher: Teacher, num_samples: Dict[str, int]) -> List[List[str]]:
-    """Group utterances that the teacher can run at once, the longest first.
+def plan_batches(
+    model: SpeechModel, num_samples: Dict[str, int], done: Iterable[str] = ()
+) -> List[List[str]]:
+    """Group utterances of similar length into batches, the longest first.
 
     Args:
-        teacher: The teacher.
+        model: The teacher, which limits the size of a batch.
         num_samples: Samples by utterance, 0: not known.
+        done: Utterances that need no result any more. A batch is left out if all of it
+            is done, else it runs as a whole: float sums, and with them a rare index,
+            depend on the other utterances of the batch.
 
     Returns:
         Batches of utterances; the same for the same lengths.
     """
-    utt_ids = list(num_samples)
+    utt_ids, done = list(num_samples), set(done)
     groups = group_by_length(
-        list(num_samples.values()), teacher.batch_samples, not teacher.mixes_lengths
+        list(num_samples.values()), model.batch_samples, not model.mixes_lengths
     )
-    return [[utt_ids[position] for position in group] for group in groups]
+    batches = [[utt_ids[position] for position in group] for group in groups]
+    return [batch for batch in batches if not done.issuperset(batch)]
 
 
-def embed_batches(
-    teacher: Teacher,
-    batches: Iterable[List[str]],
+def read_ahead(
+    model: SpeechModel,
+    batches: Iterable[Sequence[str]],
     places: Dict[str, str],
     num_workers: int = 2,
-) -> Iterator[EmbeddedBatch]:
-    """Embed batches of utterances while threads read the next ones.
+) -> Iterator[Dict[str, Union[torch.Tensor, AudioError]]]:
+    """Read the audio of batches in threads, a few batches ahead.
 
     Args:
-        teacher: The teacher.
-        batches: Utterances that run at once.
+        model: The teacher; its `read` is called.
+        batches: Utterances of each batch.
         places: Audio by utterance.
         num_workers: Threads that read and decode audio.
 
     Yields:
-        Embeddings or errors of each batch, in order.
+        Waveform (S,) or error of each utterance of a batch, batches in order.
     """
-    for found in read_ahead(teacher, batches, places, num_workers):
-        yield _embed(teacher, found)
+    todo = iter(batches)
+    ahead: Deque[List[Tuple[str, Future]]] = deque()
+    pool = ThreadPoolExecutor(max_workers=max(1, num_workers))
+
+    def read_one_more() -> None:
+        for batch in todo:
+            ahead.append([(u, pool.submit(model.read, u, places[u])) for u in batch])
+            return
+
+    def result(future: Future) -> Union[torch.Tensor, AudioError]:
+        try:
+            return future.result()
+        except AudioError as error:
+            return error
+
+    try:
+        for _ in range(_BATCHES_AHEAD):
+            read_one_more()
+        while ahead:
+            futures = ahead.popleft()
+            read_one_more()
+            yield {utt_id: result(future) for utt_id, future in futures}
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def split_audio_errors(
+    batch: Dict[str, Union[torch.Tensor, AudioError]],
+) -> Tuple[Dict[str, torch.Tensor], Dict[str, AudioError]]:
+    """Separate the waveforms of a batch from the errors of the other utterances."""
+    errors = {u: e for u, e in batch.items() if isinstance(e, AudioError)}
+    return {u: w for u, w in batch.items() if u not in errors}, errors
+
+
+def embed_batches(
+    teacher: Teacher,
+    batches: Iterable[Sequence[str]],
+    places: Dict[str, str],
+    num_workers: int = 2,
+) -> Iterator[Dict[str, Union[torch.Tensor, AudioError]]]:
+    """Embed batches of utterances while threads read the next ones.
+
+    Args:
+        teacher: The teacher.
+        batches: Utterances of each batch.
+        places: Audio by utterance.
+        num_workers: Threads that read and decode audio.
+
+    Yields:
+        Of each utterance of a batch its embeddings, float32, (T, D), finite; or an
+        error, if its audio cannot be used or has no finite embeddings.
+    """
+    for batch in read_ahead(teacher, batches, places, num_workers):
+        waveforms, errors = split_audio_errors(batch)
+        yield {**errors, **_embed(teacher, waveforms)}
+
+
+def _embed(
+    teacher: Teacher, waveforms: Dict[str, torch.Tensor]
+) -> Dict[str, Union[torch.Tensor, EmbeddingError]]:
+    """Embed utterances at once; if that fails, each alone to see which one fails."""
+    try:
+        embedded = dict(zip(waveforms, teacher.embed_batch(list(waveforms.values()))))
+    except EmbeddingError as error:
+        if len(waveforms) == 1:
+            (utt_id,) = waveforms
+            return {utt_id: EmbeddingError(f"utterance {utt_id}: {error}")}
+        each = (_embed(teacher, {utt_id: w}) for utt_id, w in waveforms.items())
+        return {utt_id: result for one in each for utt_id, result in one.items()}
+    for utt_id, embeddings in embedded.items():
+        if not embeddings.isfinite().all():
+            embedded[utt_id] = EmbeddingError(
+                f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
+                f"at layer {teacher.layer}; check the audio and the teacher's precision"
+            )
+    return embedded
+
+
+def usable_results(
+    batches: Iterable[Dict[str, Union[_Result, ValueError]]],
+    on_error: str,
+    skipped: List[str],
+) -> Iterator[Dict[str, _Result]]:
+    """Drop the utterances of each batch that have an error, or stop at the first one.
+
+    Args:
+        batches: Result or error of each utterance.
+        on_error: stop or skip.
+        skipped: Gets the utterances that are dropped.
+
+    Yields:
+        Results of each batch; batches without any are left out.
+
+    Raises:
+        ValueError: The first error, if `on_error` is stop.
+    """
+    for batch in batches:
+        errors = {u: e for u, e in batch.items() if isinstance(e, ValueError)}
+        for utt_id, error in errors.items():
+            stop_or_skip(error, on_error)
+            skipped.append(utt_id)
+        if len(errors) < len(batch):
+            yield {u: result for u, result in batch.items() if u not in errors}
+
+
+def stop_or_skip(error: ValueError, on_error: str) -> None:
+    """Raise the error of an utterance if `on_error` is stop, else log it."""
+    if on_error == "stop":
+        raise error
+    logging.warning(f"skipped: {error}")
+
+
+def embed_utterances(
+    teacher: Teacher,
+    utt_ids: Sequence[str],
+    places: Dict[str, str],
+    level: str = "frame",
+    on_error: str = "stop",
+) -> Iterator[Tuple[str, torch.Tensor]]:
+    """Embed utterances one after the other.
+
+    Args:
+        teacher: The teacher.
+        utt_ids: Utterances.
+        places: Audio by utterance.
+        level: See `to_level`.
+        on_error: stop or skip, for utterances whose audio cannot be used or has no
+            finite embeddings.
+
+    Yields:
+        Utterance and its embeddings, float32, (T, D), on the CPU.
+
+    Raises:
+        AudioError: If an utterance cannot be used and `on_error` is stop.
+        ValueError: If all utterances were skipped.
+    """
+    skipped: List[str] = []
+    batches = embed_batches(teacher, ([u] for u in utt_ids), places)
+    for batch in usable_results(batches, on_error, skipped):
+        for utt_id, embeddings in batch.items():
+            yield utt_id, to_level(embeddings, level).cpu()
+    if utt_ids and len(skipped) == len(utt_ids):
+        raise ValueError(
+            f"no utterance is left, all {len(skipped)} were skipped; the lines above "
+            "say why"
+        )
 
 
 def to_level(embeddings: torch.Tensor, level: str) -> torch.Tensor:
     """Return the vectors of an utterance that are quantized or stored.
 
     Args:
-        embeddings: Of all its frames, float, (T, D), T >= 1.
-        level: frame, or utterance.
+        embeddings: Embeddings of all its frames, float, (T, D), T >= 1.
+        level: frame or utterance.
 
     Returns:
-        The same; or their mean, (1, D).
+        The same; or at utterance level their mean, (1, D).
 
     Source: DeCoR (Jiang et al. 2023, arXiv:2305.18441) stores one index of each audio;
         that an audio's embedding is the mean over its frames is our reading.
     """
     return embeddings.mean(0, keepdim=True) if level == "utterance" else embeddings
-
-
-def _embed(
-    teacher: Teacher, found: Dict[str, Union[torch.Tensor, AudioError]]
-) -> EmbeddedBatch:
-    """Embed what was read of a batch."""
-    errors = {u: e for u, e in found.items() if isinstance(e, AudioError)}
-    waveforms = {u: w for u, w in found.items() if u not in errors}
-    batch = EmbeddedBatch(errors=errors)
-    for utt_id, embeddings in _embed_each(teacher, waveforms).items():
-        if isinstance(embeddings, EmbeddingError):
-            batch.errors[utt_id] = EmbeddingError(f"utterance {utt_id}: {embeddings}")
-        elif not embeddings.isfinite().all():
-            batch.errors[utt_id] = EmbeddingError(
-                f"utterance {utt_id}: the teacher {teacher.spec} gives NaN or infinity "
-                f"at layer {teacher.layer}; check the audio and the teacher's precision"
-            )
-        else:
-            batch.embeddings[utt_id] = embeddings
-    return batch
-
-
-def _embed_each(
-    teacher: Teacher, waveforms: Dict[str, torch.Tensor]
-) -> Dict[str, Union[torch.Tensor, EmbeddingError]]:
-    """Return embeddings of each utterance, or why the teacher has none."""
-    try:
-        return dict(zip(waveforms, teacher.embed_batch(list(waveforms.values()))))
-    except EmbeddingError as error:
-        if len(waveforms) == 1:
-            return dict.fromkeys(waveforms, error)
-    # Which of them it is shows when each runs alone.
-    each = (_embed_each(teacher, {utt_id: w}) for utt_id, w in waveforms.items())
-    return {utt_id: found for one in each for utt_id, found in one.items()}

@@ -1,54 +1,67 @@
 """Random frames of teacher embeddings, drawn over a whole corpus."""
 
 import logging
-import random
-from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from tqdm import tqdm
 
-from espnet_mvq.extraction.embedding_stream import embed_batches, to_level
-from espnet_mvq.files.scp import read_scp
+from espnet_mvq.extraction.embedding_stream import embed_utterances
+from espnet_mvq.extraction.selection import shuffle_over_speakers
 from espnet_mvq.quantization.frames import Reservoir
 from espnet_mvq.teachers import Teacher
+from espnet_mvq.teachers.audio import AudioError
 
 
-def read_speakers(utt2spk: Optional[str], wav_scp: str) -> Optional[Dict[str, str]]:
-    """Read the speaker of each utterance, None if no file says it."""
-    path = Path(utt2spk) if utt2spk else Path(wav_scp).with_name("utt2spk")
-    if not utt2spk and not path.is_file():
-        logging.info(f"{path}: no such file; utterances are drawn without regard to it")
-        return None
-    return read_scp(path)
+@dataclass
+class FrameSample:
+    """Frames drawn from a stream of utterances.
+
+    Attributes:
+        frames: Float, (F, D).
+        utt_ids: Utterance of each frame.
+        num_seen: Frames that were read.
+        num_utterances: Utterances that were read.
+    """
+
+    frames: torch.Tensor
+    utt_ids: List[str]
+    num_seen: int
+    num_utterances: int
 
 
-def shuffle_over_speakers(
-    utt_ids: Sequence[str], speakers: Optional[Dict[str, str]], seed: int
-) -> List[str]:
-    """Shuffle utterances so that the first ones cover as many speakers as possible.
-
-    One random utterance of each speaker comes first, then a second one of each, and so
-    on. Without speakers, and for utterances without one, the order is just random.
+def draw_frames(
+    utterances: Iterable[Tuple[str, torch.Tensor]],
+    max_frames: int,
+    seed: int = 0,
+    stop_after: float = float("inf"),
+) -> FrameSample:
+    """Draw random frames of utterances, and remember where each comes from.
 
     Args:
-        utt_ids: Utterances, in any order.
-        speakers: Speaker by utterance.
-        seed: Seed of the order; the same utterances come in the same order.
+        utterances: Utterance and its embeddings (T, D); may come in several pieces.
+        max_frames: Frames kept.
+        seed: Seed of the choice.
+        stop_after: Utterances are read until so many frames were seen.
 
     Returns:
-        The utterances.
+        The sample, in the order of the stream.
     """
-    shuffled = sorted(utt_ids)
-    random.Random(seed).shuffle(shuffled)
-    if not speakers:
-        return shuffled
-    turns: Dict[str, int] = {}
-    turn = {}
-    for utt_id in shuffled:
-        speaker = speakers.get(utt_id, utt_id)
-        turn[utt_id] = turns[speaker] = turns.get(speaker, -1) + 1
-    return sorted(shuffled, key=turn.__getitem__)
+    # Both draw the same keys, so they keep the same frames.
+    frames, numbers = Reservoir(max_frames, seed), Reservoir(max_frames, seed)
+    number_of: Dict[str, int] = {}
+    for utt_id, embeddings in utterances:
+        number = number_of.setdefault(utt_id, len(number_of))
+        frames.add(embeddings)
+        numbers.add(torch.full((len(embeddings), 1), number))
+        if frames.num_seen >= stop_after:
+            break
+    if not number_of:
+        return FrameSample(torch.empty(0), [], 0, 0)
+    names = list(number_of)
+    utt_ids = [names[number] for number in numbers.frames().flatten().tolist()]
+    return FrameSample(frames.frames(), utt_ids, frames.num_seen, len(names))
 
 
 def sample_frames(
@@ -61,7 +74,7 @@ def sample_frames(
     level: str = "frame",
     on_error: str = "stop",
 ) -> torch.Tensor:
-    """Sample frames of random utterances, all speakers alike.
+    """Sample a teacher's embeddings of random utterances, all speakers alike.
 
     Args:
         teacher: The teacher.
@@ -71,7 +84,7 @@ def sample_frames(
         speakers: Speaker by utterance.
         oversampling: The teacher runs on this many times as many frames as are kept:
             more utterances give fewer frames each.
-        level: See `to_level`; an utterance counts as one frame if it is utterance.
+        level: See `to_level`; at utterance level an utterance counts as one frame.
         on_error: See `embed_utterances`.
 
     Returns:
@@ -81,59 +94,66 @@ def sample_frames(
         AudioError: See `embed_utterances`.
         ValueError: Likewise.
     """
-    reservoir = Reservoir(max_frames, seed)
     wanted = oversampling * max_frames
     utt_ids = shuffle_over_speakers(list(places), speakers, seed)
-    num_utterances = 0
-    with tqdm(total=int(wanted), unit="frame", mininterval=5) as progress:
-        for _, embeddings in embed_utterances(
-            teacher, utt_ids, places, level, on_error
-        ):
-            reservoir.add(embeddings)
-            num_utterances += 1
-            progress.update(len(embeddings))
-            if reservoir.num_seen >= wanted:
-                break
-    frames = reservoir.frames()
+    stream = embed_utterances(teacher, utt_ids, places, level, on_error)
+    sample = draw_frames(_with_progress(stream, wanted), max_frames, seed, wanted)
     logging.info(
-        f"frames: {len(frames)} of the {reservoir.num_seen} in {num_utterances} random "
-        f"utterances (the corpus has {len(places)})"
+        f"frames: {len(sample.frames)} of the {sample.num_seen} in "
+        f"{sample.num_utterances} random utterances (the corpus has {len(places)})"
     )
-    return frames
+    return sample.frames
 
 
-def embed_utterances(
-    teacher: Teacher,
-    utt_ids: Sequence[str],
-    places: Dict[str, str],
-    level: str = "frame",
-    on_error: str = "stop",
+def _with_progress(
+    utterances: Iterable[Tuple[str, torch.Tensor]], total: float
 ) -> Iterator[Tuple[str, torch.Tensor]]:
-    """Yield each utterance and its embeddings (T, D), one after the other.
+    """Pass utterances on and show how many of the frames have been read."""
+    with tqdm(total=int(total), unit="frame", mininterval=5) as progress:
+        for utt_id, embeddings in utterances:
+            progress.update(len(embeddings))
+            yield utt_id, embeddings
+
+
+def num_held_out(num_utterances: int) -> int:
+    """Number of utterances, one in twenty, that a quantizer is not trained on."""
+    return max(1, num_utterances // 20)
+
+
+def sample_training_frames(
+    teacher: Teacher, places: Dict[str, str], max_frames: int, seed: int, **options: Any
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Sample training frames, and held-out frames of other utterances.
 
     Args:
         teacher: The teacher.
-        utt_ids: Utterances.
         places: Audio by utterance.
-        level: See `to_level`.
-        on_error: stop or skip: what to do about an utterance whose audio cannot be
-            used, or of which the teacher makes no finite embeddings.
+        max_frames: Training frames kept; at most a tenth as many are held out.
+        seed: Seed of the choice.
+        **options: Further arguments of `sample_frames`.
+
+    Returns:
+        Training and held-out frames, float, (F, D).
 
     Raises:
-        AudioError: If there is one, and it is not to be skipped.
-        ValueError: If all were skipped.
+        AudioError: See `embed_utterances`.
+        ValueError: If all utterances of one of the two were skipped.
     """
-    num_skipped = 0
-    for batch in embed_batches(teacher, ([u] for u in utt_ids), places):
-        for error in batch.errors.values():
-            if on_error == "stop":
-                raise error
-            logging.warning(f"skipped: {error}")
-            num_skipped += 1
-        for utt_id, embeddings in batch.embeddings.items():
-            yield utt_id, to_level(embeddings, level).cpu()
-    if utt_ids and num_skipped == len(utt_ids):
-        raise ValueError(
-            f"no utterance is left, all {num_skipped} were skipped; the lines above "
-            "say why"
-        )
+    utt_ids = shuffle_over_speakers(list(places), options.get("speakers"), seed)
+    border = num_held_out(len(utt_ids))
+
+    def sample(part: str, chosen: List[str], count: int) -> torch.Tensor:
+        audio = {utt_id: places[utt_id] for utt_id in chosen}
+        try:
+            return sample_frames(teacher, audio, count, seed, **options)
+        except AudioError:
+            raise
+        except ValueError as error:
+            raise ValueError(
+                f"{part} utterances: {error}; mend them, or take another --seed"
+            ) from error
+
+    held_out = sample(
+        "held-out", utt_ids[:border], max(1, min(10_000, max_frames // 10))
+    )
+    return sample("training", utt_ids[border:], max_frames), held_out

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 SAMPLE_RATE = 16_000
@@ -108,3 +109,45 @@ def batch(speech):
         "codebook_indexes": indexes.masked_fill(padding.unsqueeze(2), -1),
         "codebook_indexes_lengths": index_lengths,
     }
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory):
+    """Save a HuBERT of 2 layers and 16 channels with random weights."""
+    from transformers import HubertConfig, HubertModel
+
+    torch.manual_seed(7)
+    config = HubertConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    folder = tmp_path_factory.mktemp("teacher") / "tiny_hubert"
+    HubertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def teacher_options(teacher_dir):
+    return ["--teacher", f"transformers/{teacher_dir}", "--layer", "1"]
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """Write 6 short wavs, with wav.scp and utt2num_samples as ESPnet's stages do."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    scp, lengths = [], []
+    for number in range(6):
+        samples = 0.1 * generator.standard_normal(6400 + 1600 * number)
+        soundfile.write(folder / f"{number}.wav", samples, 16000)
+        scp.append(f"utt{number} {folder}/{number}.wav\n")
+        lengths.append(f"utt{number} {len(samples)}\n")
+    (folder / "wav.scp").write_text("".join(scp))
+    (folder / "utt2num_samples").write_text("".join(lengths))
+    return folder

@@ -295,8 +295,8 @@ def test_batch_that_broke_off_runs_whole_again(extract, shards, monkeypatch, cap
 
     monkeypatch.setattr(Teacher, "embed_batch", counting)
     monkeypatch.setattr(
-        "espnet_mvq.bin.extract.plan_batches",
-        lambda teacher, n: [["utt5", "utt4"], ["utt3"], ["utt2", "utt1", "utt0"]],
+        "espnet_mvq.extraction.embedding_stream.group_by_length",
+        lambda lengths, *options: [[5, 4], [3], [2, 1, 0]],
     )
     extract("--batch_s", "10")
     assert sizes[0] == [14400, 12800]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from espnet_mvq import __version__
-from espnet_mvq.bin import inspect_quantizer as module
-from espnet_mvq.bin.inspect_quantizer import main, sample
+from espnet_mvq.bin.inspect_quantizer import main
+from espnet_mvq.extraction import quantizer_inspection as module
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.quantization.quality_text import findings, text_report, worst_channels
 
@@ -91,18 +91,6 @@ def test_sample_of_the_frames(path, feats, frames, tmp_path):
     main([*options, "--seed", "1"])
     second = json.loads(report.read_text())
     assert first["quality"]["relative_error"] != second["quality"]["relative_error"]
-
-
-def test_sample_knows_the_utterances(frames):
-    utterances = [(f"utt{n}", part) for n, part in enumerate(frames.split(40))]
-    utterances += [("utt5", frames[:3])]  # a second piece
-    found, utt_ids, num_seen = sample(iter(utterances), 30, 0, float("inf"))
-    assert found.shape == (30, 8) and num_seen == 243
-    for frame, utt_id in zip(found, utt_ids):
-        here = torch.cat([part for name, part in utterances if name == utt_id])
-        assert (here == frame).all(1).any()
-    _, utt_ids, num_seen = sample(iter(utterances), 30, 0, 60)
-    assert num_seen == 80 and set(utt_ids) == {"utt0", "utt1"}
 
 
 def test_one_array_is_read_in_pieces(path, frames, tmp_path, content, monkeypatch):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from espnet_mvq.bin.select_utterances import choose, main
+from espnet_mvq.bin.select_utterances import main
+from espnet_mvq.extraction.selection import take_hours
 from espnet_mvq.files.scp import read_scp
 
 
@@ -44,7 +45,7 @@ def test_durations_are_guessed_without_the_file(options, data_dir, caplog):
 
 
 def test_at_least_two_are_chosen():
-    assert choose(["a", "b", "c"], {"a": 9.0, "b": 9.0}, 1.0) == ["a", "b"]
+    assert take_hours("abc", dict.fromkeys("abc", 9.0), 1 / 3600) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from espnet_mvq.bin import teacher_loss
-from espnet_mvq.extraction.partial_losses import PartialLosses
+from espnet_mvq.extraction.task_losses import PartialLosses, read_texts
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata, read_teacher_losses
 from espnet_mvq.teachers.task_loss import TaskLoss, build_task_loss
@@ -76,7 +76,7 @@ def calls(monkeypatch):
 
 
 def set_text(corpus, utt_id, text):
-    texts = {**teacher_loss.read_texts(corpus), utt_id: text}
+    texts = {**read_texts(corpus, "unlabelled"), utt_id: text}
     texts = {u: t for u, t in texts.items() if t is not None}
     (corpus / "text").write_text("".join(f"{u} {t}\n" for u, t in texts.items()))
 

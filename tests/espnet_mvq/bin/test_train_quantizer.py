@@ -2,7 +2,10 @@
 
 import argparse
 import errno
+import functools
+import io
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ import torch
 
 from espnet_mvq.bin import train_quantizer as module
 from espnet_mvq.bin.options import device_from_options
-from espnet_mvq.bin.train_quantizer import collect_frames, main
+from espnet_mvq.bin.train_quantizer import main
+from espnet_mvq.extraction import quantizer_training
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 from espnet_mvq.teachers import build_teacher
 
@@ -112,17 +116,6 @@ def test_file_older_than_the_level_is_of_frames(quantizer, options):
     assert Quantizer.load(quantizer).id != made.id
 
 
-def test_utterances_are_either_trained_on_or_held_out(data_dir, teacher_dir):
-    teacher = build_teacher(f"transformers/{teacher_dir}", 1)
-    places = {f"utt{n}": f"{data_dir}/{n}.wav" for n in range(6)}
-    frames, held_out = collect_frames(teacher, places, 1000, seed=0)
-    total = sum((6400 + 1600 * n - 400) // 320 + 1 for n in range(6))
-    assert len(frames) + len(held_out) == total and len(held_out) >= 19
-    assert torch.cdist(frames, held_out).min() > 0
-    other, _ = collect_frames(teacher, places, 30, seed=0)
-    assert other.shape == (30, 16)
-
-
 def test_one_utterance_is_too_few(data_dir, options, ends_with_error):
     line = (data_dir / "wav.scp").read_text().splitlines()[0]
     (data_dir / "wav.scp").write_text(line)
@@ -132,8 +125,8 @@ def test_one_utterance_is_too_few(data_dir, options, ends_with_error):
 
 @pytest.fixture
 def no_teacher(monkeypatch):
-    """Let the teacher fail as soon as it is asked for."""
-    monkeypatch.setattr(module, "teacher_from_options", None)
+    """Let the test fail if the teacher is loaded."""
+    monkeypatch.setattr(module, "load_teacher", lambda args: pytest.fail("loaded"))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +178,7 @@ def test_options_of_another_kind(words, options, capsys):
 @pytest.fixture
 def no_frames(monkeypatch):
     """Let the teacher fail as soon as it runs."""
-    monkeypatch.setattr(module, "collect_frames", None)
+    monkeypatch.setattr(quantizer_training, "sample_training_frames", None)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "quantizer.pt", "text"])
@@ -203,24 +196,18 @@ def test_other_files_are_not_replaced(
     assert path.read_bytes() == before
 
 
-def out_of_room(folder):
-    """Return a `Path.write_bytes` that a full disk fails in a folder."""
-    original = Path.write_bytes
+class FullDisk(io.BytesIO):
+    """A file without room."""
 
-    def write(path, content):
-        if path.parent == folder:
-            original(path, content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(path, content)
-
-    return write
+    def write(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_full_disk_is_found_before_the_teacher_runs(
     quantizer, options, no_frames, ends_with_error, monkeypatch
 ):
     before = quantizer.read_bytes()
-    monkeypatch.setattr(Path, "write_bytes", out_of_room(quantizer.parent))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: FullDisk())
     error = ends_with_error(main, [*options, "--seed", "1"])
     assert f"--quantizer: {quantizer} cannot be written (No space left" in error
     assert "expected room for 512 bytes" in error
@@ -229,26 +216,30 @@ def test_full_disk_is_found_before_the_teacher_runs(
 
 
 def test_disk_that_fills_up_meanwhile_loses_nothing(
-    quantizer, options, ends_with_error, monkeypatch, tmp_path
+    quantizer, options, ends_with_error, monkeypatch
 ):
-    """Not the older file, and not what was trained."""
+    """The older file stays, and training resumes from the checkpoint."""
     before = quantizer.read_bytes()
-    rescue = tmp_path / "rescue"
-    rescue.mkdir()
+    write_bytes = Path.write_bytes
+
+    def write_half(path, content):
+        if "checkpoint" in path.name:
+            return write_bytes(path, content)
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with monkeypatch.context() as patch:
-        patch.setattr(module, "check_room", lambda path, num_bytes: None)
-        patch.setattr(module.tempfile, "mkdtemp", lambda prefix: str(rescue))
-        patch.setattr(Path, "write_bytes", out_of_room(quantizer.parent))
+        patch.setattr(Path, "write_bytes", write_half)
         error = ends_with_error(main, [*options, "--seed", "1"])
-    rescued = rescue / quantizer.name
     assert f"{quantizer}: could not be written (No space left on device)" in error
-    assert f"The trained quantizer is in {rescued}: move it to {quantizer}" in error
     assert quantizer.read_bytes() == before
-    assert [path.name for path in quantizer.parent.iterdir()] == [quantizer.name]
-    rescued.replace(quantizer)
-    monkeypatch.setattr(module, "collect_frames", None)
+    checkpoint = quantizer.with_suffix(".checkpoint.pt")
+    assert set(quantizer.parent.iterdir()) == {quantizer, checkpoint}
+    monkeypatch.setattr(QuantizerTrainer, "_round", None)  # no round is left to do
     main([*options, "--seed", "1"])
     assert Quantizer.load(quantizer).provenance["seed"] == 1
+    assert not checkpoint.exists()
 
 
 def test_damaged_checkpoint_does_not_block(quantizer, options, caplog):
@@ -325,6 +316,7 @@ def test_all_frames_asked_for_are_trained_on(options, tmp_path, monkeypatch):
     seen = {}
     original = QuantizerTrainer.__init__
 
+    @functools.wraps(original)
     def spy(self, *args, **kwargs):
         original(self, *args, **kwargs)
         seen["max_frames"] = self.max_frames

@@ -8,9 +8,9 @@ import pytest
 import soundfile
 import torch
 
-from espnet_mvq.extraction import frame_sampling
 from espnet_mvq.extraction.embedding_stream import (
     embed_batches,
+    embed_utterances,
     plan_batches,
     read_num_samples,
 )
@@ -64,11 +64,12 @@ def test_batches_give_what_utterances_alone_give(teacher, places, num_samples):
     teacher.mixes_lengths = True  # this one does not; only the plan is looked at
     batches = plan_batches(teacher, num_samples)
     assert batches == [["utt5", "utt4"], ["utt3", "utt2", "utt1"], ["utt0"]]
+    done = ["utt5", "utt4", "utt2"]  # a batch runs as a whole, or not at all
+    assert plan_batches(teacher, num_samples, done) == batches[1:]
     teacher.mixes_lengths = False
     found = {}
     for batch in embed_batches(teacher, batches, places):
-        assert not batch.errors
-        found.update(batch.embeddings)
+        found.update(batch)
     assert list(found) == ["utt5", "utt4", "utt3", "utt2", "utt1", "utt0"]
     for utt_id, embeddings in found.items():
         expected = teacher.embed_file(utt_id, places[utt_id])
@@ -78,8 +79,8 @@ def test_batches_give_what_utterances_alone_give(teacher, places, num_samples):
 def test_bad_audio_spoils_no_other_utterance(teacher, places):
     places["utt3"] = "none.wav"
     (batch,) = embed_batches(teacher, [["utt2", "utt3"]], places)
-    assert list(batch.embeddings) == ["utt2"]
-    assert isinstance(batch.errors["utt3"], AudioError)
+    assert isinstance(batch["utt2"], torch.Tensor)
+    assert isinstance(batch["utt3"], AudioError)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -91,9 +92,10 @@ def test_nan_of_the_teacher_is_an_error_of_that_utterance(
 
     monkeypatch.setattr(teacher, "embed_batch", embed_batch)
     (batch,) = embed_batches(teacher, [["utt1", "utt2", "utt3"]], places)
-    assert list(batch.embeddings) == ["utt1", "utt3"] and list(batch.errors) == ["utt2"]
+    assert list(batch) == ["utt1", "utt2", "utt3"]
+    assert all(isinstance(batch[u], torch.Tensor) for u in ("utt1", "utt3"))
     message = "utterance utt2: the teacher .* gives NaN or infinity at layer 1"
-    assert re.match(message, str(batch.errors["utt2"]))
+    assert re.match(message, str(batch["utt2"]))
 
 
 def test_utterances_that_the_teacher_cannot_embed(places, data_dir, caplog):
@@ -102,18 +104,19 @@ def test_utterances_that_the_teacher_cannot_embed(places, data_dir, caplog):
         soundfile.write(f"{data_dir}/{number}.wav", np.full(10, 0.1), 16000)
     teacher = build_teacher("s3prl/mel", 0, batch_s=10)
     (batch,) = embed_batches(teacher, [["utt1", "utt2", "utt3"]], places)
-    assert list(batch.embeddings) == ["utt2"] and list(batch.errors) == ["utt1", "utt3"]
+    assert isinstance(batch["utt2"], torch.Tensor)
+    assert isinstance(batch["utt3"], EmbeddingError)
     message = "utterance utt1: the teacher s3prl/mel cannot embed 10 samples"
-    assert str(batch.errors["utt1"]).startswith(message)
-    utt_ids, stream = list(places), frame_sampling.embed_utterances
+    assert str(batch["utt1"]).startswith(message)
+    utt_ids = list(places)
     with pytest.raises(EmbeddingError, match=message):
-        list(stream(teacher, utt_ids, places))
+        list(embed_utterances(teacher, utt_ids, places))
     caplog.clear()
-    found = stream(teacher, utt_ids, places, on_error="skip")
+    found = embed_utterances(teacher, utt_ids, places, on_error="skip")
     assert [utt_id for utt_id, _ in found] == ["utt0", "utt2", "utt4", "utt5"]
     assert f"skipped: {message}" in caplog.text
     with pytest.raises(ValueError, match="no utterance is left, all 2 were skipped"):
-        list(stream(teacher, ["utt1", "utt3"], places, on_error="skip"))
+        list(embed_utterances(teacher, ["utt1", "utt3"], places, on_error="skip"))
 
 
 def test_fault_of_the_device_is_none_of_the_utterance(monkeypatch):

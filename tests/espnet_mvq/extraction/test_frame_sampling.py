@@ -5,13 +5,13 @@ from collections import Counter
 import pytest
 import torch
 
-from espnet_mvq.bin.train_quantizer import collect_frames
+from espnet_mvq.extraction.embedding_stream import embed_utterances
 from espnet_mvq.extraction.frame_sampling import (
-    embed_utterances,
-    read_speakers,
+    draw_frames,
     sample_frames,
-    shuffle_over_speakers,
+    sample_training_frames,
 )
+from espnet_mvq.extraction.selection import read_speakers, shuffle_over_speakers
 from espnet_mvq.teachers import build_teacher
 from espnet_mvq.teachers.audio import AudioError
 
@@ -71,12 +71,32 @@ def test_unusable_audio_stops_or_is_skipped(data_dir, teacher_dir, caplog):
     assert len(frames) == sum(len(embeddings) for _, embeddings in found)
 
 
-def test_held_out_frames_are_of_other_utterances(data_dir, teacher_dir):
+def test_utterances_are_either_trained_on_or_held_out(data_dir, teacher_dir):
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
     places = {f"utt{n}": f"{data_dir}/{n}.wav" for n in range(6)}
     speakers = {utt_id: f"spk{n % 2}" for n, utt_id in enumerate(places)}
-    frames, held_out = collect_frames(teacher, places, 1000, 0, speakers)
+    frames, held_out = sample_training_frames(
+        teacher, places, 1000, 0, speakers=speakers
+    )
+    total = sum((6400 + 1600 * n - 400) // 320 + 1 for n in range(6))
+    assert len(frames) + len(held_out) == total and len(held_out) >= 19
     assert torch.cdist(frames, held_out).min() > 0
+    few, _ = sample_training_frames(teacher, places, 30, 0)
+    assert few.shape == (30, 16)
+
+
+def test_sample_knows_the_utterances():
+    frames = torch.randn(240, 8)
+    utterances = [(f"utt{n}", part) for n, part in enumerate(frames.split(40))]
+    utterances += [("utt5", frames[:3])]  # a second piece
+    sample = draw_frames(iter(utterances), 30)
+    assert sample.frames.shape == (30, 8)
+    assert (sample.num_seen, sample.num_utterances) == (243, 6)
+    for frame, utt_id in zip(sample.frames, sample.utt_ids):
+        own = torch.cat([part for name, part in utterances if name == utt_id])
+        assert (own == frame).all(1).any()
+    sample = draw_frames(iter(utterances), 30, stop_after=60)
+    assert sample.num_seen == 80 and set(sample.utt_ids) == {"utt0", "utt1"}
 
 
 def test_speakers_are_read_from_beside_wav_scp(tmp_path, caplog):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_mvq.extraction.frame_sampling import embed_utterances
+from espnet_mvq.extraction.embedding_stream import embed_utterances
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import TeacherError, build_teacher
 from espnet_mvq.teachers.audio import AudioError
