@@ -48,8 +48,8 @@ def get_parser() -> argparse.ArgumentParser:
         usage="run_jobs [options] [JOB=1:4] LOG COMMAND...",
         description="Run COMMAND once per job number, without a shell, with its output "
         "in LOG. The number replaces the name before '=' in LOG and COMMAND.",
-        epilog="Any other option (--gpu N, --num-threads N, --mem SIZE, --name NAME) and "
-        "its value are ignored: they are for clusters.",
+        epilog="Any other option and its value, such as --gpu 1, --num-threads 4 or "
+        "--mem 4G, are ignored: they are for clusters.",
         add_help=False,
         allow_abbrev=False,
     )
