@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Run one or several jobs on this machine, each with its own log.
 
-Takes the command line of Kaldi's ``run.pl``, so that a recipe on pip-installed
-ESPnet alone can say ``train_cmd="python3 -m espnet_mvq.bin.run_jobs"`` and one on
-a cluster can put ``slurm.pl`` or ``queue.pl`` there.
+Takes the command line of Kaldi's ``run.pl``, so that a recipe on pip-installed ESPnet
+can use ``train_cmd="python3 -m espnet_mvq.bin.run_jobs"``, and one on a cluster
+``slurm.pl`` or ``queue.pl``. Unlike ``run.pl``, it runs the command without a shell:
+for pipes and redirections give ``bash -c "..."``.
 """
 
 import argparse
@@ -18,20 +19,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-# Seconds between SIGTERM and SIGKILL when the jobs are to be stopped.
-GRACE_S = 10.0
-# How many failed job numbers the closing message spells out.
-MAX_SHOWN = 20
-# Switches of Grid Engine that do not take exactly one value.
-NUM_VALUES = {"-V": 0, "-pe": 2}
-# A word that only makes sense to a shell: | || & && ; > >> < 2> 2>&1 &> ...
-OPERATOR = re.compile(r"\|\|?|\|&|&&?|;|\d*(>>?|<)(&(\d+|-))?|&>>?")
+GRACE_S = 10.0  # between SIGTERM and SIGKILL
+MAX_LISTED = 20  # failed jobs in the closing message
 JOB_RANGE = re.compile(r"([A-Za-z_]\w*)=(\d+)(?::(\d+))?")
-ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
 
 class UsageError(Exception):
-    """A command line that cannot be run; the text is shown to the user."""
+    """An invalid command line; the text is the message to the user."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,12 +34,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Job(NamedTuple):
-    """One job: its log file, its argument vector and the line shown in the log."""
+    """Number, log file and command of a job."""
 
     number: int
     log: str
     argv: List[str]
-    line: str
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -53,9 +46,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="run_jobs",
         usage="run_jobs [options] [JOB=1:4] LOG COMMAND...",
-        description="Run COMMAND once per job number, output going to LOG. The "
-        "variable name before '=' is replaced by the number in LOG and COMMAND.",
-        epilog="Any other option is taken with its value and ignored, as run.pl does.",
+        description="Run COMMAND once per job number, without a shell, with its output "
+        "in LOG. The number replaces the name before '=' in LOG and COMMAND.",
+        epilog="Any other option and its value, such as --gpu 1, --num-threads 4 or "
+        "--mem 4G, are ignored: they are for clusters.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -63,12 +57,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--max-jobs-run",
         "-tc",
         type=int,
-        help="How many jobs run at a time (default: all)",
+        help="Parallel jobs (default: all)",
     )
-    parser.add_argument("--num-threads", help="Threads per job: for clusters, ignored")
-    parser.add_argument("--gpu", help="GPUs per job: for clusters, ignored")
-    parser.add_argument("--mem", help="Memory per job: for clusters, ignored")
-    parser.add_argument("--name", help="Name of the job: for clusters, ignored")
     return parser
 
 
@@ -86,10 +76,9 @@ def split_words(words: List[str]) -> Tuple[List[str], Optional[str], List[str]]:
     rest = list(words)
     while rest:
         if rest[0].startswith("-"):
-            num_values = 0 if "=" in rest[0] else NUM_VALUES.get(rest[0], 1)
-            options += rest[: 1 + num_values]
-            rest = rest[1 + num_values :]
-        elif job_range is None and ASSIGNMENT.fullmatch(rest[0]):
+            count = 1 if "=" in rest[0] else 2
+            options, rest = options + rest[:count], rest[count:]
+        elif job_range is None and re.match(r"[A-Za-z_]\w*=", rest[0]):
             job_range = rest.pop(0)
         else:
             break
@@ -116,52 +105,28 @@ def parse_range(job_range: Optional[str]) -> Tuple[str, range]:
     return name, range(start, end + 1)
 
 
-def needs_shell(words: List[str]) -> bool:
-    """Tell whether the words are meant for a shell rather than one program."""
-    return (
-        len(words) == 1
-        or ASSIGNMENT.fullmatch(words[0]) is not None
-        or any(OPERATOR.fullmatch(word) for word in words)
-    )
-
-
-def quote(word: str) -> str:
-    """Quote a word for bash only where it would otherwise fall apart.
-
-    Variables and patterns in a bare word stay live, as under run.pl.
-    """
-    return shlex.quote(word) if re.search(r"[\s'\"]|^$", word) else word
-
-
-def build_jobs(name: str, numbers: range, log: str, words: List[str]) -> List[Job]:
+def build_jobs(name: str, numbers: range, log: str, command: List[str]) -> List[Job]:
     """Fill the job number into the log name and the command."""
     if len(numbers) > 1 and name not in log:
         raise UsageError(
             f"{len(numbers)} jobs would share the log {log}: put {name} in"
         )
-    shell = needs_shell(words)
-    jobs = []
-    for number in numbers:
-        filled = [w.replace(name, str(number)) if name else w for w in words]
-        if shell:
-            line = filled[0] if len(filled) == 1 else " ".join(map(quote, filled))
-            argv = ["bash", "-c", line]
-        else:
-            line, argv = " ".join(map(shlex.quote, filled)), filled
-        job_log = log.replace(name, str(number)) if name else log
-        jobs.append(Job(number, job_log, argv, line))
-    return jobs
+
+    def fill(word: str, number: int) -> str:
+        return word.replace(name, str(number)) if name else word
+
+    return [Job(n, fill(log, n), [fill(word, n) for word in command]) for n in numbers]
 
 
 class Runner:
-    """Run jobs side by side and take them down together on a signal."""
+    """Run jobs in parallel and stop all of them on a signal."""
 
     def __init__(self):
         self.running: Dict[int, subprocess.Popen] = {}
         self.stopped_by: Optional[str] = None
 
     def stop(self, signum: int, frame=None) -> None:
-        """Signal handler: end all children, start no further job."""
+        """Signal handler: stop all running jobs and start no other."""
         self.stopped_by = signal.Signals(signum).name
         self._kill(signal.SIGTERM)
         timer = threading.Timer(GRACE_S, self._kill, [signal.SIGKILL])
@@ -179,10 +144,9 @@ class Runner:
         start = time.time()
         os.makedirs(os.path.dirname(job.log) or ".", exist_ok=True)
         with open(job.log, "w", encoding="utf-8") as log:
-            line = job.line.replace("\n", "\n# ")
+            line = shlex.join(job.argv).replace("\n", "\n# ")
             log.write(f"# {line}\n# Started at {time.ctime()}\n#\n")
-        # Appending keeps our closing lines and a straggler's output from
-        # overwriting each other.
+        # Append: a process that outlives the job must not overwrite the closing lines.
         with open(job.log, "a", encoding="utf-8") as log:
             code = self._spawn_and_wait(job, log)
             if self.stopped_by:
@@ -191,12 +155,12 @@ class Runner:
                 f"# Ended (code {code}) at {time.ctime()}, "
                 f"elapsed time {time.time() - start:.0f} seconds\n"
             )
-        # A job that ends well because it was told to stop has not done its work.
+        # A job may exit with 0 on SIGTERM without having finished.
         return code or int(self.stopped_by is not None)
 
     def _spawn_and_wait(self, job: Job, log) -> int:
         try:
-            # A session of its own makes the job's children reachable by one killpg.
+            # With a session of its own, one killpg reaches all processes of the job.
             process = subprocess.Popen(
                 job.argv,
                 stdin=subprocess.DEVNULL,
@@ -208,10 +172,10 @@ class Runner:
             log.write(f"run_jobs: cannot start {job.argv[0]}: {error.strerror}\n")
             return 127
         self.running[process.pid] = process
-        if self.stopped_by:  # the signal came while the child was being started
+        if self.stopped_by:  # the signal came during the start
             self._kill(signal.SIGTERM)
         code = process.wait()
-        if self.stopped_by:  # what the job left behind must not outlive it
+        if self.stopped_by:  # kill processes that outlive the job
             self._kill_group(process.pid, signal.SIGKILL)
         del self.running[process.pid]
         return code if code >= 0 else 128 - code
@@ -227,18 +191,18 @@ class Runner:
 def failure_message(
     name: str, log: str, failed: List[int], num_jobs: int, stopped_by: Optional[str]
 ) -> str:
-    """Say in one line how many jobs failed and which logs to read."""
-    shown = ",".join(map(str, failed[:MAX_SHOWN]))
-    if len(failed) > MAX_SHOWN:
-        shown += ",..."
+    """One line: the number of failed jobs and their logs."""
+    listed = ",".join(map(str, failed[:MAX_LISTED]))
+    if len(failed) > MAX_LISTED:
+        listed += ",..."
     if len(failed) > 1:
-        shown = "{" + shown + "}"
-    where = log.replace(name, shown) if name else log
+        listed = "{" + listed + "}"
+    logs = log.replace(name, listed) if name else log
     reason = f" (stopped by {stopped_by})" if stopped_by else ""
     count = (
         "job failed" if num_jobs == 1 else f"{len(failed)} of {num_jobs} jobs failed"
     )
-    return f"run_jobs: {count}{reason}, see {where}"
+    return f"run_jobs: {count}{reason}, see {logs}"
 
 
 def run_all(jobs: List[Job], max_jobs_run: int) -> Tuple[List[int], Optional[str]]:
@@ -250,7 +214,7 @@ def run_all(jobs: List[Job], max_jobs_run: int) -> Tuple[List[int], Optional[str
     runner = Runner()
     previous = {}
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup and "command &" ignore some signals on purpose: keep that.
+        # Signals that nohup or "command &" ignore stay ignored.
         if signal.getsignal(signum) != signal.SIG_IGN:
             previous[signum] = signal.signal(signum, runner.stop)
     try:
@@ -277,7 +241,7 @@ def main(cmd: Optional[List[str]] = None) -> int:
             raise UsageError(f"no log file or no command; usage: {parser.usage}")
         if args.max_jobs_run is not None and args.max_jobs_run < 1:
             raise UsageError(f"--max-jobs-run must be 1 or more: {args.max_jobs_run}")
-        log, command = rest[0], rest[1:]
+        log, *command = rest
         jobs = build_jobs(name, numbers, log, command)
         failed, stopped_by = run_all(jobs, args.max_jobs_run or len(jobs))
     except UsageError as error:

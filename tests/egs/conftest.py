@@ -40,7 +40,8 @@ def copy_recipe(tmp_path):
         shutil.copytree(template, tmp_path / "egs" / "TEMPLATE" / "asr1")
         folder.mkdir(parents=True)
         shutil.copy(recipe / script, folder)
-        shutil.copytree(recipe / "conf", folder / "conf")
+        for part in ("conf", "local"):
+            shutil.copytree(recipe / part, folder / part)
         for link in ("utils", "pyscripts", "path.sh"):
             (folder / link).symlink_to(f"../../TEMPLATE/asr1/{link}")
         (folder / name).write_text(stand_in.format())

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def script(load_script):
-    return load_script("egs/TEMPLATE/asr1/pyscripts/continual_table.py")
+    return load_script("egs/mini_librispeech/asr1/local/continual_table.py")
 
 
 ERRORS = {

@@ -65,7 +65,7 @@ def test_limits_are_inclusive_and_hold_for_all_files(format_data, data_dir):
         (
             lambda d: (d / "segments").write_text("a-1 r 0 1\n"),
             [],
-            "segments: got recordings that are to be cut",
+            "segments: got recordings with segments",
         ),
     ],
 )

@@ -9,7 +9,7 @@ RATE = 16_000
 
 @pytest.fixture
 def script(load_script):
-    return load_script("egs/TEMPLATE/asr1/pyscripts/make_domain.py")
+    return load_script("egs/mini_librispeech/asr1/local/make_domain.py")
 
 
 @pytest.fixture

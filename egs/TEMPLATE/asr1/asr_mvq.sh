@@ -1,17 +1,14 @@
 #!/usr/bin/env bash
 
-# One template for the recipes of this repository: from a corpus to the scores of a
-# baseline and of MVQ students of the same configuration and seed, on pip-installed
-# ESPnet alone. Stages are numbered as in ESPnet's asr.sh; 6 to 8 are ours.
+# Template of this repository's recipes: from a corpus to the scores of a baseline and of
+# MVQ students with the same configuration and seed, on pip-installed ESPnet alone. Stages
+# are numbered as in ESPnet's asr.sh; stages 6 to 8 run mvq.sh.
 
 set -euo pipefail
 
-log() {
-    local fname=${BASH_SOURCE[1]##*/}
-    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
-}
-min() { [ "$1" -le "$2" ] && echo "$1" || echo "$2"; }
-SECONDS=0
+. utils/common.sh
+
+# Empty options of the quantizer have the defaults of mvq.sh.
 
 # General
 stage=1             # First stage to run.
@@ -21,12 +18,12 @@ ngpu=0              # GPUs for teacher and training; 0: CPU.
 nj=2                # Parallel jobs of extraction and statistics.
 inference_nj=2      # Parallel jobs of decoding.
 num_threads=        # CPU threads of training and quantizer; empty: all cores.
-python=python3      # Python of everything; ours runs as "${python} -m espnet_mvq.run".
+python=python3      # Python of all commands; MVQ students: "${python} -m espnet_mvq.run".
 dumpdir=dump        # Formatted data, codebook indexes.
 expdir=exp          # Experiments and results.
 exp_tag=            # Ends the names of the experiments.
-asr_stats_dir=      # Statistics; empty: in expdir. Another run's: with --skip_stages 10.
-token_list_dir=     # Token list; empty: below data/. Another run's: with --skip_stages 5.
+asr_stats_dir=      # Statistics; empty: in expdir. Of another run: with --skip_stages 10.
+token_list_dir=     # Token list; empty: below data/. Of another run: with --skip_stages 5.
 
 # Data
 train_set=          # Training set, a folder below data/ (required).
@@ -36,7 +33,7 @@ local_data_opts=    # Options of local/data.sh.
 min_wav_duration=0.1  # Shorter training and validation utterances are left out, in s.
 max_wav_duration=30   # Longer ones too.
 sample_rate=16000   # In Hz.
-lang=en             # Only names the token list.
+lang=en             # Part of the token list's name.
 nbpe=100            # Size of the token list.
 bpemode=unigram     # unigram, bpe or char.
 
@@ -47,17 +44,17 @@ layer=-1            # Teacher layer, counted from 1; -1: the last.
 teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
 mvq_dir=            # Quantizer, arks, logs; empty: in dumpdir, named after teacher and layer.
 num_codebooks=8     # Bytes per teacher frame.
-max_frames=160000   # Frames the quantizer is trained on.
-quantizer_hours=2   # Speech they are drawn from, in hours.
-quantizer_iterations=16  # Rounds of the quantizer's training.
-on_error=stop       # stop or skip: what to do about utterances with unusable audio.
-mvq_args=           # More options of mvq.sh; they win over those here.
+max_frames=         # Training frames of the quantizer.
+quantizer_hours=    # Hours of speech to draw them from.
+quantizer_iterations=  # Rounds of the quantizer's training.
+on_error=           # stop or skip: what happens on utterances with unusable audio.
+mvq_args=           # More options of mvq.sh; they override those above.
 
 # Students
 asr_config=conf/train_asr.yaml          # Baseline; empty: none.
-mvq_asr_config=conf/train_asr_mvq.yaml  # The same and the MVQ loss; several, separated by
+mvq_asr_config=conf/train_asr_mvq.yaml  # The same with the MVQ loss; several, separated by
                                         # spaces; empty: none, no teacher, no report.
-asr_args=           # Options of all trainings, beside the configurations.
+asr_args=           # Options of all trainings, in addition to the configurations.
 inference_config=conf/decode_asr.yaml   # Decoding.
 inference_asr_model=valid.loss.ave.pth  # Checkpoint to decode with.
 
@@ -72,7 +69,7 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --nbpe N [${nbpe}] --bpemode MODE [${bpemode}]
   --teacher NAME --layer N [${layer}] --teacher_conf \"KEY=VALUE ...\"
   --mvq_dir DIR [named after teacher and layer]
-  --num_codebooks N [${num_codebooks}] --max_frames N [${max_frames}] --on_error stop|skip
+  --num_codebooks N [${num_codebooks}] --max_frames N [160000] --on_error stop|skip [stop]
   --mvq_args \"...\"
   --asr_config YAML [${asr_config}] --mvq_asr_config \"YAML ...\" [${mvq_asr_config}]
   --asr_args \"...\" --inference_config YAML [${inference_config}]"
@@ -80,49 +77,38 @@ help_message="Usage: $0 [options]   (defaults in brackets)
 log "$0 $*"
 run_args=$*
 . utils/parse_options.sh
-. utils/check_options.sh
 
-if [ $# -ne 0 ]; then
-    log "Error: no positional arguments are taken, got '$*'" >&2
-    exit 2
-fi
+no_arguments "$@"
 stages 1 4 5 6 7 8 10 11 12 13 14
 [[ "${skip_stages}" =~ ^[0-9\ ]*$ ]] || refuse_option skip_stages "numbers of stages"
 whole_number 0 ngpu
 whole_number 1 nj inference_nj ${num_threads:+num_threads} nbpe sample_rate num_codebooks \
-    max_frames quantizer_iterations
+    ${quantizer_iterations:+quantizer_iterations}
 whole_number -1 layer
 number min_wav_duration max_wav_duration
-[ "${quantizer_hours}" = inf ] || positive_number quantizer_hours
+check_quantizer_options
 one_of bpemode unigram bpe char
-one_of on_error stop skip
-given "the name of a set, a folder below data/ (required)" train_set valid_set
-given "names of sets, folders below data/ (required)" test_sets
-given "BACKEND/NAME, such as s3prl/wavlm_large (required)" ${mvq_asr_config:+teacher}
+required "the name of a set, a folder below data/ (required)" train_set valid_set
+required "names of sets, folders below data/ (required)" test_sets
+required "BACKEND/NAME, such as s3prl/wavlm_large (required)" ${mvq_asr_config:+teacher}
 [ ! -x "${python}" ] || without_spaces python
-given "a folder" dumpdir expdir
+required "a folder" dumpdir expdir
 without_spaces dumpdir expdir mvq_dir asr_stats_dir token_list_dir
-if [ -z "${asr_config}${mvq_asr_config}" ]; then
-    log "Error: --asr_config and --mvq_asr_config: got none, expected one of them" >&2
-    exit 2
-fi
+[ -n "${asr_config}${mvq_asr_config}" ] ||
+    refuse "--asr_config and --mvq_asr_config: got none, expected one of them"
 for file in ${asr_config} ${mvq_asr_config} "${inference_config}"; do
-    if [ ! -f "${file}" ]; then
-        log "Error: no such configuration: ${file}" >&2
-        exit 2
-    fi
+    [ -f "${file}" ] || refuse "no such configuration: ${file}"
 done
 . ./path.sh
 . ./cmd.sh
-# The cores that this process may use, which on a cluster are not all
+# On a cluster: only the cores of this process
 num_threads=${num_threads:-$(OMP_NUM_THREADS='' nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
 
 data_dir=${dumpdir}/raw
 token_dir=${token_list_dir:-data/${lang}_token_list/bpe_${bpemode}${nbpe}}
 token_list=${token_dir}/tokens.txt
 bpemodel=${token_dir}/bpe.model
-# shellcheck disable=SC2086
-mvq_dir=${mvq_dir:-${dumpdir}/mvq/$(teacher_tag "${teacher}" "${layer}" ${teacher_conf})_cb${num_codebooks}}
+mvq_dir=${mvq_dir:-${dumpdir}/mvq/$(teacher_tag "${teacher}" "${layer}" "${teacher_conf}")_cb${num_codebooks}}
 quantizer=${mvq_dir}/quantizer.safetensors
 stats_dir=${asr_stats_dir:-${expdir}/asr_stats_raw_${lang}_bpe${nbpe}}
 
@@ -131,7 +117,7 @@ exp_of() {
     echo "${expdir}/asr_$(basename "$1" .yaml)_raw_${lang}_bpe${nbpe}${exp_tag:+_${exp_tag}}"
 }
 
-# launcher_of CONFIG: the Python that ESPnet runs in for a configuration
+# launcher_of CONFIG: the Python command that runs ESPnet for a configuration
 launcher_of() {
     [ "$1" = "${asr_config}" ] && echo "${python}" || echo "${python} -m espnet_mvq.run"
 }
@@ -143,30 +129,6 @@ for config in ${mvq_asr_config}; do
     mvq_exps+=("$(exp_of "${config}")")
 done
 exps=(${baseline_exp:+"${baseline_exp}"} ${mvq_exps[@]+"${mvq_exps[@]}"})
-
-# runs STAGE: whether a stage is asked for
-runs() {
-    [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ] &&
-        ! [[ " ${skip_stages} " =~ [[:space:]]$1[[:space:]] ]]
-}
-
-# failed LOGS...: show the errors of jobs that failed and end
-failed() {
-    log "Error: a job failed: $*" >&2
-    grep -h -E "ERROR|Error:|error:" "$@" 2>/dev/null | tail -n 5 >&2 ||
-        tail -qn 12 "$@" >&2
-    exit 1
-}
-
-# num_lines FILE: its lines, a last one without a line break too
-num_lines() { awk 'END { print NR }' "$1"; }
-
-# split_keys FILE DIR N: deal the lines of a file into DIR/keys.1.scp ... DIR/keys.N.scp
-split_keys() {
-    mkdir -p "$2"
-    awk -v n="$3" -v total="$(num_lines "$1")" -v stem="$2/keys" \
-        '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
-}
 
 if runs 1; then
     log "stage 1: Data preparation for data/${train_set}, data/${valid_set} ..."
@@ -193,19 +155,15 @@ if runs 5; then
         --nbpe "${nbpe}" --mode "${bpemode}" --outdir "${token_dir}"
 fi
 
-# mvq STAGE STAGE: these stages of mvq.sh, which does the same in any ESPnet recipe
+# mvq STAGE STAGE: run these stages of mvq.sh
 mvq() {
-    local use_gpu=false
+    local use_gpu=false quantizer_args=${quantizer_iterations:+--num_iterations ${quantizer_iterations}}
     [ "${ngpu}" -eq 0 ] || use_gpu=true
+    options mvq_dir train_set nj num_threads use_gpu python teacher layer teacher_conf \
+        num_codebooks max_frames quantizer_hours quantizer_args on_error
     # shellcheck disable=SC2086
     bash "$(${python} -m espnet_mvq --mvq_sh)" --stage "$1" --stop_stage "$2" \
-        --datadir "${data_dir}" --mvq_dir "${mvq_dir}" --train_set "${train_set}" \
-        --nj "${nj}" --num_threads "${num_threads}" --use_gpu "${use_gpu}" --python "${python}" \
-        --teacher "${teacher}" --layer "${layer}" --teacher_conf "${teacher_conf}" \
-        --num_codebooks "${num_codebooks}" --max_frames "${max_frames}" \
-        --quantizer_hours "${quantizer_hours}" \
-        --quantizer_args "--num_iterations ${quantizer_iterations}" --on_error "${on_error}" \
-        ${mvq_args}
+        --datadir "${data_dir}" "${opts[@]}" ${mvq_args}
 }
 
 if [ -z "${mvq_asr_config}" ]; then
@@ -227,7 +185,7 @@ if runs 8; then
     mvq 4 4
 fi
 
-# What all trainings and the statistics are given
+# Options of statistics and of all trainings
 data_opts=(--use_preprocessor true --bpemodel "${bpemodel}" --token_type bpe
     --token_list "${token_list}" --non_linguistic_symbols none --cleaner none --g2p none
     --frontend_conf "fs=${sample_rate}"
@@ -245,8 +203,8 @@ if runs 10; then
     num_valid=$(num_lines "${data_dir}/${valid_set}/wav.scp")
     num_train=$(num_lines "${data_dir}/${train_set}/wav.scp")
     stats_nj=$(min "${nj}" "$(min "${num_train}" "${num_valid}")")
-    split_keys "${data_dir}/${train_set}/wav.scp" "${logdir}/train" "${stats_nj}"
-    split_keys "${data_dir}/${valid_set}/wav.scp" "${logdir}/valid" "${stats_nj}"
+    split_scp "${data_dir}/${train_set}/wav.scp" "${logdir}/train/keys" "${stats_nj}"
+    split_scp "${data_dir}/${valid_set}/wav.scp" "${logdir}/valid/keys" "${stats_nj}"
     # shellcheck disable=SC2086
     ${train_cmd} JOB=1:"${stats_nj}" "${logdir}/stats.JOB.log" \
         ${launcher} -m espnet2.bin.asr_train --collect_stats true "${data_opts[@]}" \
@@ -260,13 +218,13 @@ if runs 10; then
     done
     ${python} -m espnet2.bin.aggregate_stats_dirs "${opts[@]}" --output_dir "${stats_dir}"
     for dset in train valid; do
-        # The size of the vocabulary beside each length, as ESPnet's samplers want it
+        # ESPnet's samplers need "length,vocabulary size".
         awk -v n="$(wc -l <"${token_list}")" '{ print $0 "," n }' \
             "${stats_dir}/${dset}/text_shape" >"${stats_dir}/${dset}/text_shape.bpe"
     done
 fi
 
-# train LAUNCHER CONFIG EXP: one training through ESPnet's launcher
+# train LAUNCHER CONFIG EXP: train one student through ESPnet's launcher
 train() {
     local launcher=$1 config=$2 exp=$3
     log "Training ${exp}; log: ${exp}/train.log"
@@ -296,7 +254,7 @@ fi
 
 inference_tag=$(basename "${inference_config}" .yaml)_asr_model_${inference_asr_model%.*}
 
-# decode LAUNCHER EXP: all test sets of one student
+# decode LAUNCHER EXP: decode all test sets with one student
 decode() {
     local launcher=$1 exp=$2 dset dir logdir jobs job
     for dset in ${test_sets}; do
@@ -305,7 +263,7 @@ decode() {
         log "Decoding ${dir}"
         rm -rf "${logdir}"
         jobs=$(min "${inference_nj}" "$(num_lines "${data_dir}/${dset}/wav.scp")")
-        split_keys "${data_dir}/${dset}/wav.scp" "${logdir}" "${jobs}"
+        split_scp "${data_dir}/${dset}/wav.scp" "${logdir}/keys" "${jobs}"
         # shellcheck disable=SC2086
         ${train_cmd} JOB=1:"${jobs}" "${logdir}/asr_inference.JOB.log" \
             ${launcher} -m espnet2.bin.asr_inference --ngpu 0 --batch_size 1 \

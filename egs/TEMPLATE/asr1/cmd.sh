@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# How jobs are run; the same variables as in ESPnet's recipes. Here: as processes of
+# Commands that run jobs; the same variables as in ESPnet's recipes. Here: as processes of
 # this machine. On a cluster, inside an ESPnet checkout, use its back ends, for example
 #   export train_cmd="slurm.pl"; export cuda_cmd="slurm.pl"
 
-# At a time, no more jobs than cores
+# No more parallel jobs than cores
 _local="python3 -m espnet_mvq.bin.run_jobs --max-jobs-run $(getconf _NPROCESSORS_ONLN)"
 export train_cmd="${_local}"
 export cuda_cmd="${_local}"

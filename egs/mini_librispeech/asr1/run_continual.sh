@@ -12,11 +12,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-log() {
-    local fname=${BASH_SOURCE[1]##*/}
-    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
-}
-SECONDS=0
+. utils/common.sh
 
 # General
 stage=1             # First stage to run.
@@ -66,22 +62,18 @@ help_message="Usage: $0 [options]   (defaults in brackets)
 
 log "$0 $*"
 . utils/parse_options.sh
-. utils/check_options.sh
 
 stages 1 2 3 4 5 6
 whole_number 0 ngpu
 whole_number 1 nj ${num_threads:+num_threads} num_valid num_test nbpe num_codebooks
 whole_number 2 utterance_codebook_size
 whole_number -1 layer first_teacher_layer
-given "names of domains" domains
+required "names of domains" domains
 [ ! -x "${python}" ] || without_spaces python
 without_spaces dumpdir expdir
 . ./path.sh
 
 first=${domains%% *}
-
-# runs STAGE: whether a stage is asked for
-runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
 # config_of METHOD DOMAIN: the configuration of a method's training on a domain
 config_of() {
@@ -161,13 +153,13 @@ if runs 2; then
     group=0
     for domain in ${domains}; do
         # shellcheck disable=SC2086
-        ${python} pyscripts/make_domain.py --data_dir data/train_clean_5 --nj "${nj}" \
+        ${python} local/make_domain.py --data_dir data/train_clean_5 --nj "${nj}" \
             --outdir "data/${domain}_train" --condition "${domain}" \
             --shares ${shares} --group "${group}"
-        ${python} pyscripts/make_domain.py --data_dir data/dev_clean --nj "${nj}" \
+        ${python} local/make_domain.py --data_dir data/dev_clean --nj "${nj}" \
             --outdir "data/${domain}_valid" --condition "${domain}" \
             --max_utterances "${num_valid}"
-        ${python} pyscripts/make_domain.py --data_dir data/test_clean --nj "${nj}" \
+        ${python} local/make_domain.py --data_dir data/test_clean --nj "${nj}" \
             --outdir "data/${domain}_test" --condition "${domain}" \
             --max_utterances "${num_test}"
         group=$((group + 1))
@@ -242,7 +234,7 @@ if runs 6; then
         done
     done
     # shellcheck disable=SC2086
-    ${python} pyscripts/continual_table.py "${options[@]}" --domains ${domains} \
+    ${python} local/continual_table.py "${options[@]}" --domains ${domains} \
         --test_sets ${domains// /_test }_test | tee "${expdir}/CONTINUAL.md"
 fi
 

@@ -4,10 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-log() {
-    local fname=${BASH_SOURCE[1]##*/}
-    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
-}
+. utils/common.sh
 
 stage=1             # First stage to run.
 stop_stage=6        # Last stage to run.
@@ -46,12 +43,11 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --nj N [${nj}] --num_threads N [all cores] --python CMD [${python}]"
 
 . utils/parse_options.sh
-. utils/check_options.sh
 
 stages 1 2 3 4 5 6
 whole_number 1 nj ${num_threads:+num_threads} max_frames k_updates ${num_test:+num_test}
 whole_number -1 layer second_layer
-given "BACKEND/NAME, such as s3prl/wavlm_large" teacher
+required "BACKEND/NAME, such as s3prl/wavlm_large" teacher
 [ ! -x "${python}" ] || without_spaces python
 without_spaces expdir asr_stats_dir
 . ./path.sh
@@ -59,11 +55,9 @@ without_spaces expdir asr_stats_dir
 train_set=train_clean_5
 test_set=test_clean${num_test:+_${num_test}}
 data=dump/raw/${train_set}
-# shellcheck disable=SC2086
-tag=$(teacher_tag "${teacher}" "${layer}" ${teacher_conf})
+tag=$(teacher_tag "${teacher}" "${layer}" "${teacher_conf}")
 teacher_yaml="{$(sed 's/  */, /g; s/=/: /g' <<<"${teacher_conf}")}"
 student=$(basename "${asr_config}" .yaml)
-runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
 # recipe LOSSES OPTIONS...: stages of run.sh for the baseline and students of these losses
 recipe() {
@@ -97,7 +91,7 @@ if runs 1; then
     log "stage 1: Data, quantizer, codebook indexes"
     recipe mvq --stop_stage 1
     if [ -n "${num_test}" ]; then
-        ${python} pyscripts/make_domain.py --data_dir data/test_clean --condition clean \
+        ${python} local/make_domain.py --data_dir data/test_clean --condition clean \
             --outdir "data/${test_set}" --max_utterances "${num_test}"
     fi
     recipe mvq --stage 4 --stop_stage 10

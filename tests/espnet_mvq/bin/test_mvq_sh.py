@@ -1,6 +1,7 @@
 """mvq.sh, from a data folder to checked indexes and a report."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from espnet_mvq.__main__ import MVQ_SH
+from espnet_mvq.bin import extract, select_utterances, train_quantizer
 from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.quantization import Quantizer
@@ -71,7 +73,7 @@ def test_all_stages_and_again(mvq, recipe):
     arks = {path: path.read_bytes() for path in mvq_dir.rglob("*.ark")}
     assert len(arks) == 4
 
-    # Again: all is kept, and the indexes of a quantizer from elsewhere stand apart
+    # A second run keeps everything; another quantizer gets its own folder.
     again = mvq("--train_set", "train", "--dev_set", "dev", *SIZES)
     assert again.returncode == 0, again.stdout + again.stderr
     assert arks == {path: path.read_bytes() for path in mvq_dir.rglob("*.ark")}
@@ -130,7 +132,7 @@ def test_failing_job_shows_its_error(mvq, recipe):
 
 
 def test_unusable_audio_is_skipped_in_all_stages(mvq, recipe):
-    """And the last line of wav.scp counts without its line break too."""
+    """The last line of wav.scp, without a line break, is included."""
     train = recipe / "dump" / "raw" / "train"
     (train / "3.wav").write_bytes(b"RIFF")
     wav_scp = train / "wav.scp"
@@ -152,7 +154,7 @@ TRAIN = ("--train_set", "train")
 
 
 def test_another_teacher_does_not_write_into_a_folder(mvq, recipe, teacher_dir):
-    """Nor does another layer; a folder older than the note is taken as it is."""
+    """Nor does another layer. A folder without made_of.txt is accepted as it is."""
     for name in ("t1", "t2"):
         shutil.copytree(teacher_dir, recipe / name / "enc")
     # At utterance level there is no stage 5: nothing runs.
@@ -161,7 +163,7 @@ def test_another_teacher_does_not_write_into_a_folder(mvq, recipe, teacher_dir):
     second = (*options, "--teacher", "transformers/./t2/enc")
     assert mvq(*first).returncode == 0
     (mvq_dir,) = (recipe / "dump" / "mvq").iterdir()
-    # Nothing is made yet that another one could replace.
+    # Accepted: there is no quantizer and no ark yet.
     assert mvq(*second).returncode == 0
     (mvq_dir / "quantizer.safetensors").write_text("of t2")
     refused = mvq(*first)
@@ -183,7 +185,7 @@ def test_another_teacher_does_not_write_into_a_folder(mvq, recipe, teacher_dir):
 
 
 def test_paths_with_spaces(mvq, recipe):
-    """Data, quantizer and Python may lie where a path has them."""
+    """In the paths of data, quantizer and Python."""
     (recipe / "dump" / "raw").rename(recipe / "dump" / "my raw")
     paths = (recipe / "dump" / "my raw").glob("*/wav.scp")
     for path in paths:
@@ -191,7 +193,7 @@ def test_paths_with_spaces(mvq, recipe):
     (recipe / "my python").symlink_to(sys.executable)
     path_sh = ROOT / "egs" / "TEMPLATE" / "asr1" / "path.sh"
     (recipe / "path.sh").symlink_to(path_sh)
-    # A link to a virtual environment's Python is none of that environment.
+    # Python started through this link does not see the virtual environment's packages.
     packages = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     options = [*TRAIN, "--datadir", "dump/my raw", "--python", f"{recipe}/my python"]
     done = mvq(*options, *SIZES, "--stop_stage", "2", PYTHONPATH=packages)
@@ -207,10 +209,16 @@ def test_paths_with_spaces(mvq, recipe):
     assert len(FrameReader(recipe / "dump/my raw/train/codebook_indexes.scp")) == 6
 
 
-def test_help_shows_defaults_and_stages(mvq):
+def test_help_shows_the_defaults_of_the_commands(mvq):
     done = mvq("--help")
-    assert done.returncode == 0
-    assert "--num_codebooks N [16]" in done.stdout and "5 report" in done.stdout
+    assert done.returncode == 0 and "5 report" in done.stdout
+    defaults = dict(re.findall(r"--(\w+) \S+ \[(.+?)\]", done.stdout))
+    hours = select_utterances.get_parser().get_default("hours")
+    assert float(defaults["quantizer_hours"]) == hours
+    for name in ("codebook_size", "max_frames", "seed", "dtype", "level", "on_error"):
+        assert defaults[name] == str(train_quantizer.get_parser().get_default(name))
+    for name in ("dtype", "target", "level", "on_error"):
+        assert defaults[name] == extract.get_parser().get_default(name)
 
 
 def test_recipe_commands_are_used(mvq, recipe):
@@ -230,6 +238,6 @@ def test_recipe_commands_are_used(mvq, recipe):
     calls = (recipe / "calls").read_text().splitlines()
     assert len(calls) == 2 and all(line.startswith("yes --gpu 0 ") for line in calls)
     assert "JOB=1:2" in calls[1]
-    # As ESPnet's path.sh has it: without it each job would take all cores.
+    # Without OMP_NUM_THREADS, each job would use all cores.
     assert " env OMP_NUM_THREADS=4 " in calls[0]
     assert " env OMP_NUM_THREADS=1 " in calls[1]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put a baseline and its students side by side: errors, training time, storage."""
+"""Compare a baseline and its students: error rates, training time, storage."""
 
 import argparse
 import json
@@ -17,13 +17,14 @@ from typing import Dict, List, Optional, Tuple
 import yaml
 
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.write_text import write_text
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.quantization import Quantizer
 
 PACKAGES = ("espnet_mvq", "espnet", "torch", "s3prl", "espnet-s3prl", "transformers")
 _EPOCH = re.compile(r"(\d+)epoch results: \[train\] (.*?), \[valid\] (.*)")
 _STAT = re.compile(r"(\w+)=(-?[\d.]+(?:e[-+]\d+)?|nan)(?=,|$)")
-# What students learn from their teachers: statistic, title, digits, factor
+# Curves of the distillation: statistic, title, digits, factor
 _CURVES = (
     ("loss_mvq", "MVQ loss", 2, 1),
     ("mvq_nats_below_chance", "nats below chance", 3, 1),
@@ -36,7 +37,7 @@ _CURVES = (
 
 
 class ReportError(Exception):
-    """Something the report needs is missing; the text says what."""
+    """An input of the report is missing; the text is the message to the user."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -44,11 +45,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Report on a baseline and its MVQ students"
     )
-    parser.add_argument("--baseline", help="Experiment folder; may be left out")
+    parser.add_argument("--baseline", help="Experiment folder (default: no baseline)")
     parser.add_argument(
         "--student", nargs="+", required=True, help="Experiment folders, MVQ"
     )
-    parser.add_argument("--inference", required=True, help="Decoding folder in all")
+    parser.add_argument(
+        "--inference", required=True, help="Decoding folder of all experiments"
+    )
     parser.add_argument("--test_sets", nargs="+", required=True, help="Test sets")
     parser.add_argument("--index_metadata", required=True, help="codebook_indexes.json")
     parser.add_argument("--quantizer", required=True, help="quantizer.safetensors")
@@ -60,12 +63,12 @@ def get_parser() -> argparse.ArgumentParser:
 def read_epochs(exp: Path) -> List[Dict[str, float]]:
     """Read the statistics of each epoch from ESPnet's train.log.
 
-    A training that is started again, even one that was done, begins a new log and
-    renames the one before to train.1.log, and so on.
+    When a training is started again, ESPnet renames the previous log to train.1.log,
+    and so on.
 
     Returns:
-        Training statistics by name, `valid_` before those of validation; the last
-        run of an epoch if there were several.
+        Training statistics of each epoch by name, those of the validation with the
+        prefix `valid_`. The last run of an epoch counts.
 
     Raises:
         ReportError: If there is no log or no epoch in it.
@@ -101,7 +104,7 @@ def read_error_rate(exp: Path, inference: str, test_set: str, unit: str) -> floa
 
 
 def seconds_per_step(epochs: List[Dict[str, float]]) -> float:
-    """Return the time of a training step, the median epoch's mean, in seconds."""
+    """Return the mean time of a training step in s, the median of all epochs."""
     times = sorted(epoch["train_time"] for epoch in epochs)
     return times[len(times) // 2]
 
@@ -131,9 +134,9 @@ def result_rows(args: argparse.Namespace) -> List[str]:
 
 
 def target_bytes(exp: Path) -> int:
-    """Return what a training reads beside speech and text, in bytes on disk.
+    """Return the size of a training's additional data, in bytes on disk.
 
-    Indexes, embeddings, teacher losses, lists of utterances; quantizers too.
+    Indexes, embeddings, teacher losses, lists of utterances and quantizers.
     """
     config = yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8"))
     files = set()
@@ -149,14 +152,14 @@ def target_bytes(exp: Path) -> int:
 
 
 def name_of(student: str, args: argparse.Namespace) -> str:
-    """Return what a student is called; one of several after its folder."""
+    """Return the title of a student; one of several is named after its folder."""
     if len(args.student) == 1:
         return "MVQ student"
     return Path(student).name.removeprefix("asr_")
 
 
 def storage_rows(metadata: IndexMetadata, quantizer: Quantizer) -> List[str]:
-    """Return the table of what an hour of speech takes on disk."""
+    """Return the table of the storage of an hour of speech."""
     frames = 3600 * metadata.sample_rate / metadata.frame_shift_samples
     floats, indexes = 4 * quantizer.dim * frames, metadata.num_codebooks * frames
     return [
@@ -169,7 +172,7 @@ def storage_rows(metadata: IndexMetadata, quantizer: Quantizer) -> List[str]:
 
 
 def curve_rows(baseline: Optional[Path], student: Path) -> List[str]:
-    """Return losses by epoch, of what the student's log tells; "-": not in an epoch."""
+    """Return the table of losses by epoch; "-" if an epoch has no such statistic."""
     own_epochs = read_epochs(student)
     curves = find_curves(sorted({name for own in own_epochs for name in own}))
     titles = [title for _, title, _, _ in curves]
@@ -191,16 +194,16 @@ def curve_rows(baseline: Optional[Path], student: Path) -> List[str]:
 
 
 def find_curves(names: List[str]) -> List[Tuple[str, str, int, float]]:
-    """Return those of `_CURVES` among statistics; one for each of several targets."""
-    found = []
+    """Return the rows of `_CURVES` that statistics have, one for each target."""
+    curves = []
     for stem, title, digits, factor in _CURVES:
         for name in names:
             if name == stem:
-                found.append((name, title, digits, factor))
+                curves.append((name, title, digits, factor))
             elif name.startswith(f"{stem}_"):
                 target = name.removeprefix(f"{stem}_").replace("_", " ")
-                found.append((name, f"{title}, {target}", digits, factor))
-    return found
+                curves.append((name, f"{title}, {target}", digits, factor))
+    return curves
 
 
 def format_stat(
@@ -211,7 +214,7 @@ def format_stat(
 
 
 def training_parts(args: argparse.Namespace) -> List[str]:
-    """Return the losses of each student, under its name where there are several."""
+    """Return the losses of each student, with headings if there are several."""
     baseline = Path(args.baseline) if args.baseline else None
     parts = []
     for student in args.student:
@@ -245,7 +248,7 @@ def installed_version(package: str) -> Optional[str]:
 
 
 def make_report(args: argparse.Namespace) -> str:
-    """Return the report as markdown, its tables of results first.
+    """Return the report in markdown, tables of results first.
 
     Raises:
         ReportError: If a stage has not been run.
@@ -288,10 +291,7 @@ def main(cmd=None) -> None:
     except (ReportError, ValueError, FileNotFoundError) as error:
         logging.error(str(error))
         sys.exit(1)
-    out = Path(args.out)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(report, encoding="utf-8")
-    temporary.replace(out)
+    write_text(args.out, report)
     print(report.split("\n## How")[0])
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Copy a Kaldi-style data folder, leaving out utterances too short or too long."""
+"""Copy a Kaldi-style data folder without utterances that are too short or too long."""
 
 import argparse
 import logging
@@ -7,17 +7,19 @@ import sys
 from pathlib import Path
 from typing import Dict
 
+from espnet_mvq.files.write_text import write_text
+
 FILES = ("wav.scp", "text", "utt2spk", "utt2num_samples")
 
 
 class DataError(Exception):
-    """The data folder is not usable; the text says why."""
+    """An invalid data folder; the text is the message to the user."""
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command line parser."""
     parser = argparse.ArgumentParser(
-        description="Copy a data folder, leaving out utterances too short or too long",
+        description="Copy a data folder without too short or too long utterances",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data_dir", required=True, help="Folder to copy")
@@ -49,14 +51,14 @@ def format_data(args: argparse.Namespace) -> None:
     """Write the copy.
 
     Raises:
-        DataError: If a file is missing, wav.scp has recordings to be cut, utterances
-            differ between files, or none would be left.
+        DataError: If a file is missing, there is a segments file, utterances differ
+            between files, or none would be left.
     """
     data_dir, outdir = Path(args.data_dir), Path(args.outdir)
     if (data_dir / "segments").exists():
         raise DataError(
-            f"{data_dir}/segments: got recordings that are to be cut, expected a "
-            "wav.scp of utterances; have data preparation cut them"
+            f"{data_dir}/segments: got recordings with segments, expected a wav.scp of "
+            "utterances; cut them in the data preparation"
         )
     tables = {name: read_table(data_dir / name) for name in FILES}
     utt_ids = list(tables["wav.scp"])
@@ -95,11 +97,8 @@ def format_data(args: argparse.Namespace) -> None:
 
 
 def write(path: Path, table: Dict[str, str]) -> None:
-    """Write `key value` lines, the file being there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    lines = (f"{key} {value}\n" for key, value in table.items())
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(path)
+    """Write `key value` lines."""
+    write_text(path, "".join(f"{key} {value}\n" for key, value in table.items()))
 
 
 def main(cmd=None) -> None:

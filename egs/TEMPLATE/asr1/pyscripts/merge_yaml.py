@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make a training's configuration of a baseline's and of what a loss adds to it."""
+"""Merge a baseline's training configuration with the options of a loss."""
 
 import argparse
 from pathlib import Path
@@ -12,25 +12,25 @@ import yaml
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
-        description="Merge yaml files: options of the second are added to those of the "
-        "first, or replace them; mappings are merged.",
+        description="Merge two yaml files. Options of the second replace those of the "
+        "first; mappings are merged recursively.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--base", required=True, help="yaml of the baseline")
-    parser.add_argument("--added", required=True, help="yaml of what is added")
+    parser.add_argument("--added", required=True, help="yaml of the added options")
     parser.add_argument("--out", required=True, help="yaml to write")
     parser.add_argument(
         "--set",
         nargs="*",
         default=[],
         metavar="NAME=VALUE",
-        help="what ${NAME} in the second file stands for",
+        help="value of ${NAME} in the second file",
     )
     return parser
 
 
 def merge(base: Dict[str, Any], added: Dict[str, Any]) -> Dict[str, Any]:
-    """Return the options of both; the second's count where both have one."""
+    """Return the options of both; the second overrides the first."""
     merged = dict(base)
     for name, value in added.items():
         if isinstance(value, dict) and isinstance(base.get(name), dict):

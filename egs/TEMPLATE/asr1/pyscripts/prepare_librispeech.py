@@ -3,10 +3,9 @@
 
 Reads the official layout ``CORPUS/SUBSET/SPK/CHAPTER/SPK-CHAPTER-NNNN.flac`` (or
 ``.wav``, ``.opus``) with ``SPK-CHAPTER.trans.txt`` beside it. The speaker in
-``utt2spk`` is ``SPK``, the reader: it is a prefix of every utterance id and "-"
-sorts before digits, so utterance order and speaker order agree without padding.
-(Kaldi's recipe takes each chapter for a speaker; then held-out speakers would not
-be held out.)
+``utt2spk`` is the reader ``SPK``, a prefix of every utterance id; as "-" sorts before
+digits, utterances and speakers have the same order without padding. Kaldi's recipe
+uses chapters as speakers, so that a held-out speaker may also be in the training set.
 """
 
 import argparse
@@ -23,8 +22,8 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 import soundfile
 
 EXTENSIONS = (".flac", ".wav", ".opus")
-NUM_SHOWN = 5
-# Kind of defect -> (what it is, what was expected; what to do).
+NUM_LISTED = 5
+# Kind of defect -> (description, "expected; remedy").
 KINDS = {
     "no_trans": (
         "chapter(s) without a readable transcript file",
@@ -64,27 +63,27 @@ KINDS = {
 
 
 class PrepareError(Exception):
-    """Something the user has to put right; the text is shown as it is."""
+    """The corpus cannot be used; the text is the message to the user."""
 
 
 class Defects:
-    """Offenders by kind, collected so that all are reported at once."""
+    """Defects by kind, collected and reported together."""
 
     def __init__(self):
         self.by_kind: Dict[str, List[str]] = defaultdict(list)
 
     def add(self, kind: str, who: str, got: str = "") -> None:
-        """Note one offender and, where there is something to show, its value."""
+        """Add a defect of a file or utterance, and the value it has."""
         self.by_kind[kind].append(f"{who} ({got})" if got else who)
 
     def report(self, level: int, remedy: str) -> int:
-        """Log one message per kind and return the number of offenders."""
+        """Log one message per kind and return the number of defects."""
         for kind in (k for k in KINDS if k in self.by_kind):
-            what, expected = KINDS[kind]
+            defect, expected = KINDS[kind]
             who = self.by_kind[kind]
-            shown = ", ".join(who[:NUM_SHOWN]) + (", ..." if who[NUM_SHOWN:] else "")
+            listed = ", ".join(who[:NUM_LISTED]) + (", ..." if who[NUM_LISTED:] else "")
             logging.log(
-                level, f"{len(who)} {what}: {shown}; expected {expected}{remedy}"
+                level, f"{len(who)} {defect}: {listed}; expected {expected}{remedy}"
             )
         return sum(map(len, self.by_kind.values()))
 
@@ -112,9 +111,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--on_error",
         choices=["stop", "skip"],
         default="stop",
-        help="stop: write nothing; skip: leave the defective utterances out",
+        help="stop: write nothing; skip: leave out defective utterances",
     )
-    parser.add_argument("--nj", type=int, default=2, help="Files read side by side")
+    parser.add_argument("--nj", type=int, default=2, help="Files to read in parallel")
     return parser
 
 
@@ -122,7 +121,7 @@ def find_subset(corpus: str, subset: str) -> Path:
     """Return the absolute folder of the subset.
 
     Raises:
-        PrepareError: If the corpus or the subset is not there.
+        PrepareError: If the corpus or the subset does not exist.
     """
     root = Path(corpus).resolve()
     if not root.is_dir():
@@ -132,9 +131,9 @@ def find_subset(corpus: str, subset: str) -> Path:
         )
     folder = root / subset
     if not folder.is_dir():
-        there = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir()))
+        folders = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir()))
         raise PrepareError(
-            f"no subset {subset} in {root}; there: {there or 'no folder at all'}; "
+            f"no subset {subset} in {root}; there: {folders or 'no folder at all'}; "
             "download it, or correct LIBRISPEECH= in db.sh"
         )
     return folder
@@ -143,8 +142,8 @@ def find_subset(corpus: str, subset: str) -> Path:
 def read_transcripts(path: Path, defects: Defects) -> Dict[str, str]:
     """Read one ``*.trans.txt`` as utterance id -> words.
 
-    A repeated or empty line is noted as a defect; its id stays, without words, so
-    that its audio is not reported a second time.
+    A repeated or empty line is a defect. Its id is kept without words, so that its
+    audio is not reported as well.
 
     Raises:
         OSError, UnicodeDecodeError: If the file is missing or is not text.
@@ -162,7 +161,7 @@ def read_transcripts(path: Path, defects: Defects) -> Dict[str, str]:
 
 
 def read_chapter(chapter: Path, defects: Defects) -> Dict[str, Tuple[Path, str]]:
-    """Return utterance id -> (audio path, words) where both are there, once."""
+    """Return utterance id -> (audio path, words) of utterances without defects."""
     name = f"{chapter.parent.name}-{chapter.name}"
     try:
         texts = read_transcripts(chapter / f"{name}.trans.txt", defects)
@@ -186,7 +185,7 @@ def read_chapter(chapter: Path, defects: Defects) -> Dict[str, Tuple[Path, str]]
 
 
 def check_audio(path: Path, sample_rate: int) -> Tuple[int, str, str]:
-    """Return the number of samples, or the kind of defect and the value found.
+    """Return the number of samples, the kind of defect or "", and its value.
 
     libsndfile's header count is the decoded length, for Ogg Opus too.
     """
@@ -208,17 +207,17 @@ def check_audio(path: Path, sample_rate: int) -> Tuple[int, str, str]:
 def read_subset(
     folder: Path, sample_rate: int, nj: int, defects: Defects
 ) -> List[Utterance]:
-    """Return the sound utterances of a subset in ``LC_ALL=C sort`` order."""
-    found: Dict[str, Tuple[Path, str]] = {}
+    """Return the utterances of a subset without defects, in ``LC_ALL=C sort`` order."""
+    chapters: Dict[str, Tuple[Path, str]] = {}
     for chapter in sorted(p for p in folder.glob("*/*") if p.is_dir()):
-        found.update(read_chapter(chapter, defects))
-    # Code point order, Python's own, is the byte order of UTF-8 and so C's order.
-    utt_ids = sorted(found)
+        chapters.update(read_chapter(chapter, defects))
+    # Python sorts by code point, which is the byte order of UTF-8 and thus C's order.
+    utt_ids = sorted(chapters)
     with ThreadPoolExecutor(max(nj, 1)) as pool:
-        checked = pool.map(lambda u: check_audio(found[u][0], sample_rate), utt_ids)
+        checked = pool.map(lambda u: check_audio(chapters[u][0], sample_rate), utt_ids)
     utterances = []
     for utt_id, (num_samples, kind, got) in zip(utt_ids, checked):
-        path, text = found[utt_id]
+        path, text = chapters[utt_id]
         if kind:
             defects.add(kind, str(path), got)
         else:
@@ -228,10 +227,10 @@ def read_subset(
 
 
 def write_data_dir(utterances: List[Utterance], outdir: Path) -> None:
-    """Write the five files, ``wav.scp`` coming last.
+    """Write the five files, ``wav.scp`` last.
 
-    They are written beside ``outdir`` and moved, so that where there is a ``wav.scp``
-    all is whole, interrupted or not. Other files in ``outdir`` are left alone.
+    They are written beside ``outdir`` and moved: if there is a ``wav.scp``, all files
+    are complete. Other files in ``outdir`` are kept.
     """
     spk2utt: Dict[str, List[str]] = defaultdict(list)
     for u in utterances:

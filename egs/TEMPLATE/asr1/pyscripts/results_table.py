@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Gather the scores of experiments as RESULTS.md, in the form ESPnet's recipes use.
+"""Print the scores of experiments in the format of RESULTS.md in ESPnet's recipes.
 
-Prints to standard output; reads every ``score_wer/result.json`` (``score_cer``,
-``score_ter``) below the given experiment folders.
+Reads every ``score_wer/result.json`` (``score_cer``, ``score_ter``) below the
+experiment folders.
 """
 
 import argparse
@@ -20,7 +20,7 @@ HEADER = "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"
 
 
 class ResultsError(Exception):
-    """There is nothing to show; the text says why."""
+    """Missing or damaged scores; the text is the message to the user."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def get_version(package: str) -> str:
-    """Return the installed version of a package, or say that there is none."""
+    """Return the version of a package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -44,7 +44,7 @@ def get_version(package: str) -> str:
 
 
 def get_git_commit() -> Optional[str]:
-    """Return the short hash of the present folder's commit, None outside of git."""
+    """Return the short commit hash of the working directory, None outside of git."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -73,7 +73,7 @@ def read_results(exp: Path, metric: str) -> Dict[str, dict]:
     """Return dataset -> scores of one experiment, e.g. ``decode_asr/test``.
 
     Raises:
-        ResultsError: If a file is not what score.py writes.
+        ResultsError: If a file was not written by score.py.
     """
     results = {}
     for path in sorted(exp.glob(f"**/score_{metric}/result.json")):
@@ -104,7 +104,7 @@ def format_experiment(exp: Path) -> List[str]:
     """Return the section of one experiment.
 
     Raises:
-        ResultsError: If the folder is missing or holds no scores.
+        ResultsError: If the folder is missing or has no scores.
     """
     if not exp.is_dir():
         raise ResultsError(f"no experiment folder {exp}")

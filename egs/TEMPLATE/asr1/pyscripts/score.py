@@ -1,36 +1,37 @@
 #!/usr/bin/env python3
 """Score hypotheses: word, character and token error rate with alignments.
 
-Counts come from the alignment of least edits, each edit costing one. NIST's sclite,
-which ESPnet's ``asr.sh`` calls, weighs a substitution 4 and an insertion or deletion
-3, so its split into the three kinds, and rarely the sum, can differ slightly.
+Counts come from the alignment with the fewest edits. NIST's sclite, which ESPnet's
+``asr.sh`` uses, weights a substitution 4 and an insertion or deletion 3, so that its
+counts of each kind, and in rare cases their sum, can differ slightly.
 """
 
 import argparse
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import jiwer
 
-NUM_SHOWN = 5
-SPACE = "<space>"  # the word for a space in character error rates, as in ESPnet
+from espnet_mvq.files.write_text import write_text
+
+NUM_LISTED = 5
+SPACE = "<space>"  # a space in character error rates, as in ESPnet
 SPLIT = jiwer.Compose([jiwer.ReduceToListOfListOfWords()])
 
 Tokenizer = Callable[[str], List[str]]
 
 
 class ScoreError(Exception):
-    """References or hypotheses cannot be scored; the text says why."""
+    """Invalid references or hypotheses; the text is the message to the user."""
 
 
 class Utterance(NamedTuple):
     """Counts of one utterance and its aligned columns (edit, reference, hypothesis).
 
-    The edit is "C", "S", "D" or "I"; the side that has no token is "".
+    The edit is "C", "S", "D" or "I"; a missing token is "".
     """
 
     utt_id: str
@@ -49,9 +50,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ref", required=True, help="Kaldi-style text, references")
     parser.add_argument("--hyp", required=True, help="Kaldi-style text, hypotheses")
-    parser.add_argument("--bpemodel", help="Score token error rate with this model too")
+    parser.add_argument("--bpemodel", help="Model of the token error rate")
     parser.add_argument(
-        "--outdir", required=True, help="score_wer/, score_cer/ ... are put here"
+        "--outdir", required=True, help="Folder of score_wer/, score_cer/ ..."
     )
     return parser
 
@@ -75,15 +76,15 @@ def read_text(path: Path) -> Dict[str, str]:
 
 def shorten(utt_ids: List[str]) -> str:
     """List the first few ids."""
-    return ", ".join(utt_ids[:NUM_SHOWN]) + (", ..." if utt_ids[NUM_SHOWN:] else "")
+    return ", ".join(utt_ids[:NUM_LISTED]) + (", ..." if utt_ids[NUM_LISTED:] else "")
 
 
 def match(refs: Dict[str, str], hyps: Dict[str, str]) -> Dict[str, str]:
-    """Return one hypothesis for each reference, empty where there is none.
+    """Return a hypothesis for each reference, empty if there is none.
 
     Raises:
-        ScoreError: If there are no reference words, or hypotheses of utterances that
-            the references lack.
+        ScoreError: If the references have no words, or if a hypothesis has no
+            reference.
     """
     extra = [utt_id for utt_id in hyps if utt_id not in refs]
     if extra:
@@ -152,7 +153,7 @@ def align(
 
 
 def summarize(metric: str, utterances: List[Utterance]) -> dict:
-    """Add the counts up; ``error_rate`` and ``sentence_error_rate`` are in percent."""
+    """Sum the counts; ``error_rate`` and ``sentence_error_rate`` are in percent."""
     correct, substitutions, deletions, insertions = (
         sum(u.count(edit) for u in utterances) for edit in "CSDI"
     )
@@ -175,7 +176,7 @@ def summarize(metric: str, utterances: List[Utterance]) -> dict:
 
 
 def format_utterance(utterance: Utterance) -> str:
-    """Write the alignment as three lines whose columns stand below each other."""
+    """Format the alignment as three lines with aligned columns."""
     counts = " ".join(f"{edit}={utterance.count(edit)}" for edit in "CSDI")
     rows = {"REF": "", "HYP": "", "EDIT": ""}
     for edit, ref, hyp in utterance.columns:
@@ -188,7 +189,7 @@ def format_utterance(utterance: Utterance) -> str:
 
 
 def write_result(result: dict, utterances: List[Utterance], outdir: Path) -> None:
-    """Write ``result.txt`` and, once that is whole, ``result.json``."""
+    """Write ``result.txt``, then ``result.json``."""
     head = (
         "{metric}: {error_rate:.2f} % = {errors} of {num_tokens} "
         "({substitutions} S, {deletions} D, {insertions} I); "
@@ -196,13 +197,8 @@ def write_result(result: dict, utterances: List[Utterance], outdir: Path) -> Non
     ).format(**result)
     body = "\n".join(format_utterance(u) for u in utterances)
     outdir.mkdir(parents=True, exist_ok=True)
-    for name, content in [
-        ("result.txt", f"{head}\n{body}"),
-        ("result.json", json.dumps(result, indent=2) + "\n"),
-    ]:
-        temporary = outdir / f".{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, outdir / name)
+    write_text(outdir / "result.txt", f"{head}\n{body}")
+    write_text(outdir / "result.json", json.dumps(result, indent=2) + "\n")
     logging.info(head.rstrip())
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a sentencepiece model and write the token list of an ESPnet ASR model.
 
-Gives the model that stage 5 of ESPnet's ``asr.sh`` gives with its default options.
+The model equals that of stage 5 of ESPnet's ``asr.sh`` with default options.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from typing import Dict, List, Optional
 
 import sentencepiece
 
-# Pieces of the model that ESPnet has its own words for.
+# Pieces of the model that ESPnet replaces by its own.
 SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
 
 
 class TrainingError(Exception):
-    """The model cannot be trained; the text says why and what to do."""
+    """The model cannot be trained; the text is the message to the user."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nbpe", type=int, default=100, help="Number of pieces")
     parser.add_argument("--mode", choices=["unigram", "bpe", "char"], default="unigram")
     parser.add_argument(
-        "--outdir", required=True, help="For bpe.model, bpe.vocab and tokens.txt"
+        "--outdir", required=True, help="Folder of bpe.model, bpe.vocab and tokens.txt"
     )
     return parser
 
@@ -59,7 +59,7 @@ def read_sentences(path: Path) -> List[str]:
 
 
 def explain(error: RuntimeError, nbpe: int) -> str:
-    """Turn sentencepiece's message into one line with the way out."""
+    """Return a one-line message with a remedy for sentencepiece's error."""
     message = " ".join(str(error).split())
     limit = re.search(r"set it to a value <= (\d+)", message)
     if limit:
@@ -79,8 +79,8 @@ def explain(error: RuntimeError, nbpe: int) -> str:
 def train(sentences: List[str], nbpe: int, mode: str) -> bytes:
     """Return a serialized sentencepiece model.
 
-    Sentences and model stay in memory: a model file would hold the names of the
-    files, and equal text would not give equal bytes.
+    Sentences and model stay in memory: trained from files, the model would contain
+    their names, and equal text would not give equal bytes.
 
     Raises:
         TrainingError: If sentencepiece refuses the number of pieces.

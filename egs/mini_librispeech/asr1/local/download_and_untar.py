@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Download and unpack the subsets of LibriSpeech that the recipe needs.
 
-A subset is complete when ``OUTDIR/LibriSpeech/SUBSET/.complete`` exists; run the
-command again after any interruption and it goes on where it stopped.
+A subset is complete when ``OUTDIR/LibriSpeech/SUBSET/.complete`` exists. After an
+interruption, run the command again; it continues where it stopped.
 """
 
 import argparse
@@ -42,7 +42,7 @@ ARCHIVES = {
 
 
 class DownloadError(Exception):
-    """A subset could not be had; the text says why and what to do."""
+    """A subset cannot be downloaded; the text is the message to the user."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -52,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--outdir", required=True, help="Archives and LibriSpeech/ are put here"
+        "--outdir", required=True, help="Folder of the archives and of LibriSpeech/"
     )
     parser.add_argument(
         "--subsets", nargs="+", choices=list(ARCHIVES), default=list(ARCHIVES)
@@ -66,14 +66,14 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def open_url(url: str, offset: int):
-    """Open a URL from a byte offset on; the server may ignore the offset."""
+    """Open a URL at a byte offset, which the server may ignore."""
     headers = {"Range": f"bytes={offset}-"} if offset else {}
     request = urllib.request.Request(url, headers=headers)
     return urllib.request.urlopen(request, timeout=TIMEOUT_S)
 
 
 def fetch(url: str, part: Path) -> None:
-    """Download a URL to ``part``, going on from the bytes already in it.
+    """Download a URL to ``part``, continuing after its present bytes.
 
     Raises:
         OSError, HTTPException: If the server cannot be reached or breaks off.
@@ -82,13 +82,12 @@ def fetch(url: str, part: Path) -> None:
     try:
         response = open_url(url, offset)
     except urllib.error.HTTPError as error:
-        # 416: nothing is left after the offset. The checksum decides whether the
-        # file is whole.
+        # 416: no bytes after the offset; get_archive verifies the checksum.
         if error.code == 416 and offset:
             return
         raise
     with response:
-        if response.status != 206:  # the whole file comes, from its beginning
+        if response.status != 206:  # the server sends the file from its beginning
             offset = 0
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else None
@@ -100,7 +99,7 @@ def fetch(url: str, part: Path) -> None:
                 unit="B",
                 unit_scale=True,
                 desc=url.rsplit("/", 1)[-1],
-                disable=None,  # silent where stderr is a log file
+                disable=None,  # no progress bar in log files
             ) as progress,
         ):
             while chunk := response.read(CHUNK):
@@ -121,10 +120,10 @@ def md5_of(path: Path) -> str:
 
 
 def get_archive(subset: str, base_url: str, outdir: Path) -> Path:
-    """Return the checked archive of a subset, downloading it where it is missing.
+    """Return the archive of a subset, downloaded if it is missing.
 
     Raises:
-        DownloadError: If it cannot be downloaded or has another checksum.
+        DownloadError: If it cannot be downloaded or has a wrong checksum.
     """
     archive = outdir / f"{subset}.tar.gz"
     part = outdir / f"{subset}.tar.gz.part"
@@ -157,12 +156,13 @@ def get_archive(subset: str, base_url: str, outdir: Path) -> Path:
 
 
 def extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Write one regular file of an archive, inside a folder.
+    """Extract a regular file of an archive into a folder.
 
-    Not by tarfile's own filter, which Python 3.10 and 3.11 have in later patches only.
+    Early patches of Python 3.10 and 3.11 lack tarfile's extraction filters.
 
     Raises:
-        DownloadError: If the member is a link or the like, or lands outside.
+        DownloadError: If the member is no regular file, or its path is outside of the
+            folder.
     """
     target = (folder / member.name).resolve()
     if folder.resolve() not in target.parents:
@@ -185,8 +185,8 @@ def untar(archive: Path, subset: str, outdir: Path) -> None:
     """Unpack ``LibriSpeech/SUBSET`` of an archive into ``outdir``, all or nothing.
 
     Raises:
-        DownloadError: If the archive is damaged, lacks the folder or holds a member
-            that would land outside of ``outdir``.
+        DownloadError: If the archive is damaged, lacks the folder or has a member whose
+            path is outside of ``outdir``.
     """
     temporary = outdir / f".untar-{subset}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -203,7 +203,7 @@ def untar(archive: Path, subset: str, outdir: Path) -> None:
     source = temporary / "LibriSpeech" / subset
     if not source.is_dir():
         raise DownloadError(f"{archive} holds no {wanted}: delete it and run again")
-    # The marker travels inside, so that one rename makes the subset complete.
+    # The marker is inside, so that one rename makes the subset complete.
     (source / ".complete").touch()
     (outdir / "LibriSpeech").mkdir(exist_ok=True)
     source.rename(outdir / "LibriSpeech" / subset)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Show what continual learning has learned, and what it has forgotten.
+"""Print error rates and forgetting of continual learning as markdown.
 
-Prints a page in markdown: for each method the error rate on every domain seen so far
-after each step, and its forgetting.
+For each method: the error rate on every domain seen so far after each step, and the
+forgetting.
 """
 
 import argparse
@@ -16,7 +16,7 @@ Errors = List[List[float]]  # in %: of each step, on each domain seen so far
 
 
 class TableError(Exception):
-    """A score is missing; the text says which."""
+    """A score is missing; the text is the message to the user."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -68,14 +68,14 @@ def read_errors(exps: List[str], test_sets: List[str], metric: str) -> Errors:
 
 
 def forgetting(errors: Errors) -> float:
-    """Return by how much the domains before the last have become worse.
+    """Return the forgetting of all domains but the last.
 
     Args:
         errors: In percent; after each step, on the domains seen so far.
 
     Returns:
-        Final error minus the lowest that was reached before the last step, mean over
-        all domains but the last, in percentage points. Negative if they became better.
+        Final error minus the lowest error before the last step, mean over all domains
+        but the last, in percentage points. Negative if they improved.
 
     Source: the forgetting measure of Chaudhry et al. 2018 (arXiv:1801.10112), with
         errors in place of accuracies.
@@ -89,7 +89,7 @@ def forgetting(errors: Errors) -> float:
 
 
 def format_table(methods: Dict[str, Errors], domains: List[str]) -> List[str]:
-    """Return a table of all methods' steps, and one of what they come to."""
+    """Return the tables of all steps and of the final errors."""
     rows = [f"|method|after|{'|'.join(domains)}|", "|---" * (len(domains) + 2) + "|"]
     for name, errors in methods.items():
         for step, row in enumerate(errors):
@@ -106,7 +106,7 @@ def make_page(args: argparse.Namespace) -> str:
     """Return the page.
 
     Raises:
-        TableError: If a score is missing, or steps and domains differ in number.
+        TableError: If a score is missing, or the numbers of steps and domains differ.
     """
     count = len(args.domains)
     if count < 2 or len(args.test_sets) != count:

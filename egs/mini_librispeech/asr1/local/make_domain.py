@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Make a domain of a data folder: some of its speakers, heard in some condition.
+"""Make a domain of a data folder: a group of its speakers in an acoustic condition.
 
-The domains of a continual-learning run are disjoint groups of a corpus's speakers, each
-in another condition. Converted audio is written as FLAC into OUTDIR/audio.
+The domains of continual learning are disjoint groups of a corpus's speakers, each in
+another condition. Converted audio is written as FLAC into OUTDIR/audio.
 """
 
 import argparse
@@ -25,16 +25,16 @@ PHONE_RATE = 8_000  # Hz
 MU = 255  # of the mu-law of ITU-T G.711
 SPEED = (5, 4)  # 1.25 times as fast
 SNR_DB = 10.0
-# From samples in [-1, 1], float, (S,), their rate in Hz, and a source of randomness
+# Converts samples in [-1, 1], float, (S,), given their rate in Hz and a generator
 Condition = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 def telephone(
     samples: np.ndarray, rate: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return what a telephone leaves: its band, 8 kHz, mu-law in 8 bits; (S,).
+    """Return telephone speech (S,): band-limited, 8 kHz, 8-bit mu-law.
 
-    The mu-law is the smooth one that the segments of ITU-T G.711 approximate.
+    The mu-law is the continuous one that ITU-T G.711 approximates by segments.
     """
     band = butter(4, PHONE_BAND, "bandpass", fs=rate, output="sos")
     narrow = resample_poly(sosfilt(band, samples), PHONE_RATE, rate).clip(-1, 1)
@@ -45,17 +45,17 @@ def telephone(
 
 
 def fast(samples: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
-    """Return speech 1.25 times as fast, its pitch so much higher; (4 S / 5,)."""
+    """Return speech (4 S / 5,) of 1.25 times the speed and pitch."""
     return resample_poly(samples, SPEED[1], SPEED[0])
 
 
 def noise(samples: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
-    """Return speech in white noise, 10 dB below it; (S,)."""
+    """Return speech (S,) with white noise at an SNR of 10 dB."""
     power = np.mean(samples**2) / 10 ** (SNR_DB / 10)
     return samples + np.sqrt(power) * generator.standard_normal(len(samples))
 
 
-# None: the corpus's own audio is taken.
+# None: the audio of the corpus is used unchanged.
 CONDITIONS: Dict[str, Optional[Condition]] = {
     "clean": None,
     "telephone": telephone,
@@ -67,35 +67,40 @@ CONDITIONS: Dict[str, Optional[Condition]] = {
 def get_parser() -> argparse.ArgumentParser:
     """Return the command line parser."""
     parser = argparse.ArgumentParser(
-        description="Make a domain of a data folder: some speakers, in some condition",
+        description="Make a domain of a data folder: a group of speakers, a condition",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--data_dir", required=True, help="Folder to take from")
+    parser.add_argument("--data_dir", required=True, help="Folder to read")
     parser.add_argument("--outdir", required=True, help="Folder to write")
     parser.add_argument(
-        "--condition", required=True, choices=tuple(CONDITIONS), help="How it sounds"
+        "--condition",
+        required=True,
+        choices=tuple(CONDITIONS),
+        help="Acoustic condition",
     )
     parser.add_argument(
         "--shares",
         type=float,
         nargs="+",
         default=[1.0],
-        help="Shares of the speech that go to groups of speakers",
+        help="Share of the speech of each group of speakers",
     )
     parser.add_argument(
-        "--group", type=int, default=0, help="The group to take, from 0"
+        "--group", type=int, default=0, help="Number of the group, from 0"
     )
     parser.add_argument(
-        "--max_utterances", type=int, help="Take so many of them, spread evenly"
+        "--max_utterances", type=int, help="Keep at most so many, spread evenly"
     )
-    parser.add_argument("--nj", type=int, default=2, help="Files made side by side")
+    parser.add_argument(
+        "--nj", type=int, default=2, help="Files to convert in parallel"
+    )
     return parser
 
 
 def deal_speakers(
     num_samples: Dict[str, int], speakers: Dict[str, str], shares: Sequence[float]
 ) -> List[List[str]]:
-    """Part the speakers into groups that hold their shares of the speech.
+    """Divide the speakers into groups with the given shares of the speech.
 
     Args:
         num_samples: Samples by utterance.
@@ -103,14 +108,14 @@ def deal_speakers(
         shares: Share of each group, more than 0, of any sum.
 
     Returns:
-        Speakers of each group; the same for the same corpus.
+        Speakers of each group; deterministic.
     """
     totals: Dict[str, int] = {}
     for utt_id, number in num_samples.items():
         totals[speakers[utt_id]] = totals.get(speakers[utt_id], 0) + number
     groups: List[List[str]] = [[] for _ in shares]
     filled = [0] * len(shares)
-    # Who speaks longest is dealt first: those left can still level the groups.
+    # Longest first: the shorter ones balance the groups.
     for speaker in sorted(totals, key=lambda s: (-totals[s], s)):
         after = [(f + totals[speaker]) / s for f, s in zip(filled, shares)]
         group = after.index(min(after))
@@ -123,8 +128,8 @@ def choose(args: argparse.Namespace, tables: Dict[str, Dict[str, str]]) -> List[
     """Return the utterances of the domain, in the order of wav.scp.
 
     Raises:
-        ValueError: If the shares or the group make no sense, an utterance belongs to
-            none, or nothing is left.
+        ValueError: If shares or group are out of range, an utterance has no speaker,
+            text or length, or the group is empty.
     """
     for name, table in tables.items():
         for utt_id in tables["wav.scp"]:
@@ -132,7 +137,7 @@ def choose(args: argparse.Namespace, tables: Dict[str, Dict[str, str]]) -> List[
                 raise ValueError(
                     f"utterance {utt_id}: is in {args.data_dir}/wav.scp and not in "
                     f"{args.data_dir}/{name}, so that it belongs to no domain; add it, "
-                    "or take it out of wav.scp"
+                    "or remove it from wav.scp"
                 )
     if min(args.shares) <= 0 or not 0 <= args.group < len(args.shares):
         raise ValueError(
@@ -146,14 +151,14 @@ def choose(args: argparse.Namespace, tables: Dict[str, Dict[str, str]]) -> List[
     if not utt_ids:
         raise ValueError(
             f"{args.data_dir}: no speaker is left for group {args.group} of "
-            f"{len(args.shares)}; take fewer groups"
+            f"{len(args.shares)}; use fewer groups"
         )
     count = min(args.max_utterances or len(utt_ids), len(utt_ids))
     return [utt_ids[n * len(utt_ids) // count] for n in range(count)]
 
 
 def convert(utt_id: str, place: str, condition: Condition, folder: Path) -> str:
-    """Write an utterance as it sounds in a condition; return the file.
+    """Convert an utterance to a condition and return the file written.
 
     Raises:
         ValueError: If the audio cannot be read.
@@ -162,7 +167,7 @@ def convert(utt_id: str, place: str, condition: Condition, folder: Path) -> str:
         samples, rate = soundfile.read(place, dtype="float64")
     except (RuntimeError, OSError) as error:
         raise ValueError(f"utterance {utt_id}: cannot read {place}: {error}") from error
-    # The same utterance gets the same noise in every run.
+    # Seeded by the utterance: the same noise in every run
     generator = np.random.default_rng(zlib.crc32(utt_id.encode()))
     path = folder / f"{utt_id}.flac"
     soundfile.write(path, condition(samples, rate, generator).clip(-1, 1), rate)

@@ -1,1 +1,0 @@
-../../../../espnet_mvq/scripts/check_options.sh

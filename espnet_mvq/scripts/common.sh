@@ -1,0 +1,174 @@
+#!/usr/bin/env bash
+# Functions of mvq.sh and the recipes: log lines, stages, option checks, names of folders.
+# Source it before the options have their defaults, and parse_options.sh after that.
+
+SECONDS=0
+unset skip_stages  # an option of some scripts, no variable of the environment
+
+# --- log and files
+
+log() {
+    local fname=${BASH_SOURCE[1]##*/}
+    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
+}
+
+min() { [ "$1" -le "$2" ] && echo "$1" || echo "$2"; }
+
+# num_lines FILE: number of lines; the last one may lack its line break
+num_lines() { awk 'END { print NR }' "$1"; }
+
+# split_scp FILE STEM N: split the lines, in order, into STEM.1.scp ... STEM.N.scp
+split_scp() {
+    mkdir -p "$(dirname "$2")"
+    awk -v n="$3" -v total="$(num_lines "$1")" -v stem="$2" \
+        '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
+}
+
+# failed LOG...: show the errors of failed jobs and exit
+failed() {
+    log "Error: a job failed: $*" >&2
+    grep -H -E "ERROR|Error:|error:" "$@" 2>/dev/null | tail -n 5 >&2 ||
+        tail -n 12 "$@" >&2
+    exit 1
+}
+
+# --- stages
+
+# runs STAGE: true if the stage is between --stage and --stop_stage and not skipped
+runs() {
+    [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ] &&
+        ! [[ " ${skip_stages-} " =~ [[:space:]]$1[[:space:]] ]]
+}
+
+# stages [NUMBER...]: refuse --stage and --stop_stage out of order, or if none of these
+# stages would run
+stages() {
+    local _co_stage
+    whole_number 1 stage stop_stage
+    [ "${stop_stage}" -ge "${stage}" ] ||
+        refuse_option stop_stage "no stage before --stage ${stage}"
+    [ $# -gt 0 ] || return 0
+    for _co_stage in "$@"; do
+        if [ "${stage}" -le "${_co_stage}" ] && [ "${_co_stage}" -le "${stop_stage}" ]; then
+            return 0
+        fi
+    done
+    refuse_option stage "one of the stages: $*"
+}
+
+# --- option checks: NAME is an option and the shell variable that holds its value. They
+# end the script with one line on stderr, before anything runs or is written.
+
+# refuse MESSAGE...: end the script
+refuse() {
+    echo "$0: Error: $*" >&2
+    exit 2
+}
+
+# refuse_option NAME EXPECTED: end the script, with the option's value
+refuse_option() {
+    local _co_got=${!1}
+    refuse "--$1: got '${_co_got//$'\n'/ }', expected $2"
+}
+
+# no_arguments "$@": refuse positional arguments
+no_arguments() {
+    [ $# -eq 0 ] || refuse "no positional arguments are taken, got '$*'"
+}
+
+# required EXPECTED NAME...: refuse empty values
+required() {
+    local _co_name
+    for _co_name in "${@:2}"; do
+        [ -n "${!_co_name}" ] || refuse_option "${_co_name}" "$1"
+    done
+}
+
+# whole_number MIN NAME...: refuse all but whole numbers from MIN up
+whole_number() {
+    local _co_name
+    for _co_name in "${@:2}"; do
+        # Bash overflows on more digits.
+        if ! [[ "${!_co_name}" =~ ^(-?[1-9][0-9]{0,17}|0)$ ]] ||
+            [ "${!_co_name}" -lt "$1" ]; then
+            refuse_option "${_co_name}" "a whole number from $1 up"
+        fi
+    done
+}
+
+# number NAME...: refuse all but decimal numbers from 0 up
+number() {
+    local _co_name
+    for _co_name in "$@"; do
+        [[ "${!_co_name}" =~ ^([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$ ]] ||
+            refuse_option "${_co_name}" "a number from 0 up"
+    done
+}
+
+# one_of NAME VALUE...: refuse all but these values
+one_of() {
+    local _co_value
+    for _co_value in "${@:2}"; do
+        [ "${!1}" != "${_co_value}" ] || return 0
+    done
+    refuse_option "$1" "one of: ${*:2}"
+}
+
+# without_spaces NAME...: refuse paths with white space: lists of folders and the logs of
+# run.pl, slurm.pl and queue.pl do not support them
+without_spaces() {
+    local _co_name
+    for _co_name in "$@"; do
+        [[ "${!_co_name}" != *[[:space:]]* ]] ||
+            refuse_option "${_co_name}" "a path without spaces"
+    done
+}
+
+# check_quantizer_options: refuse bad values of the quantizer's options that mvq.sh and
+# asr_mvq.sh share; empty ones are not passed on
+check_quantizer_options() {
+    whole_number 1 ${num_codebooks:+num_codebooks} ${max_frames:+max_frames}
+    if [ -n "${quantizer_hours}" ] && [ "${quantizer_hours}" != inf ]; then
+        [[ "${quantizer_hours}" =~ ^[0-9.]*[1-9] ]] ||
+            refuse_option quantizer_hours "a number above 0"
+        number quantizer_hours
+    fi
+    [ -z "${on_error}" ] || one_of on_error stop skip
+}
+
+# --- commands
+
+# options NAME...: set the array opts to "--NAME VALUE" of all options that have a value, so
+# that the defaults of the others are those of the command
+options() {
+    local _co_name
+    opts=()
+    for _co_name in "$@"; do
+        [ -z "${!_co_name}" ] || opts+=("--${_co_name}" "${!_co_name}")
+    done
+}
+
+# check_python ADVICE: set the array py to the words of --python; end the script if
+# espnet_mvq is not installed there
+check_python() {
+    # A command of several words, or the path of a program, which may have spaces
+    read -ra py <<<"${python}"
+    [ ! -x "${python}" ] || py=("${python}")
+    "${py[@]}" -c "import espnet_mvq" 2>/dev/null ||
+        refuse "espnet_mvq is not installed for '${python}': $1"
+}
+
+# --- names
+
+# teacher_tag TEACHER LAYER ["KEY=VALUE ..." [DTYPE]]: name of the folder of a teacher, with
+# all options that change its embeddings
+teacher_tag() {
+    local tag option options
+    tag=$(basename "${1##*:}")_layer$2
+    read -ra options <<<"${3-}"
+    for option in ${options[@]+"${options[@]}"}; do
+        tag+=_${option//[^A-Za-z0-9.=_-]/-}
+    done
+    [ "${4:-float32}" = float32 ] || tag+=_$4
+    echo "${tag}"
+}
