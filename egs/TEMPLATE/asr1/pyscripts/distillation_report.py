@@ -17,7 +17,7 @@ from typing import Dict, List, Optional, Tuple
 import yaml
 
 from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.quantization import Quantizer
 

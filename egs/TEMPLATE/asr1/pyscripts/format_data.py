@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Dict
 
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 
 FILES = ("wav.scp", "text", "utt2spk", "utt2num_samples")
 

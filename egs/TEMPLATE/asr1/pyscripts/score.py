@@ -15,7 +15,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import jiwer
 
-from espnet_mvq.files.write_text import write_text
+from espnet_mvq.files.whole_file import write_text
 
 NUM_LISTED = 5
 SPACE = "<space>"  # a space in character error rates, as in ESPnet
