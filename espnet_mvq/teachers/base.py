@@ -65,25 +65,6 @@ class FrameSource(ABC):
             Embeddings, float32, on the teacher's device, [(T_1, D), ...].
         """
 
-    def embed_file(self, utt_id: str, place: str) -> torch.Tensor:
-        """Embed an utterance of a corpus.
-
-        Args:
-            utt_id: The utterance.
-            place: Its audio file, as in `wav.scp`.
-
-        Returns:
-            Embeddings, float32, (T, D).
-
-        Raises:
-            AudioError: If the audio cannot be used, or the model cannot run on it.
-        """
-        waveform = self.read(utt_id, place)
-        try:
-            return self.embed_batch([waveform])[0]
-        except EmbeddingError as error:
-            raise EmbeddingError(f"utterance {utt_id}: {error}") from error
-
 
 class Teacher(SpeechModel, FrameSource):
     """A frozen model that turns speech into teacher embeddings.
@@ -199,17 +180,6 @@ class Teacher(SpeechModel, FrameSource):
         )
         lengths = torch.tensor([len(e) for e in embeddings])
         return pad_sequence(embeddings, batch_first=True), lengths
-
-    def embed_utterance(self, speech: torch.Tensor) -> torch.Tensor:
-        """Embed one utterance.
-
-        Args:
-            speech: Waveform in [-1, 1], float, (S,).
-
-        Returns:
-            Embeddings, float32, (T, D).
-        """
-        return self.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))[0][0]
 
 
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
