@@ -1,6 +1,5 @@
 """Task loss of a teacher on each utterance of a corpus, for AdaKD."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ from espnet_mvq.extraction.embedding_stream import (
     stop_or_skip,
     usable_results,
 )
+from espnet_mvq.files.locked import open_locked
 from espnet_mvq.files.scp import read_list, read_scp
 from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.indexes.teacher_losses import (
@@ -292,9 +292,8 @@ class PartialLosses:
 
     def __enter__(self) -> "PartialLosses":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        self._file = open_locked(self.path)
         try:
-            self._lock()
             self._file.truncate(self._recover())
             self._file.seek(0, os.SEEK_END)
             if self._file.tell() == 0:
@@ -326,18 +325,6 @@ class PartialLosses:
         ]
         self._append("".join(lines).encode())
         self.losses.update(losses)
-
-    def _lock(self) -> None:
-        """Refuse a second writer."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{self.path}: another process is writing it; wait for it, or stop it "
-                "and run this again"
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            logging.warning(f"{self.path}: not locked ({error.strerror})")
 
     def _append(self, content: bytes) -> None:
         """Write and flush."""

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.teachers.espnet_folder import (
     building,
     fill,
@@ -18,7 +19,7 @@ from espnet_mvq.teachers.espnet_folder import (
     sample_rate_hz,
     stand_in_statistics,
 )
-from espnet_mvq.teachers.model_id import espnet_settings, file_hash, weights_hash
+from espnet_mvq.teachers.model_id import espnet_settings, weights_hash
 from espnet_mvq.teachers.speech_model import TeacherError
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
 
@@ -235,4 +236,4 @@ def _build_preprocessor(spec: str, task: Any, args: argparse.Namespace) -> Any:
 def _hash_if_file(path: Optional[str]) -> str:
     """Return a hash of a file's bytes, or the name if there is no such file."""
     is_file = path is not None and Path(path).is_file()
-    return file_hash(Path(path))[:12] if is_file else str(path)
+    return file_sha256(path)[:12] if is_file else str(path)
