@@ -19,8 +19,8 @@ TARGETS = {"indexes": IndexMetadata, "embeddings": EmbeddingMetadata}
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
-        description="Check the shards of an extraction against the corpus, print what "
-        "was found, and write NAME.scp, in wav.scp's order, and NAME.json into the "
+        description="Check the shards of an extraction against the corpus, print the "
+        "results, and write NAME.scp, in wav.scp's order, and NAME.json into the "
         "data folder.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -33,12 +33,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--target",
         default="indexes",
         choices=tuple(TARGETS),
-        help="what was extracted",
+        help="kind of the extracted arrays",
     )
     parser.add_argument(
         "--name",
-        help="name of the files (default: codebook_indexes or embeddings); several "
-        "teachers or layers need several",
+        help="name of the files (default: codebook_indexes or embeddings); each "
+        "teacher or layer of a data folder needs its own",
     )
     add_on_error_option(
         parser,

@@ -11,9 +11,8 @@ from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
-        description="Write codebook indexes as .npy files or HDF5, if wanted with a "
-        "cut manifest of lhotse. Their metadata are written too, so that "
-        "import_indexes --metadata takes them back.",
+        description="Write codebook indexes as .npy files or HDF5, and their metadata, "
+        "which import_indexes --metadata reads. A cut manifest of lhotse is optional.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -22,8 +21,8 @@ def get_parser() -> argparse.ArgumentParser:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--hdf5",
-        help="file to write, .h5: a dataset for each utterance, uint8 (T, N); its "
-        "metadata go beside it as .json",
+        help="file to write, .h5: a dataset for each utterance, uint8 (T, N); the "
+        "metadata are written beside it, as .json",
     )
     target.add_argument(
         "--npy_dir",
@@ -31,13 +30,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--manifest",
-        help="cuts to write, .jsonl.gz: utterance ids as cut ids, the indexes as "
-        "TemporalArray codebook_indexes",
+        help="cut manifest to write, .jsonl.gz: the ids of the cuts are the utterance "
+        "ids, the indexes are their TemporalArray codebook_indexes",
     )
     parser.add_argument(
         "--data_dir",
-        help="data folder with wav.scp and utt2num_samples: the manifest's cuts get "
-        "recordings of it",
+        help="data folder with wav.scp and utt2num_samples, whose audio becomes the "
+        "recordings of the cuts",
     )
     add_logging_options(parser)
     return parser

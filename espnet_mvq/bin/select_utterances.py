@@ -16,8 +16,8 @@ from espnet_mvq.extraction.selection import UNKNOWN_DURATION_S, select_utterance
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
-        description="Choose random utterances, all speakers alike, until they hold so "
-        "many hours of speech, and write their wav.scp and utt2spk.",
+        description="Choose random utterances of all speakers, of the given hours of "
+        "speech in total, and write their wav.scp and utt2spk.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data_dir", required=True, help="data folder with wav.scp")
@@ -26,8 +26,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sample_rate",
         type=int,
-        help="of utt2num_samples, in Hz; without that file, "
-        f"{UNKNOWN_DURATION_S:.0f} s are taken for each utterance",
+        help="sample rate of utt2num_samples, in Hz; without that file, an utterance "
+        f"counts as {UNKNOWN_DURATION_S:.0f} s",
     )
     parser.add_argument("--seed", type=int, help="seed of the selection")
     parser.set_defaults(

@@ -25,8 +25,8 @@ def get_parser() -> argparse.ArgumentParser:
         "loss on each utterance, in nats per label (as the teacher's own tokenizer "
         "counts labels), in wav.scp's order, for AdaKD. A complete file of the same "
         "teacher, audio and texts is kept; an interrupted run is resumed. Utterances "
-        "with an empty text, "
-        f"or in the data folder's file {UNLABELLED_NAME}, get no line.",
+        f"with an empty text, or in the data folder's file {UNLABELLED_NAME}, get no "
+        "line.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -41,14 +41,14 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
-        help="file of the losses; what they mean goes into OUTPUT.json beside it "
-        "(default: teacher_loss in the data folder)",
+        help="file of the losses; their metadata are written to OUTPUT.json (default: "
+        "teacher_loss in the data folder)",
     )
     add_run_options(parser)
     add_on_error_option(
         parser,
-        "what to do about an utterance whose audio or text cannot be used; skip: it "
-        "gets no line",
+        "action for an utterance whose audio or text cannot be used; skip: it gets no "
+        "line",
     )
     add_num_workers_option(parser)
     add_logging_options(parser)

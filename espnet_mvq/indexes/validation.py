@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Type
 
 from espnet_mvq.files.ark import read_numpy
-from espnet_mvq.files.scp import read_counts, read_ids, read_scp
+from espnet_mvq.files.scp import first_few, read_counts, read_ids, read_scp
 from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes.metadata import FrameMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
@@ -15,7 +15,6 @@ from espnet_mvq.indexes.shard import finished_shard, shard_paths
 # Frames by which an utterance's arrays may differ from what its samples give:
 # models drop up to two frames at the end, none adds more than one.
 _TOLERANCE_FRAMES = 3
-_MAX_NAMED = 5  # utterances that a message names
 
 
 @dataclass
@@ -60,7 +59,7 @@ def check_text(report: CheckReport, text: Path, utt_ids: List[str]) -> None:
         report.accepted(
             "text",
             f"{len(missing)} of {len(with_text)} utterances in {text} have no audio in "
-            f"wav.scp, first {', '.join(missing[:_MAX_NAMED])}: they get no "
+            f"wav.scp, first {first_few(missing)}: they get no "
             "codebook indexes",
         )
     else:
@@ -153,7 +152,7 @@ def read_places(
         report.bad(
             "utterances",
             f"{len(repeated)} utterances lie in two shards, first "
-            f"{', '.join(repeated[:_MAX_NAMED])}; were parts of wav.scp of another "
+            f"{first_few(repeated)}; were parts of wav.scp of another "
             f"--nj left? Delete {folder} and run the extraction again",
         )
     return places
@@ -173,7 +172,7 @@ def check_complete(
         return
     text = (
         f"{len(missing)} of {len(utt_ids)} utterances in {wav_scp} have no codebook "
-        f"indexes, first {', '.join(missing[:_MAX_NAMED])}"
+        f"indexes, first {first_few(missing)}"
     )
     if set(accepted).issuperset(missing):
         report.accepted("utterances", text)
@@ -211,7 +210,7 @@ def check_arrays(
         report.bad(
             "values",
             f"{len(invalid)} utterances hold something else than "
-            f"{metadata.STEM.replace('_', ' ')}: {'; '.join(invalid[:_MAX_NAMED])}; "
+            f"{metadata.STEM.replace('_', ' ')}: {first_few(invalid, '; ')}; "
             "run the extraction again",
         )
     elif lowest <= highest:
@@ -274,13 +273,13 @@ def compare_lengths(
     if wrong:
         return (
             f"{len(wrong)} utterances have another number of frames than "
-            f"{utt2num_samples} gives: {'; '.join(wrong[:_MAX_NAMED])}. Was the audio "
+            f"{utt2num_samples} gives: {first_few(wrong, '; ')}. Was the audio "
             "changed after the extraction? Extract again"
         ), ""
     if unknown:
         return "", (
             f"{len(unknown)} of {len(num_frames)} utterances are not in "
-            f"{utt2num_samples}, first {', '.join(unknown[:_MAX_NAMED])}: their "
+            f"{utt2num_samples}, first {first_few(unknown)}: their "
             "lengths are not checked"
         )
     return "", ""

@@ -1,5 +1,6 @@
 """Base classes of teachers: sources of embeddings, and models that compute them."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from typing import Iterator, List, Sequence, Tuple
 
@@ -8,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.batching import Segment, cut_into_segments, group_by_length
-from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError
+from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError, one_line
 
 
 class EmbeddingError(AudioError):
@@ -211,7 +212,30 @@ def check_frames(spec: str, shift_samples: int, offset_samples: float) -> None:
         )
 
 
-def is_fault_of_device(error: Exception) -> bool:
+@contextlib.contextmanager
+def embedding_errors(spec: str, num_samples: int, hint: str = "") -> Iterator[None]:
+    """Context in which a model embeds speech; its errors become EmbeddingError.
+
+    Errors of the device or its memory stay as they are.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        num_samples: Samples of each waveform.
+        hint: Likely causes, added to the message.
+    """
+    try:
+        yield
+    except Exception as error:  # any, from the model's own code
+        if _is_fault_of_device(error):
+            raise
+        raise EmbeddingError(
+            f"the teacher {spec} cannot embed {num_samples} samples "
+            f"({type(error).__name__}: {one_line(error)}){hint}: leave the utterance "
+            "out, in an extraction by --on_error skip"
+        ) from error
+
+
+def _is_fault_of_device(error: Exception) -> bool:
     """Whether an error comes from a device or its memory, not from the input."""
     kinds = (
         torch.cuda.OutOfMemoryError,

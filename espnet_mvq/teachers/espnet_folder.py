@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
@@ -21,6 +20,7 @@ CHECKPOINTS = (
     "valid.loss.best.pth",
     "latest.pth",
 )
+BUILD_FAILURE = "could not build it from config.yaml"
 _MAPPINGS = (
     "frontend_conf",
     "normalize_conf",
@@ -112,33 +112,6 @@ def sample_rate_hz(whose: str, config: Dict[str, Any]) -> int:
         return int(float(fs[:-1]) * 1000 if fs.endswith("k") else float(fs))
     except ValueError:
         raise TeacherError(f"{whose}: frontend_conf fs: got {fs!r}, not Hz") from None
-
-
-@contextlib.contextmanager
-def building(spec: str, hint: str = "") -> Iterator[None]:
-    """Context in which ESPnet builds a model; turns failures into TeacherError.
-
-    Args:
-        spec: The whole name of the teacher, for messages.
-        hint: Added to the message if the config does not fit.
-
-    Raises:
-        TeacherError: If it cannot be built.
-    """
-    try:
-        # Some parts print when built; standard output may be a data pipe.
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except ImportError as error:
-        raise TeacherError(
-            f"teacher {spec}: a package it needs cannot be imported ({error}); "
-            "install it (espnet: pip install espnet)"
-        ) from error
-    except Exception as error:  # any, from a wrong config
-        raise TeacherError(
-            f"teacher {spec}: could not build it from config.yaml "
-            f"({type(error).__name__}: {error}){hint}"
-        ) from error
 
 
 def fill(spec: str, module: torch.nn.Module, state: Dict[str, torch.Tensor]) -> None:

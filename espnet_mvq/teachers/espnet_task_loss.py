@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib
-import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -11,7 +10,7 @@ import torch
 
 from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.teachers.espnet_folder import (
-    building,
+    BUILD_FAILURE,
     fill,
     find_checkpoint,
     read_config,
@@ -20,7 +19,7 @@ from espnet_mvq.teachers.espnet_folder import (
     stand_in_statistics,
 )
 from espnet_mvq.teachers.model_id import espnet_settings, weights_hash
-from espnet_mvq.teachers.speech_model import TeacherError
+from espnet_mvq.teachers.speech_model import TeacherError, loading
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
 
 # ESPnet's tasks whose models give a loss for speech and text alone
@@ -105,7 +104,10 @@ class ESPnetTaskLoss(TaskLoss):
         state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
         if model_name == "mvq":
             state = {k: v for k, v in state.items() if not k.startswith("mvq.")}
-        task_class = _find_task(spec, task)
+        with loading(spec, f"ESPnet's task {task} cannot be imported"):
+            task_class = getattr(
+                importlib.import_module(TASKS[task][0]), TASKS[task][1]
+            )
         args = argparse.Namespace(**_stock_config(config))
         self._model = _load_model(spec, task_class, args, state)
         self._model.to(device).eval().requires_grad_(False)
@@ -157,17 +159,6 @@ class ESPnetTaskLoss(TaskLoss):
         return float(loss)
 
 
-def _find_task(spec: str, task: str) -> Any:
-    """Return the class of one of `TASKS`."""
-    module_name, class_name = TASKS[task]
-    try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except ImportError as error:
-        raise TeacherError(
-            f"teacher {spec}: ESPnet cannot be imported ({error}); pip install espnet"
-        ) from error
-
-
 def _stock_config(config: Dict[str, Any]) -> Dict[str, Any]:
     """Return options of the stock model, with a loss that compares utterances."""
     model_conf = {
@@ -196,7 +187,7 @@ def _load_model(
     """Build a whole ESPnet model and load its weights."""
     hint = "; is it of another task? Say it with --teacher_conf task=..."
     with contextlib.ExitStack() as stack:
-        stack.enter_context(building(spec, hint))
+        stack.enter_context(loading(spec, BUILD_FAILURE, hint))
         if getattr(args, "normalize", None) == "global_mvn":
             stats_file = stack.enter_context(stand_in_statistics(state))
             conf = args.normalize_conf or {}
@@ -221,15 +212,9 @@ def _build_preprocessor(spec: str, task: Any, args: argparse.Namespace) -> Any:
             "(use_preprocessor: false, or no token_type), expected an experiment that "
             "knows how to turn texts into tokens"
         )
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            preprocess = task.build_preprocess_fn(args, train=False)
-            preprocess("", {"text": "a"})  # some parts are loaded at the first use
-    except Exception as error:  # missing files, unknown cleaners ...
-        raise TeacherError(
-            f"teacher {spec}: could not build the preprocessor of its texts "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    with loading(spec, "could not build the preprocessor of its texts"):
+        preprocess = task.build_preprocess_fn(args, train=False)
+        preprocess("", {"text": "a"})  # some parts are loaded at the first use
     return preprocess
 
 

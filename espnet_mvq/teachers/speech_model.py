@@ -1,7 +1,9 @@
 """Frozen models that read the speech of a corpus: base of teachers and task losses."""
 
 import contextlib
+import sys
 from abc import ABC
+from typing import Iterator
 
 import torch
 
@@ -70,6 +72,40 @@ class SpeechModel(ABC):
 
 
 def one_line(error: Exception) -> str:
-    """Return the text of an error in one line, cut to a readable length."""
-    words = " ".join(str(error).split())
-    return words if len(words) <= _MAX_ERROR_TEXT else f"{words[:_MAX_ERROR_TEXT]}..."
+    """Return the text of an error in one line; the middle of a long text is cut out."""
+    words, half = " ".join(str(error).split()), _MAX_ERROR_TEXT // 2
+    return words if len(words) <= 2 * half else f"{words[:half]}...{words[-half:]}"
+
+
+@contextlib.contextmanager
+def loading(spec: str, failure: str, remedy: str = "") -> Iterator[None]:
+    """Context in which another library loads a teacher; all errors get one class.
+
+    Standard output goes to standard error: libraries print while they load, and
+    standard output may be a data pipe.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        failure: Beginning of the message.
+        remedy: End of the message.
+
+    Raises:
+        TeacherError: If anything is raised in it.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except TeacherError:
+        raise
+    except ImportError as error:
+        backend = spec.partition("/")[0]
+        package = backend if backend == "espnet" else f"'espnet-mvq[{backend}]'"
+        raise TeacherError(
+            f"teacher {spec}: a package it needs cannot be imported ({one_line(error)})"
+            f"; install it, for example by pip install {package}"
+        ) from error
+    except Exception as error:  # libraries raise many kinds
+        raise TeacherError(
+            f"teacher {spec}: {failure} ({type(error).__name__}: {one_line(error)})"
+            f"{remedy}"
+        ) from error

@@ -1,6 +1,5 @@
 """Task loss of Whisper: cross entropy of its decoder with teacher forcing."""
 
-from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
 import torch
@@ -10,12 +9,11 @@ from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.model_id import (
     tokenizer_settings,
     transformers_settings,
-    weights_hash,
     whisper_features_settings,
 )
 from espnet_mvq.teachers.speech_model import TeacherError
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
-from espnet_mvq.teachers.transformers import load_model
+from espnet_mvq.teachers.transformers import load_model, model_id
 from espnet_mvq.teachers.transformers_task_loss import check_case, load_tokenizer
 from espnet_mvq.teachers.whisper import load_whisper_features
 
@@ -79,8 +77,7 @@ class WhisperTaskLoss(TaskLoss):
             "features": whisper_features_settings(self._features),
             "tokenizer": tokenizer_settings(self._tokenizer),
         }
-        weights = weights_hash(self._model.state_dict().items(), settings)
-        self.id = f"transformers/{Path(name).name}@{weights},ForConditionalGeneration"
+        self.id = f"{model_id(name, self._model, settings)},ForConditionalGeneration"
         prefix = "".join(self._tokenizer.convert_ids_to_tokens(self._prefix))
         self.id += f",prefix={prefix},case={case},leading_space={self._leading_space}"
 
