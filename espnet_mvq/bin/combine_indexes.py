@@ -5,9 +5,9 @@ import argparse
 from pathlib import Path
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_on_error_option,
     command,
+    command_parser,
     setup_logging,
 )
 from espnet_mvq.extraction.shard_combination import combine_shards
@@ -18,11 +18,10 @@ TARGETS = {"indexes": IndexMetadata, "embeddings": EmbeddingMetadata}
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Check the shards of an extraction against the corpus, print the "
+    parser = command_parser(
+        "Check the shards of an extraction against the corpus, print the "
         "results, and write NAME.scp, in wav.scp's order, and NAME.json into the "
         "data folder.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--data_dir", required=True, help="data folder with wav.scp, utt2num_samples"
@@ -44,7 +43,6 @@ def get_parser() -> argparse.ArgumentParser:
         parser,
         "skip: accept utterances without indexes; they train without MVQ loss",
     )
-    add_logging_options(parser)
     return parser
 
 

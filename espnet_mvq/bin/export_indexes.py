@@ -3,17 +3,16 @@
 
 import argparse
 
-from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.bin.options import command, command_parser, setup_logging
 from espnet_mvq.exchange.exporting import export_indexes
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Write codebook indexes as .npy files or HDF5, and their metadata, "
+    parser = command_parser(
+        "Write codebook indexes as .npy files or HDF5, and their metadata, "
         "which import_indexes --metadata reads. A cut manifest of lhotse is optional.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--scp", required=True, help=f"{SCP_NAME}, {METADATA_NAME} beside it"
@@ -38,7 +37,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="data folder with wav.scp and utt2num_samples, whose audio becomes the "
         "recordings of the cuts",
     )
-    add_logging_options(parser)
     return parser
 
 

@@ -5,11 +5,11 @@ import argparse
 import functools
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_num_workers_option,
     add_on_error_option,
     add_teacher_options,
     command,
+    command_parser,
     defaults_of,
     load_teacher,
     setup_logging,
@@ -29,12 +29,11 @@ ENCODE_OPTIONS = (
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Run the teacher over one job's share of a corpus and write its "
+    parser = command_parser(
+        "Run the teacher over one job's share of a corpus and write its "
         "codebook indexes. Embeddings are quantized at once and never reach the disk. "
         "A complete shard of the same teacher and quantizer is kept; an interrupted "
         "one keeps its complete utterances and is resumed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--wav_scp", required=True, help="the job's share of wav.scp")
     parser.add_argument(
@@ -86,7 +85,6 @@ def get_parser() -> argparse.ArgumentParser:
         **defaults_of(extract_shard, "level", "job"),
         **defaults_of(Quantizer.encode, *ENCODE_OPTIONS),
     )
-    add_logging_options(parser)
     return parser
 
 

@@ -3,7 +3,7 @@
 
 import argparse
 
-from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.bin.options import command, command_parser, setup_logging
 from espnet_mvq.exchange.importing import FIELD_OPTIONS, import_indexes
 from espnet_mvq.exchange.lhotse import FIELD, ID_SOURCES
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
@@ -11,10 +11,9 @@ from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Convert codebook indexes of icefall (lhotse manifests) or plain "
+    parser = command_parser(
+        "Convert codebook indexes of icefall (lhotse manifests) or plain "
         f"arrays to an ark, {SCP_NAME} and {METADATA_NAME} of a data folder.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--data_dir",
@@ -53,7 +52,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="skip: accept utterances without indexes and indexes without utterances",
     )
     _add_meaning_options(parser)
-    add_logging_options(parser)
     return parser
 
 

@@ -6,10 +6,10 @@ import functools
 from pathlib import Path
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_on_error_option,
     add_teacher_options,
     command,
+    command_parser,
     defaults_of,
     load_teacher,
     setup_logging,
@@ -20,11 +20,10 @@ from espnet_mvq.extraction.quantizer_inspection import inspect_quantizer
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Report how good a quantizer is on embeddings it was not trained "
+    parser = command_parser(
+        "Report how good a quantizer is on embeddings it was not trained "
         "on: its error, the use of its codebooks, and the predictability of its "
         "indexes. Prints the report and writes quantizer_report.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "quantizer",
@@ -55,7 +54,6 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(**defaults_of(inspect_quantizer, "max_frames", "seed"))
     add_on_error_option(parser)
-    add_logging_options(parser)
     return parser
 
 

@@ -32,6 +32,16 @@ def defaults_of(function: Callable[..., Any], *names: str) -> Dict[str, Any]:
     return {name: parameters[name].default for name in names}
 
 
+def command_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser that shows defaults, with the option for the log level."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_logging_options(parser)
+    return parser
+
+
 def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options of the teacher and of the device it runs on.
 

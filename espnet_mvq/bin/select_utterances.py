@@ -5,8 +5,8 @@ import argparse
 from pathlib import Path
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     command,
+    command_parser,
     defaults_of,
     setup_logging,
 )
@@ -15,10 +15,9 @@ from espnet_mvq.extraction.selection import UNKNOWN_DURATION_S, select_utterance
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Choose random utterances of all speakers, of the given hours of "
+    parser = command_parser(
+        "Choose random utterances of all speakers, of the given hours of "
         "speech in total, and write their wav.scp and utt2spk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data_dir", required=True, help="data folder with wav.scp")
     parser.add_argument("--outdir", required=True, help="folder of the selection")
@@ -33,7 +32,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.set_defaults(
         **defaults_of(select_utterances, "hours", "sample_rate", "seed")
     )
-    add_logging_options(parser)
     return parser
 
 

@@ -6,11 +6,11 @@ import functools
 from pathlib import Path
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_num_workers_option,
     add_on_error_option,
     add_run_options,
     command,
+    command_parser,
     load_task_loss,
     setup_logging,
 )
@@ -20,14 +20,13 @@ from espnet_mvq.plugin.config import UNLABELLED_NAME
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Run a teacher with its task head over a data folder and write its "
+    parser = command_parser(
+        "Run a teacher with its task head over a data folder and write its "
         "loss on each utterance, in nats per label (as the teacher's own tokenizer "
         "counts labels), in wav.scp's order, for AdaKD. A complete file of the same "
         "teacher, audio and texts is kept; an interrupted run is resumed. Utterances "
         f"with an empty text, or in the data folder's file {UNLABELLED_NAME}, get no "
         "line.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--data_dir", required=True, help="data folder with wav.scp and text"
@@ -51,7 +50,6 @@ def get_parser() -> argparse.ArgumentParser:
         "line",
     )
     add_num_workers_option(parser)
-    add_logging_options(parser)
     return parser
 
 

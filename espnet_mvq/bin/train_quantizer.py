@@ -5,10 +5,10 @@ import argparse
 import functools
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_on_error_option,
     add_teacher_options,
     command,
+    command_parser,
     defaults_of,
     load_teacher,
     setup_logging,
@@ -29,10 +29,9 @@ TRAINER_OPTIONS = (
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Train a quantizer on a teacher's embeddings of random utterances. "
+    parser = command_parser(
+        "Train a quantizer on a teacher's embeddings of random utterances. "
         "The embeddings stay in memory; only the quantizer is written.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--wav_scp", required=True, help="wav.scp of the training set")
     parser.add_argument(
@@ -81,7 +80,6 @@ def get_parser() -> argparse.ArgumentParser:
         **defaults_of(QuantizerTrainer, *TRAINER_OPTIONS),
     )
     add_on_error_option(parser)
-    add_logging_options(parser)
     return parser
 
 
@@ -94,12 +92,12 @@ def main(cmd=None) -> None:
         functools.partial(load_teacher, args),
         args.wav_scp,
         args.quantizer,
+        {name: getattr(args, name) for name in TRAINER_OPTIONS},
         num_codebooks=args.num_codebooks,
         level=args.level,
         oversampling=args.oversampling,
         utt2spk=args.utt2spk,
         on_error=args.on_error,
-        **{name: getattr(args, name) for name in TRAINER_OPTIONS},
     )
 
 

@@ -88,11 +88,8 @@ def import_indexes(
         with ShardWriter(outdir, 1, meaning) as shard:
             num_frames = _convert(stored, reader, shard)
             if meaning.level == "frame":
-                error, warning = compare_lengths(
-                    data_dir / "utt2num_samples", num_frames, meaning
-                )
-                if error:
-                    raise ValueError(error)
+                utt2num_samples = data_dir / "utt2num_samples"
+                warning = compare_lengths(utt2num_samples, num_frames, meaning)
                 if warning:
                     logging.warning(warning)
             # The ark may be the one that the folder's scp points to. From here on its
@@ -173,11 +170,7 @@ def _make_metadata(
     stored: Dict[str, StoredIndexes],
     reader: ArrayReader,
 ) -> IndexMetadata:
-    """Combine options, quantizer or metadata, manifests, arrays and defaults.
-
-    Raises:
-        ValueError: If two of them differ, or a value is missing in all.
-    """
+    """Combine options, quantizer or metadata, manifests, arrays and defaults."""
     origin = metadata or quantizer or "--quantizer_id"
     known: Dict[str, Any] = {}
     if metadata:
@@ -189,7 +182,7 @@ def _make_metadata(
         option, value = given[name], known.get(name)
         if None not in (option, value) and option != value:
             raise ValueError(
-                f"--{name}: got {option!r}, but {origin} says {value!r}; leave the "
+                f"--{name}: got {option!r}, but {origin} has {value!r}; leave the "
                 "option out, or give the file these indexes were made with"
             )
         candidates = (option, value, _DEFAULTS.get(name))
@@ -208,8 +201,8 @@ def _make_metadata(
     missing = [f"--{name}" for name, value in values.items() if value is None]
     if missing:
         raise ValueError(
-            f"neither the inputs nor {origin} say what these options do: "
-            f"{', '.join(missing)}; give them"
+            f"neither the inputs nor {origin} have values for {', '.join(missing)}; "
+            "give these options"
         )
     return IndexMetadata(
         encode=known.get("encode", {}),

@@ -96,14 +96,7 @@ def _compute_losses(
     inputs: Dict[str, Tuple[str, str]],
     num_workers: int,
 ) -> Iterator[Dict[str, Union[Loss, ValueError]]]:
-    """Yield the loss or the error of each utterance of a batch.
-
-    Args:
-        task_loss: The teacher.
-        batches: Utterances of each batch.
-        inputs: Audio and text of each utterance.
-        num_workers: Threads that read and decode audio.
-    """
+    """Yield the loss or the error of each utterance of a batch."""
     places = {utt_id: place for utt_id, (place, _) in inputs.items()}
     with tqdm(total=sum(map(len, batches)), unit="utt", mininterval=5) as progress:
         for batch in read_ahead(task_loss, batches, places, num_workers):
@@ -184,7 +177,7 @@ def _is_finished(
         return False
     differences = stored.differences(metadata)
     if differences:
-        logging.info(f"{output} is of another run, made again: {differences}")
+        logging.info(f"{output} has other inputs and is made again: {differences}")
         return False
     skipped = set(stored.skipped if on_error == "skip" else ())
     return set(losses) == set(places) - skipped
@@ -193,14 +186,7 @@ def _is_finished(
 def _check_texts(
     task_loss: TaskLoss, places: Dict[str, str], texts: Dict[str, str], on_error: str
 ) -> List[str]:
-    """Check all texts against the teacher's labels, before the first loss is computed.
-
-    Returns:
-        Utterances to skip.
-
-    Raises:
-        TextError: If a text cannot be used and `on_error` is stop.
-    """
+    """Return the utterances to skip, whose texts have no labels of the teacher."""
     errors: Dict[str, TextError] = {}
     for utt_id in places:
         try:
@@ -211,7 +197,7 @@ def _check_texts(
             errors[utt_id] = TextError(f"utterance {utt_id}: {error}")
     if errors and on_error == "stop":
         first = next(iter(errors.values()))
-        more = f" ({len(errors)} utterances are alike)" if len(errors) > 1 else ""
+        more = f" ({len(errors)} utterances cannot be used)" if len(errors) > 1 else ""
         raise TextError(f"{first}{more}; or leave them out with --on_error skip")
     for error in errors.values():
         stop_or_skip(error, on_error)
@@ -225,7 +211,7 @@ def _write_losses(
     if not losses:
         raise ValueError(
             f"{output}: no utterance is left, {metadata.num_without_text} have no text "
-            f"and {len(metadata.skipped)} were skipped; the lines above say why"
+            f"and {len(metadata.skipped)} were skipped; see the warnings above"
         )
     per_label = {u: nats / num_labels for u, (nats, num_labels) in losses.items()}
     metadata.describe(list(per_label.values()), sum(n for _, n in losses.values()))

@@ -1,7 +1,7 @@
 """Base classes of teachers: sources of embeddings, and models that compute them."""
 
 import contextlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Iterator, List, Sequence, Tuple
 
 import torch
@@ -9,51 +9,34 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.batching import Segment, cut_into_segments, group_by_length
-from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError, one_line
+from espnet_mvq.teachers.speech_model import (
+    SpeechModel,
+    SpeechSource,
+    TeacherError,
+    one_line,
+)
 
 
 class EmbeddingError(AudioError):
     """A teacher has no embeddings, or no finite ones, for an utterance."""
 
 
-class FrameSource(ABC):
+class FrameSource(SpeechSource):
     """Embeddings of the utterances of a corpus.
 
     Attributes:
-        spec: The name it was built from, `BACKEND/NAME`.
-        id: Equal id, equal embeddings.
         layer: Layer of the embeddings, counted from 1; 0 = input of the first block.
         dim: Dimension D of the embeddings.
-        sample_rate: Sample rate of the speech, in Hz.
         frame_shift_samples: Samples between the centres of two frames.
         frame_offset_samples: Centre of frame 0, in samples from the start.
         reads_audio: It needs the audio files of the corpus.
-        batch_samples: As `SpeechModel`.
-        mixes_lengths: As `SpeechModel`.
     """
 
-    spec: str
-    id: str
     layer: int
     dim: int
-    sample_rate: int
     frame_shift_samples: int
     frame_offset_samples: float
     reads_audio: bool = True
-    batch_samples: int = 0
-    mixes_lengths: bool = False
-
-    @abstractmethod
-    def read(self, utt_id: str, place: str) -> torch.Tensor:
-        """Read the input of an utterance; safe to call from several threads.
-
-        Args:
-            utt_id: The utterance.
-            place: Its audio file, as in `wav.scp`.
-
-        Raises:
-            AudioError: If it cannot be used.
-        """
 
     @abstractmethod
     def embed_batch(self, inputs: Sequence[torch.Tensor]) -> List[torch.Tensor]:

@@ -70,7 +70,10 @@ class ESPnetTeacher(Teacher):
         folder = Path(name).expanduser()
         config = read_config(spec, folder / "config.yaml")
         state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
-        self._parts = _load_parts(spec, config, state)
+        with loading(spec, BUILD_FAILURE):
+            self._parts = _build_parts(config, state)
+        own = {k: v for k, v in state.items() if k.split(".")[0] in self._parts}
+        fill(spec, self._parts, own)
         weights = self._parts.state_dict().items()
         settings = espnet_settings(config)
         self._normalizes_utterances = config.get("normalize") == "utterance_mvn"
@@ -242,20 +245,10 @@ class ESPnetTeacher(Teacher):
         return embeddings.shape[2]
 
 
-def _load_parts(
-    spec: str, config: Dict[str, Any], state: Dict[str, torch.Tensor]
-) -> torch.nn.ModuleDict:
-    """Build the parts up to the encoder and load their weights; ignore others."""
-    with loading(spec, BUILD_FAILURE):
-        parts = _build_parts(config, state)
-    fill(spec, parts, {k: v for k, v in state.items() if k.split(".")[0] in parts})
-    return parts
-
-
 def _build_parts(
     config: Dict[str, Any], state: Dict[str, torch.Tensor]
 ) -> torch.nn.ModuleDict:
-    """Build the parts as ESPnet's tasks do, with random weights.
+    """Build the parts up to the encoder as ESPnet's tasks do, with random weights.
 
     The ASR task's tables contain those of the SSL, HuBERT, SLU, S2T and ST tasks.
     """

@@ -42,28 +42,30 @@ def read_config(spec: str, path: Path) -> Dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TeacherError(f"teacher {spec}: {path} is no yaml: {error}") from error
+    problem = _find_problem(config)
+    if problem:
+        raise TeacherError(f"teacher {spec}: {path} {problem}")
+    return config
+
+
+def _find_problem(config: Any) -> Optional[str]:
+    """Return why a config is not that of a supported model, else None."""
     if not isinstance(config, dict) or not config.get("encoder"):
-        raise TeacherError(
-            f"teacher {spec}: {path} names no encoder; expected the config of an ASR, "
-            "SSL or HuBERT model"
-        )
+        return "names no encoder; expected the config of an ASR, SSL or HuBERT model"
     for name in _MAPPINGS:
         if not isinstance(config.get(name) or {}, dict):
-            raise TeacherError(
-                f"teacher {spec}: {path} has {name}: {config[name]!r}, expected "
-                "options by name"
-            )
+            return f"has {name}: {config[name]!r}, expected options by name"
     if config.get("input_size") not in (None, 1):
-        raise TeacherError(
-            f"teacher {spec}: it reads features of {config['input_size']} dimensions "
+        return (
+            f"is of a model that reads features of {config['input_size']} dimensions "
             "(feats_type extracted), expected a model that reads speech"
         )
     if config.get("use_adapter"):
-        raise TeacherError(
-            f"teacher {spec}: it has adapters (use_adapter), which are not supported; "
+        return (
+            "is of a model that has adapters (use_adapter), which are not supported; "
             "merge them into the weights first"
         )
-    return config
+    return None
 
 
 def find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:

@@ -125,7 +125,7 @@ class ESPnetTaskLoss(TaskLoss):
         """See `TaskLoss.encode`; tokens not in the token list become `<unk>`."""
         labels = torch.as_tensor(self._preprocess("", {"text": text})["text"])
         if len(labels) == 0:
-            raise TextError(f"text {text!r}: holds no label, expected one at least")
+            raise TextError(f"text {text!r}: contains no label, expected at least one")
         return labels
 
     def _losses(
@@ -185,7 +185,7 @@ def _load_model(
     spec: str, task: Any, args: argparse.Namespace, state: Dict[str, torch.Tensor]
 ) -> torch.nn.Module:
     """Build a whole ESPnet model and load its weights."""
-    hint = "; is it of another task? Say it with --teacher_conf task=..."
+    hint = "; for a model of another task give --teacher_conf task=..."
     with contextlib.ExitStack() as stack:
         stack.enter_context(loading(spec, BUILD_FAILURE, hint))
         if getattr(args, "normalize", None) == "global_mvn":
@@ -203,14 +203,14 @@ def _build_preprocessor(spec: str, task: Any, args: argparse.Namespace) -> Any:
     if str(args.bpemodel).endswith(".model") and not Path(args.bpemodel).is_file():
         raise TeacherError(
             f"teacher {spec}: no such file {args.bpemodel}, the sentencepiece model of "
-            "its tokens; run this in the recipe's folder, or say where it is with "
+            "its tokens; run this in the recipe's folder, or give its path with "
             "--teacher_conf bpemodel=FILE"
         )
     if not args.use_preprocessor or args.token_type is None:
         raise TeacherError(
-            f"teacher {spec}: it was trained on ready token numbers "
+            f"teacher {spec}: it was trained on token numbers "
             "(use_preprocessor: false, or no token_type), expected an experiment that "
-            "knows how to turn texts into tokens"
+            "turns texts into tokens"
         )
     with loading(spec, "could not build the preprocessor of its texts"):
         preprocess = task.build_preprocess_fn(args, train=False)

@@ -77,8 +77,8 @@ class StoredFeatures(FrameSource):
         frames = {"sample_rate": 16_000, **stored, **given}
         if frames.get("frame_shift_samples") is None:
             raise TeacherError(
-                f"teacher {spec}: embeddings do not say how far apart their frames "
-                "are; give --teacher_conf frame_shift_samples=... (320 for 50 frames a "
+                f"teacher {spec}: the frame shift of its embeddings is not known; "
+                "give --teacher_conf frame_shift_samples=... (320 for 50 frames a "
                 "second at 16 kHz)"
             )
         self.sample_rate = frames["sample_rate"]

@@ -90,10 +90,9 @@ class S3PRLTeacher(Teacher):
         if offset is None:
             offset = _DEFAULT_FRAME_OFFSET_SAMPLES
             logging.warning(
-                f"teacher {self.spec}: where its frames lie is not known here, the "
-                f"centre of the first is taken to be at {offset} samples, as with "
-                "windows of 25 ms; give --teacher_conf frame_offset_samples=... if it "
-                "is elsewhere"
+                f"teacher {self.spec}: the position of its frames is not known; the "
+                f"centre of the first is assumed at {offset} samples, as with windows "
+                "of 25 ms; give --teacher_conf frame_offset_samples=... if it is not"
             )
         return offset
 

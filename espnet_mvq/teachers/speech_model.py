@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import Iterator
 
 import torch
@@ -21,16 +21,15 @@ class TeacherError(ValueError):
     """A teacher could not be found, loaded or used as asked."""
 
 
-class SpeechModel(ABC):
-    """A frozen model; results of an utterance do not depend on other utterances.
+class SpeechSource(ABC):
+    """Base of all that the extraction runs over the utterances of a corpus.
 
     Attributes:
         spec: The name it was built from, `BACKEND/NAME`.
         id: Back end, name and a hash of weights and of the settings that change
             results: equal id, equal results.
         sample_rate: Sample rate of the speech, in Hz.
-        device: Device of the model.
-        dtype: Precision of the computation; below float32 by torch's autocast.
+        device: Device of the results.
         batch_samples: Maximum samples of a batch, padding included; a longer piece of
             speech runs alone.
         mixes_lengths: Utterances of different lengths can run in one padded batch
@@ -41,23 +40,33 @@ class SpeechModel(ABC):
     id: str
     sample_rate: int
     device: torch.device
-    dtype: torch.dtype = torch.float32
     batch_samples: int = 0
     mixes_lengths: bool = False
 
+    @abstractmethod
     def read(self, utt_id: str, place: str) -> torch.Tensor:
-        """Read an utterance of a corpus.
+        """Read the input of an utterance; safe to call from several threads.
 
         Args:
             utt_id: The utterance.
             place: Its audio file, as in `wav.scp`.
 
-        Returns:
-            Waveform in [-1, 1], float32, (S,).
-
         Raises:
-            AudioError: If the audio cannot be used.
+            AudioError: If it cannot be used.
         """
+
+
+class SpeechModel(SpeechSource):
+    """A frozen model; results of an utterance do not depend on other utterances.
+
+    Attributes:
+        dtype: Precision of the computation; below float32 by torch's autocast.
+    """
+
+    dtype: torch.dtype = torch.float32
+
+    def read(self, utt_id: str, place: str) -> torch.Tensor:
+        """Read the waveform of an utterance, in [-1, 1], float32, (S,)."""
         return read_audio(utt_id, place, self.sample_rate)
 
     def _autocast(self) -> contextlib.AbstractContextManager:

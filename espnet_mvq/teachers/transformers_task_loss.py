@@ -108,7 +108,7 @@ class CTCTaskLoss(TaskLoss):
                 "leave characters out with --teacher_conf ignored_characters=..."
             )
         if not labels:
-            raise TextError(f"text {text!r}: holds no label, expected one at least")
+            raise TextError(f"text {text!r}: contains no label, expected at least one")
         return torch.tensor(labels)
 
     def _find_labels(self, text: str) -> Tuple[List[int], List[str]]:

@@ -131,7 +131,7 @@ def test_quantizer_of_something_else_is_refused(
     "kind, message",
     [
         ("empty", "is empty"),
-        ("nan", "holds NaN"),
+        ("nan", "contains NaN"),
         ("8 kHz", "has 8000 Hz, expected 16000 Hz"),
         ("missing", "could not read"),
     ],

@@ -133,7 +133,7 @@ def test_other_texts_teachers_or_damage_make_it_again(run, corpus, calls, caplog
     run()
     set_text(corpus, "utt3", "BA")
     run()
-    assert len(calls) == 12 and "is of another run, made again" in caplog.text
+    assert len(calls) == 12 and "has other inputs and is made again" in caplog.text
     run("--teacher_conf", "case=upper")
     assert len(calls) == 18
     path = corpus / "teacher_loss"
@@ -305,7 +305,9 @@ def test_all_bad_texts_are_found_before_the_first_loss(
         set_text(corpus, utt_id, "Ä")
     error = ends_with_error(run)
     assert error.startswith("utterance utt1: ") and calls == []
-    assert "(3 utterances are alike); or leave them out with --on_error skip" in error
+    assert (
+        "(3 utterances cannot be used); or leave them out with --on_error skip" in error
+    )
 
 
 def test_nothing_left(run, corpus, ends_with_error):

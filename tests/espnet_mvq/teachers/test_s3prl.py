@@ -160,7 +160,7 @@ def test_unknown_frame_offset_is_taken_with_a_warning(monkeypatch, caplog):
     unknown = "espnet_mvq.teachers.s3prl.find_frame_offset"
     monkeypatch.setattr(unknown, lambda *args: None)
     assert build_teacher("s3prl/fbank", 0).frame_offset_samples == 199.5
-    assert "s3prl/fbank: where its frames lie is not known here" in caplog.text
+    assert "s3prl/fbank: the position of its frames is not known" in caplog.text
     caplog.clear()
     teacher = build_teacher("s3prl/fbank", 0, frame_offset_samples=12.5)
     assert teacher.frame_offset_samples == 12.5 and not caplog.text
