@@ -101,7 +101,7 @@ def compare(
     teacher: Teacher, speech: Dict[str, torch.Tensor], args: argparse.Namespace
 ) -> Iterator[Tuple[int, int, float, float]]:
     """Yield for each N: batches, frames, equal indexes in %, greatest difference."""
-    alone = torch.cat([teacher.embed_utterance(w) for w in speech.values()])
+    alone = torch.cat([teacher.embed_batch([w])[0] for w in speech.values()])
     sizes, forward = [], teacher._forward
 
     def counting(batch, lengths):

@@ -5,9 +5,9 @@ import argparse
 from pathlib import Path
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_on_error_option,
     command,
+    command_parser,
     setup_logging,
 )
 from espnet_mvq.extraction.shard_combination import combine_shards
@@ -18,11 +18,10 @@ TARGETS = {"indexes": IndexMetadata, "embeddings": EmbeddingMetadata}
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Check the shards of an extraction against the corpus, print what "
-        "was found, and write NAME.scp, in wav.scp's order, and NAME.json into the "
+    parser = command_parser(
+        "Check the shards of an extraction against the corpus, print the "
+        "results, and write NAME.scp, in wav.scp's order, and NAME.json into the "
         "data folder.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--data_dir", required=True, help="data folder with wav.scp, utt2num_samples"
@@ -33,18 +32,17 @@ def get_parser() -> argparse.ArgumentParser:
         "--target",
         default="indexes",
         choices=tuple(TARGETS),
-        help="what was extracted",
+        help="kind of the extracted arrays",
     )
     parser.add_argument(
         "--name",
-        help="name of the files (default: codebook_indexes or embeddings); several "
-        "teachers or layers need several",
+        help="name of the files (default: codebook_indexes or embeddings); each "
+        "teacher or layer of a data folder needs its own",
     )
     add_on_error_option(
         parser,
         "skip: accept utterances without indexes; they train without MVQ loss",
     )
-    add_logging_options(parser)
     return parser
 
 

@@ -3,18 +3,16 @@
 
 import argparse
 
-from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.bin.options import command, command_parser, setup_logging
 from espnet_mvq.exchange.exporting import export_indexes
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Write codebook indexes as .npy files or HDF5, if wanted with a "
-        "cut manifest of lhotse. Their metadata are written too, so that "
-        "import_indexes --metadata takes them back.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "Write codebook indexes as .npy files or HDF5, and their metadata, "
+        "which import_indexes --metadata reads. A cut manifest of lhotse is optional.",
     )
     parser.add_argument(
         "--scp", required=True, help=f"{SCP_NAME}, {METADATA_NAME} beside it"
@@ -22,8 +20,8 @@ def get_parser() -> argparse.ArgumentParser:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--hdf5",
-        help="file to write, .h5: a dataset for each utterance, uint8 (T, N); its "
-        "metadata go beside it as .json",
+        help="file to write, .h5: a dataset for each utterance, uint8 (T, N); the "
+        "metadata are written beside it, as .json",
     )
     target.add_argument(
         "--npy_dir",
@@ -31,15 +29,14 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--manifest",
-        help="cuts to write, .jsonl.gz: utterance ids as cut ids, the indexes as "
-        "TemporalArray codebook_indexes",
+        help="cut manifest to write, .jsonl.gz: the ids of the cuts are the utterance "
+        "ids, the indexes are their TemporalArray codebook_indexes",
     )
     parser.add_argument(
         "--data_dir",
-        help="data folder with wav.scp and utt2num_samples: the manifest's cuts get "
-        "recordings of it",
+        help="data folder with wav.scp and utt2num_samples, whose audio becomes the "
+        "recordings of the cuts",
     )
-    add_logging_options(parser)
     return parser
 
 

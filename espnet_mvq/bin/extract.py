@@ -5,11 +5,11 @@ import argparse
 import functools
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_num_workers_option,
     add_on_error_option,
     add_teacher_options,
     command,
+    command_parser,
     defaults_of,
     load_teacher,
     setup_logging,
@@ -29,53 +29,55 @@ ENCODE_OPTIONS = (
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Run the teacher over one job's share of a corpus and write its "
+    parser = command_parser(
+        "Run the teacher over one job's share of a corpus and write its "
         "codebook indexes. Embeddings are quantized at once and never reach the disk. "
         "A complete shard of the same teacher and quantizer is kept; an interrupted "
         "one keeps its complete utterances and is resumed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--wav_scp", required=True, help="the job's share of wav.scp")
     parser.add_argument(
         "--utt2num_samples",
-        help="samples of each utterance, by which batches are made (default: the file "
-        "of this name beside wav.scp, else the headers of the audio)",
+        help="number of samples of each utterance, from which batches are formed "
+        "(default: the file of this name beside wav.scp, else the audio's headers)",
     )
     parser.add_argument(
         "--target",
         default="indexes",
         choices=("indexes", "embeddings"),
-        help="embeddings: store float16 embeddings, 2 D bytes a frame, for inspection "
-        "and for classic distillation",
+        help="kind of the arrays; embeddings: float16, 2 D bytes per frame, for "
+        "inspection and for distillation from embeddings",
     )
     parser.add_argument(
         "--level",
         choices=LEVELS,
-        help="utterance: one row for each utterance, of the mean over its frames, as "
-        "in DeCoR; the quantizer must be trained at this level too",
+        help="rows of an array; utterance: one row, the mean over the frames, as in "
+        "DeCoR; the quantizer must be trained at the same level",
     )
     parser.add_argument(
         "--quantizer", help="quantizer.safetensors; not with --target embeddings"
     )
     parser.add_argument("--outdir", required=True, help="folder of the shards")
-    parser.add_argument("--job", type=int, help="number of the job, from 1")
+    parser.add_argument("--job", type=int, help="number of the job, counted from 1")
     add_teacher_options(parser)
     parser.add_argument(
         "--beam_size", type=int, help="beam of the code search; 1 = greedy"
     )
-    parser.add_argument("--refine_passes", type=int, help="refinement passes at most")
+    parser.add_argument(
+        "--refine_passes", type=int, help="maximum number of refinement passes"
+    )
     parser.add_argument(
         "--pair_candidates",
         type=int,
-        help="entries that refinement tries together with those of a second codebook; "
-        "0: one codebook at a time (default: 1 with up to 8 codebooks, else 0)",
+        help="entries of a codebook that refinement combines with entries of a second "
+        "one; 0: one codebook at a time (default: 1 for up to 8 codebooks, else 0)",
     )
     parser.add_argument(
         "--perturbation_rounds",
         type=int,
-        help="restarts of refinement from randomly changed indexes; 16 reduce the "
-        "error by 1 %% (8 codebooks) to 4 %% (16) at a third to a tenth of the speed",
+        help="restarts of refinement from randomly changed indexes; 16 restarts reduce "
+        "the error by 1 %% (8 codebooks) to 4 %% (16 codebooks), at a third to a tenth "
+        "of the speed",
     )
     add_on_error_option(parser)
     add_num_workers_option(parser)
@@ -83,7 +85,6 @@ def get_parser() -> argparse.ArgumentParser:
         **defaults_of(extract_shard, "level", "job"),
         **defaults_of(Quantizer.encode, *ENCODE_OPTIONS),
     )
-    add_logging_options(parser)
     return parser
 
 

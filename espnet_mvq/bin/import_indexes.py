@@ -3,7 +3,7 @@
 
 import argparse
 
-from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.bin.options import command, command_parser, setup_logging
 from espnet_mvq.exchange.importing import FIELD_OPTIONS, import_indexes
 from espnet_mvq.exchange.lhotse import FIELD, ID_SOURCES
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
@@ -11,10 +11,9 @@ from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Convert codebook indexes of icefall (lhotse manifests) or plain "
+    parser = command_parser(
+        "Convert codebook indexes of icefall (lhotse manifests) or plain "
         f"arrays to an ark, {SCP_NAME} and {METADATA_NAME} of a data folder.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--data_dir",
@@ -53,7 +52,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="skip: accept utterances without indexes and indexes without utterances",
     )
     _add_meaning_options(parser)
-    add_logging_options(parser)
     return parser
 
 
@@ -65,16 +63,22 @@ def _add_meaning_options(parser: argparse.ArgumentParser) -> None:
         help="quantizer that the indexes were made with: quantizer.safetensors, or a "
         "checkpoint of multi_quantization (any other ending)",
     )
-    origin.add_argument("--quantizer_id", help="any id, if there is no such file")
+    origin.add_argument(
+        "--quantizer_id", help="id of the quantizer, any text, if its file is missing"
+    )
     origin.add_argument(
         "--metadata",
-        help=f"{METADATA_NAME} of exported indexes; gives all that follows",
+        help=f"{METADATA_NAME} of exported indexes; gives all options below",
     )
     parser.add_argument(
-        "--num_codebooks", type=int, help="N (default: the quantizer's or the arrays')"
+        "--num_codebooks",
+        type=int,
+        help="number of codebooks N (default: the quantizer's or the arrays')",
     )
     parser.add_argument(
-        "--codebook_size", type=int, help="K (default: the quantizer's, else 256)"
+        "--codebook_size",
+        type=int,
+        help="entries of a codebook K (default: the quantizer's, else 256)",
     )
     parser.add_argument(
         "--teacher", help="id of the teacher, any text (default: the quantizer's)"
@@ -86,18 +90,20 @@ def _add_meaning_options(parser: argparse.ArgumentParser) -> None:
         "the quantizer's)",
     )
     parser.add_argument(
-        "--sample_rate", type=int, help="of the speech, in Hz (default: 16000)"
+        "--sample_rate",
+        type=int,
+        help="sample rate of the speech, in Hz (default: 16000)",
     )
     parser.add_argument(
         "--frame_shift_samples",
         type=int,
-        help="samples from frame to frame (default: from the manifests)",
+        help="samples between two frames (default: from the manifests)",
     )
     parser.add_argument(
         "--frame_offset_samples",
         type=float,
-        help="centre of frame 0 (default: 199.5 as HuBERT's family at 16 kHz; Whisper "
-        "has 0)",
+        help="centre of frame 0, in samples (default: 199.5, as in HuBERT's family at "
+        "16 kHz; Whisper: 0)",
     )
 
 

@@ -6,10 +6,10 @@ import functools
 from pathlib import Path
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_on_error_option,
     add_teacher_options,
     command,
+    command_parser,
     defaults_of,
     load_teacher,
     setup_logging,
@@ -20,11 +20,10 @@ from espnet_mvq.extraction.quantizer_inspection import inspect_quantizer
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Report how good a quantizer is on embeddings it was not trained "
-        "on: what it loses, how its codebooks are used, and whether its indexes can be "
-        "predicted. Prints the report and writes quantizer_report.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "Report how good a quantizer is on embeddings it was not trained "
+        "on: its error, the use of its codebooks, and the predictability of its "
+        "indexes. Prints the report and writes quantizer_report.json.",
     )
     parser.add_argument(
         "quantizer",
@@ -44,16 +43,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_frames",
         type=int,
-        help="frames measured at most, a random sample; take 2000 for a quantizer of "
+        help="maximum number of frames, a random sample; use 2000 for a quantizer of "
         "multi_quantization, whose search is slow",
     )
     parser.add_argument(
         "--output_dir", help="folder of the report (default: the quantizer's)"
     )
-    parser.add_argument("--seed", type=int, help="seed of all that is random")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the sample and of the measurements"
+    )
     parser.set_defaults(**defaults_of(inspect_quantizer, "max_frames", "seed"))
     add_on_error_option(parser)
-    add_logging_options(parser)
     return parser
 
 

@@ -32,6 +32,16 @@ def defaults_of(function: Callable[..., Any], *names: str) -> Dict[str, Any]:
     return {name: parameters[name].default for name in names}
 
 
+def command_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser that shows defaults, with the option for the log level."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_logging_options(parser)
+    return parser
+
+
 def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options of the teacher and of the device it runs on.
 
@@ -69,23 +79,23 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="float32",
         choices=tuple(DTYPES),
-        help="what the teacher computes in; half precision is for GPUs",
+        help="precision of the teacher's computation; half precision is for GPUs",
     )
     parser.add_argument(
         "--batch_s",
         type=float,
-        help="speech that the teacher is given at once at most, in seconds (default: "
-        f"{_GPU_BATCH_S:g} on a GPU; on a CPU 0, each utterance alone)",
+        help="maximum speech in a batch of the teacher, in seconds (default: "
+        f"{_GPU_BATCH_S:g} on a GPU; on a CPU 0: each utterance alone)",
     )
     parser.add_argument(
-        "--ngpu", type=int, default=0, help="1: run on the GPU, 0: on the CPU"
+        "--ngpu", type=int, default=0, help="number of GPUs: 1, or 0 for the CPU"
     )
 
 
 def add_on_error_option(
     parser: argparse.ArgumentParser,
-    help: str = "what to do about an utterance whose audio cannot be used, or of which "
-    "the teacher makes no finite embeddings",
+    help: str = "action for an utterance whose audio cannot be used, or whose "
+    "embeddings are not finite",
 ) -> None:
     """Add the option for utterances that cannot be used."""
     parser.add_argument(
@@ -106,7 +116,7 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
         "--log_level",
         default="INFO",
         choices=("ERROR", "WARNING", "INFO", "DEBUG"),
-        help="how much to log",
+        help="lowest level of the log messages",
     )
 
 
@@ -146,13 +156,13 @@ def teacher_conf_of(args: argparse.Namespace) -> Dict[str, Any]:
         if key in conf:
             raise ValueError(
                 f"--teacher_conf {key}={conf[key]}: expected an option of the "
-                f"teacher's back end; say this with {option}"
+                f"teacher's back end; use {option} instead"
             )
     return conf
 
 
 def device_from_options(args: argparse.Namespace) -> Tuple[torch.device, float]:
-    """Return the device, and the most speech that runs on it at once, in seconds."""
+    """Return the device, and the maximum speech in a batch, in seconds."""
     if args.ngpu < 0:
         raise ValueError(f"--ngpu: got {args.ngpu}, expected 0 (the CPU) or 1")
     if args.ngpu > 0 and not torch.cuda.is_available():

@@ -5,8 +5,8 @@ import argparse
 from pathlib import Path
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     command,
+    command_parser,
     defaults_of,
     setup_logging,
 )
@@ -15,10 +15,9 @@ from espnet_mvq.extraction.selection import UNKNOWN_DURATION_S, select_utterance
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Choose random utterances, all speakers alike, until they hold so "
-        "many hours of speech, and write their wav.scp and utt2spk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "Choose random utterances of all speakers, of the given hours of "
+        "speech in total, and write their wav.scp and utt2spk.",
     )
     parser.add_argument("--data_dir", required=True, help="data folder with wav.scp")
     parser.add_argument("--outdir", required=True, help="folder of the selection")
@@ -26,14 +25,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sample_rate",
         type=int,
-        help="of utt2num_samples, in Hz; without that file, "
-        f"{UNKNOWN_DURATION_S:.0f} s are taken for each utterance",
+        help="sample rate of utt2num_samples, in Hz; without that file, an utterance "
+        f"counts as {UNKNOWN_DURATION_S:.0f} s",
     )
     parser.add_argument("--seed", type=int, help="seed of the selection")
     parser.set_defaults(
         **defaults_of(select_utterances, "hours", "sample_rate", "seed")
     )
-    add_logging_options(parser)
     return parser
 
 

@@ -6,11 +6,11 @@ import functools
 from pathlib import Path
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_num_workers_option,
     add_on_error_option,
     add_run_options,
     command,
+    command_parser,
     load_task_loss,
     setup_logging,
 )
@@ -20,14 +20,13 @@ from espnet_mvq.plugin.config import UNLABELLED_NAME
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Run a teacher with its task head over a data folder and write its "
+    parser = command_parser(
+        "Run a teacher with its task head over a data folder and write its "
         "loss on each utterance, in nats per label (as the teacher's own tokenizer "
         "counts labels), in wav.scp's order, for AdaKD. A complete file of the same "
         "teacher, audio and texts is kept; an interrupted run is resumed. Utterances "
-        "with an empty text, "
-        f"or in the data folder's file {UNLABELLED_NAME}, get no line.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        f"with an empty text, or in the data folder's file {UNLABELLED_NAME}, get no "
+        "line.",
     )
     parser.add_argument(
         "--data_dir", required=True, help="data folder with wav.scp and text"
@@ -41,17 +40,16 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
-        help="file of the losses; what they mean goes into OUTPUT.json beside it "
-        "(default: teacher_loss in the data folder)",
+        help="file of the losses; their metadata are written to OUTPUT.json (default: "
+        "teacher_loss in the data folder)",
     )
     add_run_options(parser)
     add_on_error_option(
         parser,
-        "what to do about an utterance whose audio or text cannot be used; skip: it "
-        "gets no line",
+        "action for an utterance whose audio or text cannot be used; skip: it gets no "
+        "line",
     )
     add_num_workers_option(parser)
-    add_logging_options(parser)
     return parser
 
 

@@ -5,10 +5,10 @@ import argparse
 import functools
 
 from espnet_mvq.bin.options import (
-    add_logging_options,
     add_on_error_option,
     add_teacher_options,
     command,
+    command_parser,
     defaults_of,
     load_teacher,
     setup_logging,
@@ -29,51 +29,57 @@ TRAINER_OPTIONS = (
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        description="Train a quantizer on a teacher's embeddings of random utterances. "
-        "The embeddings stay in memory; nothing but the quantizer is written.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "Train a quantizer on a teacher's embeddings of random utterances. "
+        "The embeddings stay in memory; only the quantizer is written.",
     )
     parser.add_argument("--wav_scp", required=True, help="wav.scp of the training set")
     parser.add_argument(
         "--utt2spk",
-        help="speakers, so that all of them are covered (default: the file of this "
-        "name beside wav.scp, if there is one)",
+        help="speaker of each utterance; the training frames cover all speakers "
+        "(default: the file of this name beside wav.scp, if it exists)",
     )
     parser.add_argument("--quantizer", required=True, help="safetensors file to write")
     add_teacher_options(parser)
     parser.add_argument(
         "--level",
         choices=LEVELS,
-        help="utterance: trained on one vector of each utterance, the mean over its "
+        help="training vectors; utterance: one for each utterance, the mean over its "
         "frames, as in DeCoR",
     )
     parser.add_argument(
         "--num_codebooks",
         type=int,
-        help="codebooks: bytes per frame (default: 16; at utterance level 1)",
+        help="number of codebooks, bytes per frame (default: 16; utterance level: 1)",
     )
-    parser.add_argument("--codebook_size", type=int, help="entries of each codebook")
-    parser.add_argument("--max_frames", type=int, help="training frames at most")
+    parser.add_argument(
+        "--codebook_size", type=int, help="number of entries of a codebook"
+    )
+    parser.add_argument(
+        "--max_frames", type=int, help="maximum number of training frames"
+    )
     parser.add_argument(
         "--oversampling",
         type=float,
-        help="frames that the teacher computes for each frame kept, at least 1: a "
-        "higher value takes fewer frames from each of more utterances",
+        help="ratio of frames that the teacher computes to frames that are kept, at "
+        "least 1: a higher value takes fewer frames from each of more utterances",
     )
-    parser.add_argument("--num_iterations", type=int, help="rounds of search and refit")
+    parser.add_argument(
+        "--num_iterations", type=int, help="number of rounds of search and refit"
+    )
     parser.add_argument(
         "--normalize",
         choices=("mean", "mean_std"),
-        help="mean_std: all channels are scaled to unit variance",
+        help="normalisation; mean_std: all channels are scaled to unit variance",
     )
-    parser.add_argument("--seed", type=int, help="seed of all that is random")
+    parser.add_argument(
+        "--seed", type=int, help="seed of utterances, frames and training"
+    )
     parser.set_defaults(
         **defaults_of(train_quantizer, "level", "oversampling"),
         **defaults_of(QuantizerTrainer, *TRAINER_OPTIONS),
     )
     add_on_error_option(parser)
-    add_logging_options(parser)
     return parser
 
 
@@ -86,12 +92,12 @@ def main(cmd=None) -> None:
         functools.partial(load_teacher, args),
         args.wav_scp,
         args.quantizer,
+        {name: getattr(args, name) for name in TRAINER_OPTIONS},
         num_codebooks=args.num_codebooks,
         level=args.level,
         oversampling=args.oversampling,
         utt2spk=args.utt2spk,
         on_error=args.on_error,
-        **{name: getattr(args, name) for name in TRAINER_OPTIONS},
     )
 
 

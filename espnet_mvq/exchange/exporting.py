@@ -10,11 +10,9 @@ from tqdm import tqdm
 
 from espnet_mvq.exchange.lhotse import make_cut, make_recording, write_manifest
 from espnet_mvq.exchange.stored_arrays import StoredIndexes, write_hdf5, write_npy
-from espnet_mvq.files.scp import read_counts, read_scp
+from espnet_mvq.files.scp import first_few, read_counts, read_scp
 from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.metadata import METADATA_NAME
-
-_MAX_NAMED = 5  # utterances that a message names
 
 
 def export_indexes(
@@ -83,7 +81,7 @@ def _find_recordings(
         raise ValueError(
             f"{len(missing)} of {len(reader)} utterances with codebook indexes are not "
             f"in wav.scp or utt2num_samples of {data_dir}, first "
-            f"{', '.join(missing[:_MAX_NAMED])}; give their data folder, or none"
+            f"{first_few(missing)}; give their data folder, or none"
         )
     sample_rate = reader.metadata.sample_rate
     recordings = {
@@ -94,7 +92,7 @@ def _find_recordings(
     if without:
         logging.warning(
             f"{len(without)} cuts get no recording: lhotse reads no audio from arks, "
-            f"first {', '.join(without[:_MAX_NAMED])}"
+            f"first {first_few(without)}"
         )
     return recordings
 

@@ -15,7 +15,7 @@ from espnet_mvq.exchange.stored_arrays import (
     find_arrays,
     to_uint8,
 )
-from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.scp import first_few, read_scp
 from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, check_number
@@ -34,7 +34,6 @@ _DEFAULTS = {
     "sample_rate": 16000,
     "frame_offset_samples": 199.5,
 }
-_MAX_NAMED = 5  # utterances that a message names
 
 
 def import_indexes(
@@ -89,11 +88,8 @@ def import_indexes(
         with ShardWriter(outdir, 1, meaning) as shard:
             num_frames = _convert(stored, reader, shard)
             if meaning.level == "frame":
-                error, warning = compare_lengths(
-                    data_dir / "utt2num_samples", num_frames, meaning
-                )
-                if error:
-                    raise ValueError(error)
+                utt2num_samples = data_dir / "utt2num_samples"
+                warning = compare_lengths(utt2num_samples, num_frames, meaning)
                 if warning:
                     logging.warning(warning)
             # The ark may be the one that the folder's scp points to. From here on its
@@ -135,10 +131,10 @@ def _match(
     names.update({name: name for name in stored})
     matched = {utt_id: names[utt_id] for utt_id in utt_ids if utt_id in names}
     if not matched:
-        stored_ids = ", ".join(list(stored)[:_MAX_NAMED]) or "none"
+        stored_ids = first_few(list(stored)) or "none"
         raise ValueError(
             f"no utterance of {data_dir}/wav.scp (first "
-            f"{', '.join(utt_ids[:_MAX_NAMED])}) is in {source} (got {stored_ids}); "
+            f"{first_few(utt_ids)}) is in {source} (got {stored_ids}); "
             f"choose by --utt_id, now {id_source}, whose ids are taken. Of icefall's "
             "manifests give those joined with the corpus: the others have no "
             "supervisions"
@@ -150,12 +146,12 @@ def _match(
     if missing:
         messages.append(
             f"{len(missing)} of {len(utt_ids)} utterances in {data_dir}/wav.scp "
-            f"have no codebook indexes, first {', '.join(missing[:_MAX_NAMED])}"
+            f"have no codebook indexes, first {first_few(missing)}"
         )
     if unused:
         messages.append(
             f"{len(unused)} of {len(stored)} indexes in {source} have no utterance in "
-            f"wav.scp, first {', '.join(unused[:_MAX_NAMED])}"
+            f"wav.scp, first {first_few(unused)}"
         )
     if messages and on_missing == "stop":
         raise ValueError(
@@ -174,11 +170,7 @@ def _make_metadata(
     stored: Dict[str, StoredIndexes],
     reader: ArrayReader,
 ) -> IndexMetadata:
-    """Combine options, quantizer or metadata, manifests, arrays and defaults.
-
-    Raises:
-        ValueError: If two of them differ, or a value is missing in all.
-    """
+    """Combine options, quantizer or metadata, manifests, arrays and defaults."""
     origin = metadata or quantizer or "--quantizer_id"
     known: Dict[str, Any] = {}
     if metadata:
@@ -190,7 +182,7 @@ def _make_metadata(
         option, value = given[name], known.get(name)
         if None not in (option, value) and option != value:
             raise ValueError(
-                f"--{name}: got {option!r}, but {origin} says {value!r}; leave the "
+                f"--{name}: got {option!r}, but {origin} has {value!r}; leave the "
                 "option out, or give the file these indexes were made with"
             )
         candidates = (option, value, _DEFAULTS.get(name))
@@ -209,8 +201,8 @@ def _make_metadata(
     missing = [f"--{name}" for name, value in values.items() if value is None]
     if missing:
         raise ValueError(
-            f"neither the inputs nor {origin} say what these options do: "
-            f"{', '.join(missing)}; give them"
+            f"neither the inputs nor {origin} have values for {', '.join(missing)}; "
+            "give these options"
         )
     return IndexMetadata(
         encode=known.get("encode", {}),

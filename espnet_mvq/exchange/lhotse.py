@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from espnet_mvq.exchange.stored_arrays import StoredIndexes
+from espnet_mvq.files.scp import first_few
 from espnet_mvq.files.whole_file import replace_when_whole
 
 FIELD = "codebook_indexes"
@@ -22,7 +23,6 @@ ID_SOURCES = ("supervision", "cut", "recording")
 _CUT_TYPES = ("MonoCut", "MultiCut")
 _SPEED_SUFFIX = re.compile(r"(.+)_sp(\d+(?:\.\d+)?)")
 _TOLERANCE_FRAMES = 3  # teachers round lengths in their own ways
-_MAX_NAMED = 5  # cuts that a message names
 
 
 def read_manifests(
@@ -80,7 +80,7 @@ def read_manifests(
     if without:
         logging.warning(
             f"{len(without)} cuts have no field {field!r}, first "
-            f"{', '.join(without[:_MAX_NAMED])}"
+            f"{first_few(without)}"
         )
     return indexes
 

@@ -25,7 +25,7 @@ from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.base import EmbeddingError
 from espnet_mvq.teachers.batching import group_by_length
-from espnet_mvq.teachers.speech_model import SpeechModel
+from espnet_mvq.teachers.speech_model import SpeechSource
 
 _BATCHES_AHEAD = 3
 _Result = TypeVar("_Result")
@@ -67,12 +67,12 @@ def _header_samples(place: str) -> int:
 
 
 def plan_batches(
-    model: SpeechModel, num_samples: Dict[str, int], done: Iterable[str] = ()
+    source: SpeechSource, num_samples: Dict[str, int], done: Iterable[str] = ()
 ) -> List[List[str]]:
     """Group utterances of similar length into batches, the longest first.
 
     Args:
-        model: The teacher, which limits the size of a batch.
+        source: The teacher, which limits the size of a batch.
         num_samples: Samples by utterance, 0: not known.
         done: Utterances that need no result any more. A batch is left out if all of it
             is done, else it runs as a whole: float sums, and with them a rare index,
@@ -83,14 +83,14 @@ def plan_batches(
     """
     utt_ids, done = list(num_samples), set(done)
     groups = group_by_length(
-        list(num_samples.values()), model.batch_samples, not model.mixes_lengths
+        list(num_samples.values()), source.batch_samples, not source.mixes_lengths
     )
     batches = [[utt_ids[position] for position in group] for group in groups]
     return [batch for batch in batches if not done.issuperset(batch)]
 
 
 def read_ahead(
-    model: SpeechModel,
+    source: SpeechSource,
     batches: Iterable[Sequence[str]],
     places: Dict[str, str],
     num_workers: int = 2,
@@ -98,7 +98,7 @@ def read_ahead(
     """Read the audio of batches in threads, a few batches ahead.
 
     Args:
-        model: The teacher; its `read` is called.
+        source: The teacher; its `read` is called.
         batches: Utterances of each batch.
         places: Audio by utterance.
         num_workers: Threads that read and decode audio.
@@ -112,7 +112,7 @@ def read_ahead(
 
     def read_one_more() -> None:
         for batch in todo:
-            ahead.append([(u, pool.submit(model.read, u, places[u])) for u in batch])
+            ahead.append([(u, pool.submit(source.read, u, places[u])) for u in batch])
             return
 
     def result(future: Future) -> Union[torch.Tensor, AudioError]:
@@ -249,8 +249,8 @@ def embed_utterances(
             yield utt_id, to_level(embeddings, level).cpu()
     if utt_ids and len(skipped) == len(utt_ids):
         raise ValueError(
-            f"no utterance is left, all {len(skipped)} were skipped; the lines above "
-            "say why"
+            f"no utterance is left, all {len(skipped)} were skipped; see the warnings "
+            "above"
         )
 
 

@@ -74,7 +74,7 @@ def sample_frames(
     level: str = "frame",
     on_error: str = "stop",
 ) -> torch.Tensor:
-    """Sample a teacher's embeddings of random utterances, all speakers alike.
+    """Sample a teacher's embeddings of random utterances of all speakers.
 
     Args:
         teacher: The teacher.
@@ -150,7 +150,7 @@ def sample_training_frames(
             raise
         except ValueError as error:
             raise ValueError(
-                f"{part} utterances: {error}; mend them, or take another --seed"
+                f"{part} utterances: {error}; repair them, or use another --seed"
             ) from error
 
     held_out = sample(

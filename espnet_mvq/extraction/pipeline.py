@@ -198,7 +198,7 @@ def _is_finished(
     scp = shard_paths(outdir, job, metadata.STEM)[1]
     differences = finished.differences(metadata)
     if differences:
-        logging.info(f"{scp} is of other settings, made again: {differences}")
+        logging.info(f"{scp} has other settings and is made again: {differences}")
         return False
     skipped = [utt_id for utt_id in finished.skipped if utt_id in places]
     if set(read_scp(scp)) != set(places).difference(skipped):
@@ -225,14 +225,7 @@ def _with_progress(
     num_samples: int,
     metadata: FrameMetadata,
 ) -> Iterator[Dict[str, torch.Tensor]]:
-    """Pass batches on, show hours of speech and speed, and log both at the end.
-
-    Args:
-        batches: Embeddings (T, D) of each utterance of a batch.
-        teacher: The teacher.
-        num_samples: Samples of all batches; 0: not known.
-        metadata: Their counts are logged.
-    """
+    """Pass batches on, show hours of speech and speed, and log both at the end."""
     samples_per_hour = 3600 * teacher.sample_rate
     total, hours, start = num_samples / samples_per_hour, 0.0, time.perf_counter()
     bar_format = "{percentage:3.0f}% of {total:.2f} h [{elapsed}<{remaining}{postfix}]"

@@ -24,27 +24,22 @@ def train_quantizer(
     load_teacher: Callable[[], Teacher],
     wav_scp: str,
     path: Union[str, Path],
+    settings: Dict[str, Any],
     *,
-    codebook_size: int,
-    max_frames: int,
-    num_iterations: int,
-    normalize: str,
-    seed: int,
     num_codebooks: Optional[int] = None,
     level: str = "frame",
     oversampling: float = 2.0,
     utt2spk: Optional[str] = None,
     on_error: str = "stop",
 ) -> None:
-    """Train a quantizer and write it, unless the file is there with the same options.
+    """Train a quantizer and write it, unless the file exists with the same options.
 
     Args:
         load_teacher: Builds the teacher; called after all other arguments are checked.
         wav_scp: `wav.scp` of the training set.
         path: The quantizer's file, safetensors.
-        codebook_size: See `QuantizerTrainer`; so for num_iterations and normalize.
-        max_frames: Training frames at most.
-        seed: Seed of utterances, frames and training.
+        settings: Further arguments of `QuantizerTrainer`: codebook_size, max_frames,
+            num_iterations, normalize and seed, which draws utterances and frames too.
         num_codebooks: Codebooks; default: 16, at utterance level 1.
         level: See `to_level`.
         oversampling: See `sample_frames`.
@@ -59,18 +54,11 @@ def train_quantizer(
     path = Path(path)
     if num_codebooks is None:
         num_codebooks = _NUM_CODEBOOKS[level]
-    settings = {
-        "num_codebooks": num_codebooks,
-        "codebook_size": codebook_size,
-        "max_frames": max_frames,
-        "num_iterations": num_iterations,
-        "normalize": normalize,
-        "seed": seed,
-    }
+    settings = {"num_codebooks": num_codebooks, **settings}
     _check_settings(settings, oversampling)
     _check_path(path)
     places = read_scp(wav_scp)
-    _check_enough(places, wav_scp, max_frames, level, codebook_size)
+    _check_enough(len(places), wav_scp, level, settings)
     speakers = read_speakers(utt2spk, wav_scp)
     _warn_of_unknown_speakers(places, speakers)
     teacher = load_teacher()
@@ -84,9 +72,9 @@ def train_quantizer(
         "corpus": _hash_ids(places),
     }
     if path.is_file() and _is_trained_with(path, provenance):
-        logging.info(f"{path} is there already, trained with these options")
+        logging.info(f"{path} exists, trained with these options")
         return
-    _check_room(path, 4 * num_codebooks * codebook_size * teacher.dim)
+    _check_room(path, 4 * num_codebooks * settings["codebook_size"] * teacher.dim)
     checkpoint = path.with_suffix(".checkpoint.pt")
     trainer = QuantizerTrainer(
         teacher.dim, **settings, device=teacher.device, checkpoint=checkpoint
@@ -94,8 +82,8 @@ def train_quantizer(
     frames, held_out = sample_training_frames(
         teacher,
         places,
-        max_frames,
-        seed,
+        settings["max_frames"],
+        settings["seed"],
         speakers=speakers,
         oversampling=oversampling,
         level=level,
@@ -108,11 +96,7 @@ def train_quantizer(
 
 
 def _check_settings(settings: Dict[str, Any], oversampling: float) -> None:
-    """Check the trainer's settings, before a teacher tells its dimension.
-
-    Raises:
-        ValueError: If one is out of range; names the option.
-    """
+    """Check the trainer's settings, before the teacher is loaded."""
     if not 1 <= oversampling < math.inf:
         raise ValueError(
             f"--oversampling: got {oversampling}, expected a number of at least 1"
@@ -124,11 +108,7 @@ def _check_settings(settings: Dict[str, Any], oversampling: float) -> None:
 
 
 def _check_path(path: Path) -> None:
-    """Refuse a folder, and a path below a file.
-
-    Raises:
-        ValueError: If it is one of them.
-    """
+    """Refuse a folder, and a path below a file."""
     if path.is_dir():
         raise ValueError(
             f"--quantizer: got the folder {path}, expected a file, as "
@@ -142,29 +122,21 @@ def _check_path(path: Path) -> None:
 
 
 def _check_enough(
-    places: Dict[str, str],
-    wav_scp: str,
-    max_frames: int,
-    level: str,
-    codebook_size: int,
+    num_utterances: int, wav_scp: str, level: str, settings: Dict[str, Any]
 ) -> None:
-    """Refuse a corpus of too few utterances.
-
-    Raises:
-        ValueError: If there is only one utterance, or, at utterance level, fewer
-            training vectors than entries of a codebook.
-    """
-    if len(places) < 2:
+    """Refuse a corpus of too few utterances."""
+    if num_utterances < 2:
         raise ValueError(
-            f"--wav_scp: got {len(places)} utterances in {wav_scp}, expected at "
+            f"--wav_scp: got {num_utterances} utterances in {wav_scp}, expected at "
             "least 2: one is held out"
         )
-    num_vectors = min(max_frames, len(places) - num_held_out(len(places)))
-    if level == "utterance" and num_vectors < codebook_size:
+    num_vectors = num_utterances - num_held_out(num_utterances)
+    num_vectors = min(settings["max_frames"], num_vectors)
+    if level == "utterance" and num_vectors < settings["codebook_size"]:
         raise ValueError(
-            f"--codebook_size: got {codebook_size}, expected at most "
-            f"{num_vectors}: at utterance level the {len(places)} utterances give that "
-            "many training vectors; use smaller codebooks or more utterances"
+            f"--codebook_size: got {settings['codebook_size']}, expected at most "
+            f"{num_vectors}: at utterance level the {num_utterances} utterances give "
+            "that many training vectors; use smaller codebooks or more utterances"
         )
 
 
@@ -186,11 +158,7 @@ def _hash_ids(utt_ids: Iterable[str]) -> str:
 
 
 def _is_trained_with(path: Path, provenance: Dict[str, object]) -> bool:
-    """Whether a quantizer file is whole and was trained with these options.
-
-    Raises:
-        ValueError: If it is not a quantizer, and must not be replaced.
-    """
+    """Whether a quantizer file is whole and was trained with these options."""
     try:
         stored = Quantizer.load(path).provenance
     except ValueError as error:
@@ -200,7 +168,7 @@ def _is_trained_with(path: Path, provenance: Dict[str, object]) -> bool:
                 f"--quantizer: {error}; the file is not replaced: name another one, or "
                 "take it away"
             ) from error
-        logging.warning(f"{error}: trained anew")
+        logging.warning(f"{error}; it is trained again")
         return False
     stored = {**_OLDER, "corpus": provenance["corpus"], **stored}
     other = [key for key, value in provenance.items() if stored.get(key) != value]
@@ -213,17 +181,13 @@ def _is_trained_with(path: Path, provenance: Dict[str, object]) -> bool:
 
 
 def _check_room(path: Path, num_bytes: int) -> None:
-    """Make the folder of a quantizer and check its free space with a temporary file.
-
-    Raises:
-        OSError: If the folder cannot be written or has not enough space.
-    """
+    """Make the folder of a quantizer and check its free space with a temporary file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as file:
             file.write(bytes(num_bytes))
     except OSError as error:
         raise OSError(
-            f"--quantizer: {path} cannot be written ({error.strerror}), expected room "
-            f"for {num_bytes} bytes; make room there, or choose another folder"
+            f"--quantizer: {path} cannot be written ({error.strerror}), expected "
+            f"{num_bytes} bytes of free space; make room, or choose another folder"
         ) from error

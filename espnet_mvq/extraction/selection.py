@@ -1,4 +1,4 @@
-"""Random utterances of a corpus, drawn from all speakers alike."""
+"""Random utterances of a corpus, drawn from all speakers."""
 
 import logging
 import random
@@ -112,7 +112,7 @@ def _read_durations(
     if utt2num_samples.is_file():
         counts = read_counts(utt2num_samples)
     else:
-        logging.warning(f"{utt2num_samples} is not there: durations are guessed")
+        logging.warning(f"{utt2num_samples}: no such file; durations are guessed")
     return {
         utt_id: counts[utt_id] / sample_rate if utt_id in counts else UNKNOWN_DURATION_S
         for utt_id in places

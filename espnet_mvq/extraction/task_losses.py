@@ -1,12 +1,8 @@
 """Task loss of a teacher on each utterance of a corpus, for AdaKD."""
 
-import fcntl
 import hashlib
-import json
 import logging
 import math
-import os
-import zlib
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -24,15 +20,13 @@ from espnet_mvq.extraction.embedding_stream import (
 )
 from espnet_mvq.files.scp import read_list, read_scp
 from espnet_mvq.files.whole_file import write_text
+from espnet_mvq.indexes.partial_losses import Loss, PartialLosses
 from espnet_mvq.indexes.teacher_losses import (
     TeacherLossMetadata,
     format_teacher_losses,
     read_teacher_losses,
 )
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
-
-# Sum over an utterance's labels, in nats, and their number
-Loss = Tuple[float, int]
 
 
 def store_task_losses(
@@ -102,14 +96,7 @@ def _compute_losses(
     inputs: Dict[str, Tuple[str, str]],
     num_workers: int,
 ) -> Iterator[Dict[str, Union[Loss, ValueError]]]:
-    """Yield the loss or the error of each utterance of a batch.
-
-    Args:
-        task_loss: The teacher.
-        batches: Utterances of each batch.
-        inputs: Audio and text of each utterance.
-        num_workers: Threads that read and decode audio.
-    """
+    """Yield the loss or the error of each utterance of a batch."""
     places = {utt_id: place for utt_id, (place, _) in inputs.items()}
     with tqdm(total=sum(map(len, batches)), unit="utt", mininterval=5) as progress:
         for batch in read_ahead(task_loss, batches, places, num_workers):
@@ -162,19 +149,7 @@ def read_texts(data_dir: Path, unlabelled: str) -> Dict[str, str]:
         FileNotFoundError: If there is no file `text`.
         ValueError: If an utterance is in it twice.
     """
-    path = data_dir / "text"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run the stage that makes it")
-    texts: Dict[str, str] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            utt_id, *text = line.strip().split(maxsplit=1) or [""]
-            if not utt_id or utt_id in texts:
-                raise ValueError(
-                    f"{path}:{number}: got {line.rstrip()!r}, expected 'utt_id text', "
-                    "each utterance once; take the line out"
-                )
-            texts[utt_id] = "".join(text)
+    texts = read_scp(data_dir / "text", empty_values=True)
     if (data_dir / unlabelled).is_file():
         texts.update(dict.fromkeys(read_list(data_dir / unlabelled), ""))
     return texts
@@ -202,7 +177,7 @@ def _is_finished(
         return False
     differences = stored.differences(metadata)
     if differences:
-        logging.info(f"{output} is of another run, made again: {differences}")
+        logging.info(f"{output} has other inputs and is made again: {differences}")
         return False
     skipped = set(stored.skipped if on_error == "skip" else ())
     return set(losses) == set(places) - skipped
@@ -211,14 +186,7 @@ def _is_finished(
 def _check_texts(
     task_loss: TaskLoss, places: Dict[str, str], texts: Dict[str, str], on_error: str
 ) -> List[str]:
-    """Check all texts against the teacher's labels, before the first loss is computed.
-
-    Returns:
-        Utterances to skip.
-
-    Raises:
-        TextError: If a text cannot be used and `on_error` is stop.
-    """
+    """Return the utterances to skip, whose texts have no labels of the teacher."""
     errors: Dict[str, TextError] = {}
     for utt_id in places:
         try:
@@ -229,7 +197,7 @@ def _check_texts(
             errors[utt_id] = TextError(f"utterance {utt_id}: {error}")
     if errors and on_error == "stop":
         first = next(iter(errors.values()))
-        more = f" ({len(errors)} utterances are alike)" if len(errors) > 1 else ""
+        more = f" ({len(errors)} utterances cannot be used)" if len(errors) > 1 else ""
         raise TextError(f"{first}{more}; or leave them out with --on_error skip")
     for error in errors.values():
         stop_or_skip(error, on_error)
@@ -243,7 +211,7 @@ def _write_losses(
     if not losses:
         raise ValueError(
             f"{output}: no utterance is left, {metadata.num_without_text} have no text "
-            f"and {len(metadata.skipped)} were skipped; the lines above say why"
+            f"and {len(metadata.skipped)} were skipped; see the warnings above"
         )
     per_label = {u: nats / num_labels for u, (nats, num_labels) in losses.items()}
     metadata.describe(list(per_label.values()), sum(n for _, n in losses.values()))
@@ -259,123 +227,3 @@ def _write_losses(
         f"skipped; {metadata.loss} loss in {metadata.unit}: mean {metadata.mean:.3f}, "
         f"standard deviation {metadata.standard_deviation:.3f}, quartiles {quartiles}"
     )
-
-
-class PartialLosses:
-    """File of the losses computed so far, from which a run that broke off goes on.
-
-    Its first line has the kind of the losses, the others `utt_id nats labels checksum`.
-    Lines of an earlier run are kept up to the first incomplete one, if the losses are
-    of the same kind; not those of utterances whose audio or text have changed since.
-    The file is locked. Use it as a context manager.
-
-    Args:
-        path: The file.
-        metadata: Teacher and kind of the losses.
-        inputs: Audio and text of each utterance.
-
-    Attributes:
-        losses: Loss of each utterance.
-    """
-
-    def __init__(
-        self,
-        path: Union[str, Path],
-        metadata: TeacherLossMetadata,
-        inputs: Dict[str, Tuple[str, str]],
-    ):
-        self.path = Path(path)
-        meaning = {n: getattr(metadata, n) for n in ("teacher", "loss", "label")}
-        self._header = f"{json.dumps(meaning)}\n".encode()
-        self._checksums = {u: _checksum(u, *both) for u, both in inputs.items()}
-        self.losses: Dict[str, Loss] = {}
-
-    def __enter__(self) -> "PartialLosses":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        try:
-            self._lock()
-            self._file.truncate(self._recover())
-            self._file.seek(0, os.SEEK_END)
-            if self._file.tell() == 0:
-                self._append(self._header)
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self
-
-    def __exit__(self, exc_type, exc_value, traceback) -> None:
-        try:
-            self._file.close()
-        except OSError:
-            if exc_type is None:  # else the disk is full, as exc_value says
-                raise
-
-    def write(self, losses: Dict[str, Loss]) -> None:
-        """Append utterances.
-
-        Args:
-            losses: Loss of each utterance.
-
-        Raises:
-            ValueError: If they could not be written, on a full disk for example.
-        """
-        lines = [
-            f"{utt_id} {nats!r} {num_labels} {self._checksums[utt_id]}\n"
-            for utt_id, (nats, num_labels) in losses.items()
-        ]
-        self._append("".join(lines).encode())
-        self.losses.update(losses)
-
-    def _lock(self) -> None:
-        """Refuse a second writer."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{self.path}: another process is writing it; wait for it, or stop it "
-                "and run this again"
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            logging.warning(f"{self.path}: not locked ({error.strerror})")
-
-    def _append(self, content: bytes) -> None:
-        """Write and flush."""
-        try:
-            self._file.write(content)
-            self._file.flush()
-        except OSError as error:
-            raise ValueError(
-                f"{self.path}: could not be written ({error.strerror}); the losses of "
-                f"{len(self.losses)} utterances are safe: make room and run it again, "
-                "it goes on from there"
-            ) from error
-
-    def _recover(self) -> int:
-        """Read the losses of an earlier run; return the bytes of its complete lines."""
-        self._file.seek(0)
-        if self._file.readline() != self._header:
-            return 0
-        end = len(self._header)
-        for line in self._file:
-            try:
-                utt_id, nats, num_labels, checksum = line.decode().split(" ")
-                loss = float(nats), int(num_labels)
-            except ValueError:  # cut off, in the middle of a letter perhaps
-                break
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-            if self._checksums.get(utt_id) == checksum.strip():
-                self.losses[utt_id] = loss
-        if self.losses:
-            logging.info(
-                f"{self.path}: the losses of {len(self.losses)} utterances of a run "
-                "that broke off are kept"
-            )
-        return end
-
-
-def _checksum(utt_id: str, place: str, text: str) -> str:
-    """Hash an utterance's audio file name and text, 8 hex digits."""
-    return f"{zlib.crc32(f'{utt_id} {place} {text}'.encode()):08x}"

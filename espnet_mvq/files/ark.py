@@ -138,11 +138,7 @@ def _describe(file: BinaryIO, offset: int) -> str:
 
 
 def _record_length(file: BinaryIO) -> int:
-    """Read marker and length of a numpy record; return the length in bytes.
-
-    Raises:
-        ValueError: If it is of another kind, or the file ends before it.
-    """
+    """Read marker and length of a numpy record; return the length in bytes."""
     if file.read(len(_NUMPY_MARKER)) != _NUMPY_MARKER:
         raise ValueError("got no numpy record")
     size = file.read(1)

@@ -1,7 +1,7 @@
 """Kaldi's text files of utterances: `utt_id value` lines, or lists of ids."""
 
 from pathlib import Path
-from typing import Dict, Iterator, List, Set, Union
+from typing import Dict, Iterator, List, Sequence, Set, Union
 
 
 def read_lines(path: Union[str, Path]) -> Iterator[str]:
@@ -23,8 +23,12 @@ def read_lines(path: Union[str, Path]) -> Iterator[str]:
         ) from error
 
 
-def read_scp(path: Union[str, Path]) -> Dict[str, str]:
+def read_scp(path: Union[str, Path], empty_values: bool = False) -> Dict[str, str]:
     """Read a two-column file.
+
+    Args:
+        path: The file.
+        empty_values: Lines without a value have an empty one, as in `text`.
 
     Returns:
         Values by utterance id, in the order of the file.
@@ -40,6 +44,8 @@ def read_scp(path: Union[str, Path]) -> Dict[str, str]:
     table: Dict[str, str] = {}
     for number, line in enumerate(read_lines(path), 1):
         columns = line.strip().split(maxsplit=1)
+        if empty_values and len(columns) == 1:
+            columns.append("")
         if len(columns) != 2:
             raise ValueError(
                 f"{path}:{number}: got {line.rstrip()!r}, expected 'utt_id value'"
@@ -86,6 +92,11 @@ def read_ids(path: Union[str, Path]) -> List[str]:
 def read_list(path: Union[str, Path]) -> Set[str]:
     """Return the utterance ids of a file as a set; see `read_ids`."""
     return set(read_ids(path))
+
+
+def first_few(items: Sequence[str], separator: str = ", ") -> str:
+    """Join the first utterances of a list, for messages."""
+    return separator.join(items[:5])
 
 
 def _undecodable_line(path: Path) -> int:

@@ -96,8 +96,8 @@ class FrameReader(Mapping):
                 )
             if ark not in arks and not Path(ark).is_file():
                 raise ValueError(
-                    f"{self._scp}: utterance {utt_id}: got {place}, but {ark} is not "
-                    "there; was its folder moved? Run mvq.sh --stage 4"
+                    f"{self._scp}: utterance {utt_id}: got {place}, but {ark} does "
+                    "not exist; was its folder moved? Run mvq.sh --stage 4"
                 )
             arks.add(ark)
         return arks
@@ -114,27 +114,19 @@ class FrameReader(Mapping):
             differences = self.metadata.differences(shard) if shard else []
             if differences:
                 raise ValueError(
-                    f"{self._scp}: {ark} was extracted again since, with another "
-                    f"{'; '.join(differences)} (there second); run mvq.sh --stage 4"
+                    f"{self._scp}: {ark} was extracted again since, with other "
+                    f"settings: {'; '.join(differences)}; run mvq.sh --stage 4"
                 )
         for name, known in checksums.items():
             expected = self.metadata.shards.get(name)
             if expected and None not in known and expected not in known:
                 raise ValueError(
-                    f"{self._scp}: {name} was written again since (another checksum "
-                    "lies beside it); run mvq.sh --stage 4"
+                    f"{self._scp}: {name} was written again since (the json beside "
+                    "it has another checksum); run mvq.sh --stage 4"
                 )
 
     def _load_shard_metadata(self, ark: Path) -> Optional[FrameMetadata]:
-        """Load the metadata beside an ark.
-
-        Returns:
-            The metadata; None if the ark was copied without them, or they are damaged
-            or of another kind.
-
-        Raises:
-            ValueError: If the ark is being written.
-        """
+        """Load the metadata beside an ark; None if they are missing or damaged."""
         path = ark.with_suffix(".json")
         if path.is_file():
             try:

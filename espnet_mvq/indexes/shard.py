@@ -1,6 +1,5 @@
 """Shards: ark, scp and metadata with the utterances of one extraction job."""
 
-import fcntl
 import logging
 import os
 from pathlib import Path
@@ -11,11 +10,10 @@ import numpy as np
 from kaldiio.matio import read_token
 
 from espnet_mvq.files.ark import read_numpy_record
+from espnet_mvq.files.locked import open_locked
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.files.whole_file import file_sha256, write_text
 from espnet_mvq.indexes.metadata import FrameMetadata, IndexMetadata
-
-_LOCK_TRIES = 5
 
 
 class ShardWriter:
@@ -56,7 +54,7 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         self._ark.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._open_locked()
+        self._file = open_locked(self._ark_tmp)
         try:
             self._begin()
         except BaseException:
@@ -72,8 +70,8 @@ class ShardWriter:
             array: Its frames, for example codebook indexes, uint8, (T, N).
 
         Raises:
-            ValueError: If the array does not fit the metadata.
-            ShardError: If it cannot be written, on a full disk for example.
+            ValueError: If the array does not fit the metadata, or cannot be written, on
+                a full disk for example.
         """
         try:
             self.metadata.check(array)
@@ -84,7 +82,7 @@ class ShardWriter:
             kaldiio.save_ark(self._file, {utt_id: array}, write_function="numpy")
             self._file.flush()
         except OSError as error:
-            raise ShardError(
+            raise ValueError(
                 f"{self._ark_tmp}: utterance {utt_id} could not be written "
                 f"({error.strerror}); the {self.metadata.num_utterances} utterances "
                 "before it are safe: make room and run it again, it goes on from there"
@@ -114,7 +112,7 @@ class ShardWriter:
             if self._resume_for is None:
                 self._discard()
                 kept = ""
-            raise ShardError(
+            raise ValueError(
                 f"{self._ark}: all {self.metadata.num_utterances} utterances are "
                 f"written, but the shard could not be ended ({error}); make room and "
                 f"run it again{kept}"
@@ -134,7 +132,7 @@ class ShardWriter:
             previous.save(self._json_tmp)
             with self._file:  # keeps its lock until the renamed ark is locked
                 self._ark.replace(self._ark_tmp)
-                self._file = self._open_locked()
+                self._file = open_locked(self._ark_tmp)
         self._lines: List[str] = []
         self._file.truncate(self._recover())
         self._file.seek(0, os.SEEK_END)
@@ -154,40 +152,6 @@ class ShardWriter:
         """Remove the temporary files."""
         for path in (self._ark_tmp, self._json_tmp):
             path.unlink(missing_ok=True)
-
-    def _open_locked(self) -> BinaryIO:
-        """Open and lock the temporary ark.
-
-        Raises:
-            ShardError: If another process has locked it.
-        """
-        for _ in range(_LOCK_TRIES):
-            file = self._ark_tmp.open("a+b")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                break
-            except OSError as error:  # some network file systems have no locks
-                logging.warning(f"{self._ark_tmp}: not locked ({error.strerror})")
-            if self._is_temporary_ark(file):
-                return file
-            file.close()
-        raise ShardError(
-            f"{self._ark_tmp}: another process is writing this shard; wait for it, "
-            "or stop it and run this again"
-        )
-
-    def _is_temporary_ark(self, file: BinaryIO) -> bool:
-        """Whether a file still is the temporary ark.
-
-        Another writer may have renamed it between opening and locking.
-        """
-        try:
-            current = self._ark_tmp.stat()
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(os.fstat(file.fileno()), current)
 
     def _reusable_ark(self) -> Optional[FrameMetadata]:
         """Return the metadata of an ark with its final name from which to resume.
@@ -241,10 +205,6 @@ class ShardWriter:
                 "are kept"
             )
         return end
-
-
-class ShardError(ValueError):
-    """Error in writing a shard."""
 
 
 def _read_records(file: BinaryIO) -> Iterator[Tuple[str, np.ndarray, int, int]]:

@@ -4,18 +4,17 @@ import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Type
+from typing import Dict, List, Optional, Type
 
 from espnet_mvq.files.ark import read_numpy
-from espnet_mvq.files.scp import read_counts, read_ids, read_scp
+from espnet_mvq.files.scp import first_few, read_counts, read_ids, read_scp
 from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes.metadata import FrameMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 
-# Frames by which an utterance's arrays may differ from what its samples give:
+# Difference between the frames of an utterance and those that its samples give:
 # models drop up to two frames at the end, none adds more than one.
 _TOLERANCE_FRAMES = 3
-_MAX_NAMED = 5  # utterances that a message names
 
 
 @dataclass
@@ -60,7 +59,7 @@ def check_text(report: CheckReport, text: Path, utt_ids: List[str]) -> None:
         report.accepted(
             "text",
             f"{len(missing)} of {len(with_text)} utterances in {text} have no audio in "
-            f"wav.scp, first {', '.join(missing[:_MAX_NAMED])}: they get no "
+            f"wav.scp, first {first_few(missing)}: they get no "
             "codebook indexes",
         )
     else:
@@ -106,11 +105,7 @@ def _load_shard(
     kind: Type[FrameMetadata],
     others: List[FrameMetadata],
 ) -> FrameMetadata:
-    """Return the metadata of a good shard that is made like others.
-
-    Raises:
-        ValueError: If it is incomplete, damaged or made with other settings.
-    """
+    """Return the metadata of a good shard that is made like others."""
     ark, _, json_path = shard_paths(folder, job, kind.STEM)
     try:
         metadata = finished_shard(folder, job, kind)
@@ -118,7 +113,7 @@ def _load_shard(
         raise ValueError(f"{error}; run the extraction again") from error
     if metadata is None:
         raise ValueError(
-            f"shard {job} of {nj} in {folder} is not there or not whole; run the "
+            f"shard {job} of {nj} in {folder} is missing or not whole; run the "
             "extraction again, finished shards are kept"
         )
     if metadata.shards.get(ark.name) != file_sha256(ark):
@@ -152,8 +147,8 @@ def read_places(
     if repeated:
         report.bad(
             "utterances",
-            f"{len(repeated)} utterances lie in two shards, first "
-            f"{', '.join(repeated[:_MAX_NAMED])}; were parts of wav.scp of another "
+            f"{len(repeated)} utterances are in two shards, first "
+            f"{first_few(repeated)}; were parts of wav.scp of another "
             f"--nj left? Delete {folder} and run the extraction again",
         )
     return places
@@ -173,7 +168,7 @@ def check_complete(
         return
     text = (
         f"{len(missing)} of {len(utt_ids)} utterances in {wav_scp} have no codebook "
-        f"indexes, first {', '.join(missing[:_MAX_NAMED])}"
+        f"indexes, first {first_few(missing)}"
     )
     if set(accepted).issuperset(missing):
         report.accepted("utterances", text)
@@ -210,8 +205,8 @@ def check_arrays(
     if invalid:
         report.bad(
             "values",
-            f"{len(invalid)} utterances hold something else than "
-            f"{metadata.STEM.replace('_', ' ')}: {'; '.join(invalid[:_MAX_NAMED])}; "
+            f"{len(invalid)} utterances do not contain valid "
+            f"{metadata.STEM.replace('_', ' ')}: {first_few(invalid, '; ')}; "
             "run the extraction again",
         )
     elif lowest <= highest:
@@ -233,38 +228,40 @@ def check_lengths(
         return
     hours = total * metadata.frame_shift_samples / metadata.sample_rate / 3600
     text = f"{total}, {hours:.2f} h"
-    error, warning = compare_lengths(utt2num_samples, num_frames, metadata)
-    if error:
-        report.bad("frames", error)
-    elif not utt2num_samples.is_file():
+    try:
+        warning = compare_lengths(utt2num_samples, num_frames, metadata)
+    except ValueError as error:
+        report.bad("frames", str(error))
+        return
+    if not utt2num_samples.is_file():
         report.accepted("frames", f"{text}; {warning}")
-    else:
-        if warning:
-            report.accepted("frames", warning)
-        report.good("frames", f"{text}, as {utt2num_samples} says")
+        return
+    if warning:
+        report.accepted("frames", warning)
+    report.good("frames", f"{text}, in agreement with {utt2num_samples}")
 
 
 def compare_lengths(
     utt2num_samples: Path, num_frames: Dict[str, int], metadata: FrameMetadata
-) -> Tuple[str, str]:
+) -> str:
     """Compare numbers of frames with the samples of the speech.
 
     Returns:
-        An error about utterances whose frames do not fit, and a warning about those
-        that could not be compared; either may be empty.
+        Warning about utterances that could not be compared; empty if there are none.
 
     Raises:
-        ValueError: If the file of samples is malformed.
+        ValueError: If the frames of utterances do not fit, or the file of samples is
+            malformed.
     """
     if not utt2num_samples.is_file():
-        return "", f"{utt2num_samples} is not there: lengths are not checked"
+        return f"{utt2num_samples}: no such file; lengths are not checked"
     num_samples = read_counts(utt2num_samples)
     unknown = [utt_id for utt_id in num_frames if utt_id not in num_samples]
     if unknown and len(unknown) == len(num_frames):
-        return (
+        raise ValueError(
             f"{utt2num_samples} has none of the {len(num_frames)} utterances, first "
             f"{unknown[0]}; make it again for this data folder"
-        ), ""
+        )
     wrong = []
     for utt_id, count in num_frames.items():
         if utt_id in num_samples:
@@ -272,15 +269,15 @@ def compare_lengths(
             if abs(count - expected) > _TOLERANCE_FRAMES:
                 wrong.append(f"{utt_id} has {count}, expected {expected:.1f}")
     if wrong:
-        return (
+        raise ValueError(
             f"{len(wrong)} utterances have another number of frames than "
-            f"{utt2num_samples} gives: {'; '.join(wrong[:_MAX_NAMED])}. Was the audio "
+            f"{utt2num_samples} gives: {first_few(wrong, '; ')}. Was the audio "
             "changed after the extraction? Extract again"
-        ), ""
-    if unknown:
-        return "", (
-            f"{len(unknown)} of {len(num_frames)} utterances are not in "
-            f"{utt2num_samples}, first {', '.join(unknown[:_MAX_NAMED])}: their "
-            "lengths are not checked"
         )
-    return "", ""
+    if unknown:
+        return (
+            f"{len(unknown)} of {len(num_frames)} utterances are not in "
+            f"{utt2num_samples}, first {first_few(unknown)}: their lengths are not "
+            "checked"
+        )
+    return ""

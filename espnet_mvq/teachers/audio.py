@@ -44,25 +44,22 @@ def read_audio(utt_id: str, place: str, sample_rate: int) -> torch.Tensor:
             "or take the utterance out of wav.scp"
         ) from error
     if samples.ndim != 1:
-        raise AudioError(
-            f"utterance {utt_id}: {place} has {samples.shape[1]} channels, expected "
-            "one; convert it to mono"
+        problem = f"has {samples.shape[1]} channels, expected one; convert it to mono"
+    elif rate != sample_rate:
+        problem = (
+            f"has {rate} Hz, expected {sample_rate} Hz as the teacher; resample it "
+            f"(ESPnet: run.sh --fs {sample_rate})"
         )
-    if rate != sample_rate:
-        raise AudioError(
-            f"utterance {utt_id}: {place} has {rate} Hz, expected {sample_rate} Hz as "
-            f"the teacher; resample it (ESPnet: run.sh --fs {sample_rate})"
+    elif len(samples) == 0:
+        problem = "is empty (0 samples); take it out of wav.scp"
+    elif not np.isfinite(samples).all():
+        problem = (
+            "contains NaN or infinity; replace the file or take the utterance out of "
+            "wav.scp"
         )
-    if len(samples) == 0:
-        raise AudioError(
-            f"utterance {utt_id}: {place} is empty (0 samples); take it out of wav.scp"
-        )
-    if not np.isfinite(samples).all():
-        raise AudioError(
-            f"utterance {utt_id}: {place} holds NaN or infinity; replace the file or "
-            "take the utterance out of wav.scp"
-        )
-    return torch.from_numpy(samples)
+    else:
+        return torch.from_numpy(samples)
+    raise AudioError(f"utterance {utt_id}: {place} {problem}")
 
 
 def _read(place: str) -> Tuple[np.ndarray, int]:

@@ -1,6 +1,7 @@
 """Base classes of teachers: sources of embeddings, and models that compute them."""
 
-from abc import ABC, abstractmethod
+import contextlib
+from abc import abstractmethod
 from typing import Iterator, List, Sequence, Tuple
 
 import torch
@@ -8,51 +9,34 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.batching import Segment, cut_into_segments, group_by_length
-from espnet_mvq.teachers.speech_model import SpeechModel, TeacherError
+from espnet_mvq.teachers.speech_model import (
+    SpeechModel,
+    SpeechSource,
+    TeacherError,
+    one_line,
+)
 
 
 class EmbeddingError(AudioError):
     """A teacher has no embeddings, or no finite ones, for an utterance."""
 
 
-class FrameSource(ABC):
+class FrameSource(SpeechSource):
     """Embeddings of the utterances of a corpus.
 
     Attributes:
-        spec: The name it was built from, `BACKEND/NAME`.
-        id: Equal id, equal embeddings.
         layer: Layer of the embeddings, counted from 1; 0 = input of the first block.
         dim: Dimension D of the embeddings.
-        sample_rate: Sample rate of the speech, in Hz.
         frame_shift_samples: Samples between the centres of two frames.
         frame_offset_samples: Centre of frame 0, in samples from the start.
         reads_audio: It needs the audio files of the corpus.
-        batch_samples: As `SpeechModel`.
-        mixes_lengths: As `SpeechModel`.
     """
 
-    spec: str
-    id: str
     layer: int
     dim: int
-    sample_rate: int
     frame_shift_samples: int
     frame_offset_samples: float
     reads_audio: bool = True
-    batch_samples: int = 0
-    mixes_lengths: bool = False
-
-    @abstractmethod
-    def read(self, utt_id: str, place: str) -> torch.Tensor:
-        """Read the input of an utterance; safe to call from several threads.
-
-        Args:
-            utt_id: The utterance.
-            place: Its audio file, as in `wav.scp`.
-
-        Raises:
-            AudioError: If it cannot be used.
-        """
 
     @abstractmethod
     def embed_batch(self, inputs: Sequence[torch.Tensor]) -> List[torch.Tensor]:
@@ -64,25 +48,6 @@ class FrameSource(ABC):
         Returns:
             Embeddings, float32, on the teacher's device, [(T_1, D), ...].
         """
-
-    def embed_file(self, utt_id: str, place: str) -> torch.Tensor:
-        """Embed an utterance of a corpus.
-
-        Args:
-            utt_id: The utterance.
-            place: Its audio file, as in `wav.scp`.
-
-        Returns:
-            Embeddings, float32, (T, D).
-
-        Raises:
-            AudioError: If the audio cannot be used, or the model cannot run on it.
-        """
-        waveform = self.read(utt_id, place)
-        try:
-            return self.embed_batch([waveform])[0]
-        except EmbeddingError as error:
-            raise EmbeddingError(f"utterance {utt_id}: {error}") from error
 
 
 class Teacher(SpeechModel, FrameSource):
@@ -200,17 +165,6 @@ class Teacher(SpeechModel, FrameSource):
         lengths = torch.tensor([len(e) for e in embeddings])
         return pad_sequence(embeddings, batch_first=True), lengths
 
-    def embed_utterance(self, speech: torch.Tensor) -> torch.Tensor:
-        """Embed one utterance.
-
-        Args:
-            speech: Waveform in [-1, 1], float, (S,).
-
-        Returns:
-            Embeddings, float32, (T, D).
-        """
-        return self.embed(speech.unsqueeze(0), torch.tensor([len(speech)]))[0][0]
-
 
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
     """Return the number of a layer counted from 1; -1 means the last.
@@ -241,7 +195,30 @@ def check_frames(spec: str, shift_samples: int, offset_samples: float) -> None:
         )
 
 
-def is_fault_of_device(error: Exception) -> bool:
+@contextlib.contextmanager
+def embedding_errors(spec: str, num_samples: int, hint: str = "") -> Iterator[None]:
+    """Context in which a model embeds speech; its errors become EmbeddingError.
+
+    Errors of the device or its memory stay as they are.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        num_samples: Samples of each waveform.
+        hint: Likely causes, added to the message.
+    """
+    try:
+        yield
+    except Exception as error:  # any, from the model's own code
+        if _is_fault_of_device(error):
+            raise
+        raise EmbeddingError(
+            f"the teacher {spec} cannot embed {num_samples} samples "
+            f"({type(error).__name__}: {one_line(error)}){hint}: leave the utterance "
+            "out, in an extraction by --on_error skip"
+        ) from error
+
+
+def _is_fault_of_device(error: Exception) -> bool:
     """Whether an error comes from a device or its memory, not from the input."""
     kinds = (
         torch.cuda.OutOfMemoryError,

@@ -9,15 +9,14 @@ import torch
 from espnet_mvq.frame_timing.encoders import find_blocks, first_tensor
 from espnet_mvq.frame_timing.front_ends import frame_grid, min_samples
 from espnet_mvq.teachers.base import (
-    EmbeddingError,
     Teacher,
     TeacherError,
     check_frames,
-    is_fault_of_device,
+    embedding_errors,
     resolve_layer,
 )
 from espnet_mvq.teachers.espnet_folder import (
-    building,
+    BUILD_FAILURE,
     fill,
     find_checkpoint,
     read_config,
@@ -26,6 +25,7 @@ from espnet_mvq.teachers.espnet_folder import (
     stand_in_statistics,
 )
 from espnet_mvq.teachers.model_id import ESPNET_PARTS, espnet_settings, weights_hash
+from espnet_mvq.teachers.speech_model import loading
 
 # Names of encoders in the HuBERT task -> in the ASR task
 _ASR_NAMES = {"torchaudio_hubert": "torchaudiohubert"}
@@ -70,7 +70,10 @@ class ESPnetTeacher(Teacher):
         folder = Path(name).expanduser()
         config = read_config(spec, folder / "config.yaml")
         state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
-        self._parts = _load_parts(spec, config, state)
+        with loading(spec, BUILD_FAILURE):
+            self._parts = _build_parts(config, state)
+        own = {k: v for k, v in state.items() if k.split(".")[0] in self._parts}
+        fill(spec, self._parts, own)
         weights = self._parts.state_dict().items()
         settings = espnet_settings(config)
         self._normalizes_utterances = config.get("normalize") == "utterance_mvn"
@@ -179,16 +182,8 @@ class ESPnetTeacher(Teacher):
             x, lengths = self._parts["preencoder"](x, lengths)
         options = {"ctc": self._parts["ctc"]} if "ctc" in self._parts else {}
         self._layer_output = None
-        try:
+        with embedding_errors(self.spec, speech.shape[1]):
             output, lengths = self._parts["encoder"](x, lengths, **options)[:2]
-        except Exception as error:  # most often for very short speech
-            if is_fault_of_device(error):
-                raise
-            raise EmbeddingError(
-                f"the teacher {self.spec} cannot embed {speech.shape[1]} samples "
-                f"({type(error).__name__}: {error}): leave the utterance out, in an "
-                "extraction by --on_error skip"
-            ) from error
         embeddings = first_tensor(output) if self.layer == -1 else self._layer_output
         expected = (len(speech), int(lengths.max()))
         shape = None if embeddings is None else tuple(embeddings.shape)
@@ -235,15 +230,9 @@ class ESPnetTeacher(Teacher):
         generator = torch.Generator().manual_seed(0)
         noise = 0.1 * torch.randn(3 * self.sample_rate, generator=generator)
         lengths = torch.tensor([self.sample_rate, 3 * self.sample_rate])
-        try:
+        failure = f"{self._describe()} could not embed 1 s and 3 s of noise"
+        with loading(self.spec, failure):
             embeddings, frames = self.embed(noise.expand(2, -1), lengths)
-        except TeacherError:
-            raise
-        except Exception as error:  # any, from the model's own code
-            raise TeacherError(
-                f"teacher {self.spec}: {self._describe()} could not embed 1 s and 3 s "
-                f"of noise ({type(error).__name__}: {error})"
-            ) from error
         got = int(frames[1] - frames[0])
         expected = 2 * self.sample_rate / self.frame_shift_samples
         if abs(got - expected) > 1.5:
@@ -256,20 +245,10 @@ class ESPnetTeacher(Teacher):
         return embeddings.shape[2]
 
 
-def _load_parts(
-    spec: str, config: Dict[str, Any], state: Dict[str, torch.Tensor]
-) -> torch.nn.ModuleDict:
-    """Build the parts up to the encoder and load their weights; ignore others."""
-    with building(spec):
-        parts = _build_parts(config, state)
-    fill(spec, parts, {k: v for k, v in state.items() if k.split(".")[0] in parts})
-    return parts
-
-
 def _build_parts(
     config: Dict[str, Any], state: Dict[str, torch.Tensor]
 ) -> torch.nn.ModuleDict:
-    """Build the parts as ESPnet's tasks do, with random weights.
+    """Build the parts up to the encoder as ESPnet's tasks do, with random weights.
 
     The ASR task's tables contain those of the SSL, HuBERT, SLU, S2T and ST tasks.
     """

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
@@ -21,6 +20,7 @@ CHECKPOINTS = (
     "valid.loss.best.pth",
     "latest.pth",
 )
+BUILD_FAILURE = "could not build it from config.yaml"
 _MAPPINGS = (
     "frontend_conf",
     "normalize_conf",
@@ -42,28 +42,30 @@ def read_config(spec: str, path: Path) -> Dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TeacherError(f"teacher {spec}: {path} is no yaml: {error}") from error
+    problem = _find_problem(config)
+    if problem:
+        raise TeacherError(f"teacher {spec}: {path} {problem}")
+    return config
+
+
+def _find_problem(config: Any) -> Optional[str]:
+    """Return why a config is not that of a supported model, else None."""
     if not isinstance(config, dict) or not config.get("encoder"):
-        raise TeacherError(
-            f"teacher {spec}: {path} names no encoder; expected the config of an ASR, "
-            "SSL or HuBERT model"
-        )
+        return "names no encoder; expected the config of an ASR, SSL or HuBERT model"
     for name in _MAPPINGS:
         if not isinstance(config.get(name) or {}, dict):
-            raise TeacherError(
-                f"teacher {spec}: {path} has {name}: {config[name]!r}, expected "
-                "options by name"
-            )
+            return f"has {name}: {config[name]!r}, expected options by name"
     if config.get("input_size") not in (None, 1):
-        raise TeacherError(
-            f"teacher {spec}: it reads features of {config['input_size']} dimensions "
+        return (
+            f"is of a model that reads features of {config['input_size']} dimensions "
             "(feats_type extracted), expected a model that reads speech"
         )
     if config.get("use_adapter"):
-        raise TeacherError(
-            f"teacher {spec}: it has adapters (use_adapter), which are not supported; "
+        return (
+            "is of a model that has adapters (use_adapter), which are not supported; "
             "merge them into the weights first"
         )
-    return config
+    return None
 
 
 def find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
@@ -112,33 +114,6 @@ def sample_rate_hz(whose: str, config: Dict[str, Any]) -> int:
         return int(float(fs[:-1]) * 1000 if fs.endswith("k") else float(fs))
     except ValueError:
         raise TeacherError(f"{whose}: frontend_conf fs: got {fs!r}, not Hz") from None
-
-
-@contextlib.contextmanager
-def building(spec: str, hint: str = "") -> Iterator[None]:
-    """Context in which ESPnet builds a model; turns failures into TeacherError.
-
-    Args:
-        spec: The whole name of the teacher, for messages.
-        hint: Added to the message if the config does not fit.
-
-    Raises:
-        TeacherError: If it cannot be built.
-    """
-    try:
-        # Some parts print when built; standard output may be a data pipe.
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except ImportError as error:
-        raise TeacherError(
-            f"teacher {spec}: a package it needs cannot be imported ({error}); "
-            "install it (espnet: pip install espnet)"
-        ) from error
-    except Exception as error:  # any, from a wrong config
-        raise TeacherError(
-            f"teacher {spec}: could not build it from config.yaml "
-            f"({type(error).__name__}: {error}){hint}"
-        ) from error
 
 
 def fill(spec: str, module: torch.nn.Module, state: Dict[str, torch.Tensor]) -> None:

@@ -3,14 +3,14 @@
 import argparse
 import contextlib
 import importlib
-import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.teachers.espnet_folder import (
-    building,
+    BUILD_FAILURE,
     fill,
     find_checkpoint,
     read_config,
@@ -18,8 +18,8 @@ from espnet_mvq.teachers.espnet_folder import (
     sample_rate_hz,
     stand_in_statistics,
 )
-from espnet_mvq.teachers.model_id import espnet_settings, file_hash, weights_hash
-from espnet_mvq.teachers.speech_model import TeacherError
+from espnet_mvq.teachers.model_id import espnet_settings, weights_hash
+from espnet_mvq.teachers.speech_model import TeacherError, loading
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
 
 # ESPnet's tasks whose models give a loss for speech and text alone
@@ -104,7 +104,10 @@ class ESPnetTaskLoss(TaskLoss):
         state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
         if model_name == "mvq":
             state = {k: v for k, v in state.items() if not k.startswith("mvq.")}
-        task_class = _find_task(spec, task)
+        with loading(spec, f"ESPnet's task {task} cannot be imported"):
+            task_class = getattr(
+                importlib.import_module(TASKS[task][0]), TASKS[task][1]
+            )
         args = argparse.Namespace(**_stock_config(config))
         self._model = _load_model(spec, task_class, args, state)
         self._model.to(device).eval().requires_grad_(False)
@@ -122,7 +125,7 @@ class ESPnetTaskLoss(TaskLoss):
         """See `TaskLoss.encode`; tokens not in the token list become `<unk>`."""
         labels = torch.as_tensor(self._preprocess("", {"text": text})["text"])
         if len(labels) == 0:
-            raise TextError(f"text {text!r}: holds no label, expected one at least")
+            raise TextError(f"text {text!r}: contains no label, expected at least one")
         return labels
 
     def _losses(
@@ -156,17 +159,6 @@ class ESPnetTaskLoss(TaskLoss):
         return float(loss)
 
 
-def _find_task(spec: str, task: str) -> Any:
-    """Return the class of one of `TASKS`."""
-    module_name, class_name = TASKS[task]
-    try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except ImportError as error:
-        raise TeacherError(
-            f"teacher {spec}: ESPnet cannot be imported ({error}); pip install espnet"
-        ) from error
-
-
 def _stock_config(config: Dict[str, Any]) -> Dict[str, Any]:
     """Return options of the stock model, with a loss that compares utterances."""
     model_conf = {
@@ -193,9 +185,9 @@ def _load_model(
     spec: str, task: Any, args: argparse.Namespace, state: Dict[str, torch.Tensor]
 ) -> torch.nn.Module:
     """Build a whole ESPnet model and load its weights."""
-    hint = "; is it of another task? Say it with --teacher_conf task=..."
+    hint = "; for a model of another task give --teacher_conf task=..."
     with contextlib.ExitStack() as stack:
-        stack.enter_context(building(spec, hint))
+        stack.enter_context(loading(spec, BUILD_FAILURE, hint))
         if getattr(args, "normalize", None) == "global_mvn":
             stats_file = stack.enter_context(stand_in_statistics(state))
             conf = args.normalize_conf or {}
@@ -211,28 +203,22 @@ def _build_preprocessor(spec: str, task: Any, args: argparse.Namespace) -> Any:
     if str(args.bpemodel).endswith(".model") and not Path(args.bpemodel).is_file():
         raise TeacherError(
             f"teacher {spec}: no such file {args.bpemodel}, the sentencepiece model of "
-            "its tokens; run this in the recipe's folder, or say where it is with "
+            "its tokens; run this in the recipe's folder, or give its path with "
             "--teacher_conf bpemodel=FILE"
         )
     if not args.use_preprocessor or args.token_type is None:
         raise TeacherError(
-            f"teacher {spec}: it was trained on ready token numbers "
+            f"teacher {spec}: it was trained on token numbers "
             "(use_preprocessor: false, or no token_type), expected an experiment that "
-            "knows how to turn texts into tokens"
+            "turns texts into tokens"
         )
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            preprocess = task.build_preprocess_fn(args, train=False)
-            preprocess("", {"text": "a"})  # some parts are loaded at the first use
-    except Exception as error:  # missing files, unknown cleaners ...
-        raise TeacherError(
-            f"teacher {spec}: could not build the preprocessor of its texts "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    with loading(spec, "could not build the preprocessor of its texts"):
+        preprocess = task.build_preprocess_fn(args, train=False)
+        preprocess("", {"text": "a"})  # some parts are loaded at the first use
     return preprocess
 
 
 def _hash_if_file(path: Optional[str]) -> str:
     """Return a hash of a file's bytes, or the name if there is no such file."""
     is_file = path is not None and Path(path).is_file()
-    return file_hash(Path(path))[:12] if is_file else str(path)
+    return file_sha256(path)[:12] if is_file else str(path)

@@ -64,38 +64,38 @@ class StoredFeatures(FrameSource):
                 f"teacher {spec}: got layer {layer}, expected -1 or more"
             )
         path = Path(name).expanduser()
-        names = ("frame_shift_samples", "frame_offset_samples", "sample_rate")
+        given = {
+            "frame_shift_samples": frame_shift_samples,
+            "frame_offset_samples": frame_offset_samples,
+            "sample_rate": sample_rate,
+        }
         stored = read_embeddings_json(path)
-        stored = {key: stored[key] for key in names if key in stored}
+        stored = {k: stored[k] for k in given if stored.get(k) is not None}
         beside = f"{spec}, {path.stem}.json beside it"
         check_options(beside, StoredFeatures, stored)
-        if frame_shift_samples is None:
-            frame_shift_samples = stored.get("frame_shift_samples")
-        if frame_offset_samples is None:
-            frame_offset_samples = stored.get("frame_offset_samples")
-        if sample_rate is None:
-            sample_rate = stored.get("sample_rate", 16_000)
-        if frame_shift_samples is None:
+        given = {k: value for k, value in given.items() if value is not None}
+        frames = {"sample_rate": 16_000, **stored, **given}
+        if frames.get("frame_shift_samples") is None:
             raise TeacherError(
-                f"teacher {spec}: embeddings do not say how far apart their frames "
-                "are; give --teacher_conf frame_shift_samples=... (320 for 50 frames a "
+                f"teacher {spec}: the frame shift of its embeddings is not known; "
+                "give --teacher_conf frame_shift_samples=... (320 for 50 frames a "
                 "second at 16 kHz)"
             )
-        if min(frame_shift_samples, sample_rate) <= 0:
+        self.sample_rate = frames["sample_rate"]
+        self.frame_shift_samples = frames["frame_shift_samples"]
+        if min(self.frame_shift_samples, self.sample_rate) <= 0:
             raise TeacherError(
-                f"teacher {spec}: got frame_shift_samples {frame_shift_samples} and "
-                f"sample_rate {sample_rate}, expected both above 0"
+                f"teacher {spec}: got frame_shift_samples {self.frame_shift_samples} "
+                f"and sample_rate {self.sample_rate}, expected both above 0"
             )
+        self.frame_offset_samples = frames.get(
+            "frame_offset_samples", (_WINDOW_S * self.sample_rate - 1) / 2
+        )
         self._features = FeatureFile(path)
+        check_frames(spec, self.frame_shift_samples, self.frame_offset_samples)
         self.device = device
         self.spec = spec
         self.layer = layer
-        self.sample_rate = sample_rate
-        self.frame_shift_samples = frame_shift_samples
-        if frame_offset_samples is None:
-            frame_offset_samples = (_WINDOW_S * sample_rate - 1) / 2
-        check_frames(spec, frame_shift_samples, frame_offset_samples)
-        self.frame_offset_samples = frame_offset_samples
         self._first = next(iter(self._features.places))
         self.dim = self._features.load(self._first).shape[1]
         self.id = f"feats/{teacher_id or f'{path.name}@{self._hash()}'}"

@@ -12,6 +12,8 @@ from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
 
+from espnet_mvq.files.whole_file import file_sha256
+
 # Options of a transformers configuration, by model type
 _WHISPER = ("activation_function", "encoder_attention_heads")
 _WAVEFORM_MODEL = (
@@ -64,15 +66,6 @@ def weights_hash(
     return digest.hexdigest()[:12]
 
 
-def file_hash(path: Path) -> str:
-    """Hash the bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(2**24), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def transformers_settings(config: Any) -> Dict[str, Any]:
     """Return the settings of a transformers configuration."""
     names = _WHISPER if config.model_type == "whisper" else _WAVEFORM_MODEL
@@ -115,7 +108,7 @@ def s3prl_settings(
         files = [path]
         if name.startswith("espnet_"):
             files.append(path.with_name("config.yaml"))
-        return {"files": [file_hash(file) for file in files if file.is_file()]}
+        return {"files": [file_sha256(file) for file in files if file.is_file()]}
     expert = getattr(upstream, "upstream", None)
     config = getattr(getattr(expert, "model", None), "config", None)
     extractor = getattr(expert, "extracter", None)

@@ -1,24 +1,21 @@
 """Teachers of s3prl: HuBERT, WavLM, wav2vec 2.0, data2vec, filterbanks ..."""
 
-import contextlib
 import difflib
 import logging
-import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 import torch
 
 from espnet_mvq.teachers.base import (
-    EmbeddingError,
     Teacher,
     TeacherError,
     check_frames,
-    is_fault_of_device,
+    embedding_errors,
     resolve_layer,
 )
 from espnet_mvq.teachers.model_id import s3prl_settings, weights_hash
-from espnet_mvq.teachers.speech_model import one_line
+from espnet_mvq.teachers.speech_model import loading
 
 _SAMPLE_RATE = 16_000  # of all upstreams, in Hz
 _SAMPLES_PER_MS = 16
@@ -27,6 +24,10 @@ _DEFAULT_FRAME_OFFSET_SAMPLES = 199.5
 _WHOLE_S = 1e6  # longer than any speech
 # Random numbers by which filterbanks determine their dimension
 _NO_WEIGHT = "_pseudo_wavs"
+_HINT = (
+    "; many upstreams fail on very short speech, and filterbanks on speech that ends "
+    "in digital silence"
+)
 
 
 class S3PRLTeacher(Teacher):
@@ -89,10 +90,9 @@ class S3PRLTeacher(Teacher):
         if offset is None:
             offset = _DEFAULT_FRAME_OFFSET_SAMPLES
             logging.warning(
-                f"teacher {self.spec}: where its frames lie is not known here, the "
-                f"centre of the first is taken to be at {offset} samples, as with "
-                "windows of 25 ms; give --teacher_conf frame_offset_samples=... if it "
-                "is elsewhere"
+                f"teacher {self.spec}: the position of its frames is not known; the "
+                f"centre of the first is assumed at {offset} samples, as with windows "
+                "of 25 ms; give --teacher_conf frame_offset_samples=... if it is not"
             )
         return offset
 
@@ -100,31 +100,19 @@ class S3PRLTeacher(Teacher):
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """See `Teacher._forward`."""
-        try:
+        with embedding_errors(self.spec, speech.shape[1], _HINT):
             states, lengths = self._upstream(speech, speech_lengths.to(self.device))
-        except Exception as error:  # any, from the upstream's own code
-            if is_fault_of_device(error):
-                raise
-            raise EmbeddingError(
-                f"the teacher {self.spec} cannot embed {speech.shape[1]} samples "
-                f"({type(error).__name__}: {one_line(error)}); many upstreams fail on "
-                "very short speech, and filterbanks on speech that ends in digital "
-                "silence: leave the utterance out, in an extraction by --on_error skip"
-            ) from error
         return states[self.layer], lengths[self.layer]
 
 
 def _load_upstream(spec: str, upstream: str, checkpoint: str) -> torch.nn.Module:
     """Load an upstream; every failure of s3prl becomes a TeacherError."""
-    try:
-        # s3prl prints while it is imported; standard output may be a data pipe.
-        with contextlib.redirect_stdout(sys.stderr):
-            from s3prl.nn import S3PRLUpstream
-    except ImportError as error:
-        raise TeacherError(
-            f"teacher {spec}: s3prl cannot be imported ({error}); "
-            "pip install 'espnet-mvq[s3prl]'"
-        ) from error
+    remedy = (
+        ". Without a network, download its checkpoint elsewhere and name it: "
+        "s3prl/hubert_local:FILE, s3prl/hf_hubert_custom:DIR and the like"
+    )
+    with loading(spec, "s3prl cannot be imported"):
+        from s3prl.nn import S3PRLUpstream
     known = S3PRLUpstream.available_names()
     if upstream not in known:
         close = difflib.get_close_matches(upstream, known, n=5)
@@ -138,16 +126,8 @@ def _load_upstream(spec: str, upstream: str, checkpoint: str) -> torch.nn.Module
         raise TeacherError(f"teacher {spec}: expected {expected}")
     if needs_checkpoint and "://" not in checkpoint and not Path(checkpoint).exists():
         raise TeacherError(f"teacher {spec}: no such checkpoint: {checkpoint}")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return S3PRLUpstream(upstream, path_or_url=checkpoint or None)
-    except Exception as error:  # any, from the upstream's own code
-        raise TeacherError(
-            f"teacher {spec}: s3prl could not load it ({type(error).__name__}: "
-            f"{one_line(error)}). Without a network, download its checkpoint elsewhere "
-            "and name it: s3prl/hubert_local:FILE, s3prl/hf_hubert_custom:DIR and the "
-            "like"
-        ) from error
+    with loading(spec, "s3prl could not load it", remedy):
+        return S3PRLUpstream(upstream, path_or_url=checkpoint or None)
 
 
 def find_frame_offset(

@@ -1,7 +1,9 @@
 """Frozen models that read the speech of a corpus: base of teachers and task losses."""
 
 import contextlib
-from abc import ABC
+import sys
+from abc import ABC, abstractmethod
+from typing import Iterator
 
 import torch
 
@@ -19,16 +21,15 @@ class TeacherError(ValueError):
     """A teacher could not be found, loaded or used as asked."""
 
 
-class SpeechModel(ABC):
-    """A frozen model; results of an utterance do not depend on other utterances.
+class SpeechSource(ABC):
+    """Base of all that the extraction runs over the utterances of a corpus.
 
     Attributes:
         spec: The name it was built from, `BACKEND/NAME`.
         id: Back end, name and a hash of weights and of the settings that change
             results: equal id, equal results.
         sample_rate: Sample rate of the speech, in Hz.
-        device: Device of the model.
-        dtype: Precision of the computation; below float32 by torch's autocast.
+        device: Device of the results.
         batch_samples: Maximum samples of a batch, padding included; a longer piece of
             speech runs alone.
         mixes_lengths: Utterances of different lengths can run in one padded batch
@@ -39,23 +40,33 @@ class SpeechModel(ABC):
     id: str
     sample_rate: int
     device: torch.device
-    dtype: torch.dtype = torch.float32
     batch_samples: int = 0
     mixes_lengths: bool = False
 
+    @abstractmethod
     def read(self, utt_id: str, place: str) -> torch.Tensor:
-        """Read an utterance of a corpus.
+        """Read the input of an utterance; safe to call from several threads.
 
         Args:
             utt_id: The utterance.
             place: Its audio file, as in `wav.scp`.
 
-        Returns:
-            Waveform in [-1, 1], float32, (S,).
-
         Raises:
-            AudioError: If the audio cannot be used.
+            AudioError: If it cannot be used.
         """
+
+
+class SpeechModel(SpeechSource):
+    """A frozen model; results of an utterance do not depend on other utterances.
+
+    Attributes:
+        dtype: Precision of the computation; below float32 by torch's autocast.
+    """
+
+    dtype: torch.dtype = torch.float32
+
+    def read(self, utt_id: str, place: str) -> torch.Tensor:
+        """Read the waveform of an utterance, in [-1, 1], float32, (S,)."""
         return read_audio(utt_id, place, self.sample_rate)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -70,6 +81,40 @@ class SpeechModel(ABC):
 
 
 def one_line(error: Exception) -> str:
-    """Return the text of an error in one line, cut to a readable length."""
-    words = " ".join(str(error).split())
-    return words if len(words) <= _MAX_ERROR_TEXT else f"{words[:_MAX_ERROR_TEXT]}..."
+    """Return the text of an error in one line; the middle of a long text is cut out."""
+    words, half = " ".join(str(error).split()), _MAX_ERROR_TEXT // 2
+    return words if len(words) <= 2 * half else f"{words[:half]}...{words[-half:]}"
+
+
+@contextlib.contextmanager
+def loading(spec: str, failure: str, remedy: str = "") -> Iterator[None]:
+    """Context in which another library loads a teacher; all errors get one class.
+
+    Standard output goes to standard error: libraries print while they load, and
+    standard output may be a data pipe.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        failure: Beginning of the message.
+        remedy: End of the message.
+
+    Raises:
+        TeacherError: If anything is raised in it.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except TeacherError:
+        raise
+    except ImportError as error:
+        backend = spec.partition("/")[0]
+        package = backend if backend == "espnet" else f"'espnet-mvq[{backend}]'"
+        raise TeacherError(
+            f"teacher {spec}: a package it needs cannot be imported ({one_line(error)})"
+            f"; install it, for example by pip install {package}"
+        ) from error
+    except Exception as error:  # libraries raise many kinds
+        raise TeacherError(
+            f"teacher {spec}: {failure} ({type(error).__name__}: {one_line(error)})"
+            f"{remedy}"
+        ) from error

@@ -8,7 +8,7 @@ import torch
 from espnet_mvq.teachers.base import Teacher, TeacherError, check_frames, resolve_layer
 from espnet_mvq.teachers.build import check_options, load_factory
 from espnet_mvq.teachers.model_id import transformers_settings, weights_hash
-from espnet_mvq.teachers.speech_model import one_line
+from espnet_mvq.teachers.speech_model import loading
 
 # Model type -> file and class, see `build.BACKENDS`
 MODEL_TYPES = {
@@ -66,13 +66,8 @@ def read_model_config(spec: str, name: str) -> Tuple[str, Any]:
     Raises:
         TeacherError: If there is no such model.
     """
-    try:
+    with loading(spec, "transformers cannot be imported"):
         from transformers import AutoConfig
-    except ImportError as error:
-        raise TeacherError(
-            f"teacher {spec}: transformers cannot be imported ({error}); "
-            "pip install 'espnet-mvq[transformers]'"
-        ) from error
     if name.startswith(("/", ".", "~")):
         name = str(Path(name).expanduser())
         if not Path(name, "config.json").is_file():
@@ -80,19 +75,15 @@ def read_model_config(spec: str, name: str) -> Tuple[str, Any]:
                 f"teacher {spec}: no config.json in {name}; expected the folder of a "
                 "model saved by transformers"
             )
-    try:
+    failure = "no such model"
+    remedy = (
+        ". Without a network, give the folder of a model that was downloaded before"
+    )
+    if Path(name).is_dir():
+        failure = f"could not read {name}/config.json"
+        remedy = "; expected that of a model saved by transformers, copy it again"
+    with loading(spec, failure, remedy):
         config = AutoConfig.from_pretrained(name)
-    except Exception as error:  # OSError and others
-        if Path(name).is_dir():
-            raise TeacherError(
-                f"teacher {spec}: could not read {name}/config.json "
-                f"({type(error).__name__}: {one_line(error)}); expected that of a "
-                "model saved by transformers, copy it again"
-            ) from error
-        raise TeacherError(
-            f"teacher {spec}: no such model ({one_line(error)}). Without a network, "
-            "give the folder of a model that was downloaded before"
-        ) from error
     return name, config
 
 
@@ -131,8 +122,7 @@ class WaveModel(Teacher):
             "do_normalize": self._normalize,
             "sampling_rate": self.sample_rate,
         }
-        weights = weights_hash(self._model.state_dict().items(), settings)
-        self.id = f"transformers/{Path(name).name}@{weights}"
+        self.id = model_id(name, self._model, settings)
 
     def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
         """Normalise (S,) if the model was trained on normalised waveforms."""
@@ -186,13 +176,8 @@ class WaveTeacher(WaveModel):
 def load_model(spec: str, model_class: Any, name: str) -> torch.nn.Module:
     """Load weights as float32, in eval mode; refuse a model with missing weights."""
     kwargs: Dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
-    try:
+    with loading(spec, "could not load its weights"):
         model, info = model_class.from_pretrained(name, **kwargs)
-    except Exception as error:  # OSError and others
-        raise TeacherError(
-            f"teacher {spec}: could not load its weights "
-            f"({type(error).__name__}: {one_line(error)})"
-        ) from error
     # The masking vector is used in pre-training only; many checkpoints have none.
     missing = [key for key in info["missing_keys"] if "masked_spec_embed" not in key]
     if missing:
@@ -202,6 +187,12 @@ def load_model(spec: str, model_class: Any, name: str) -> torch.nn.Module:
         )
     model.config.return_dict = True  # results have names
     return model.eval().requires_grad_(False)
+
+
+def model_id(name: str, model: torch.nn.Module, settings: Dict[str, Any]) -> str:
+    """Return the id of a model: its name, and a hash of weights and settings."""
+    weights = weights_hash(model.state_dict().items(), settings)
+    return f"transformers/{Path(name).name}@{weights}"
 
 
 def read_preprocessor(spec: str, name: str, config: Any) -> Tuple[bool, int]:
@@ -237,15 +228,12 @@ def load_extractor(spec: str, name: str) -> Any:
     """Load a model's feature extractor."""
     from transformers import AutoFeatureExtractor
 
-    try:
+    remedy = (
+        "; expected preprocessor_config.json or processor_config.json as transformers "
+        "saves them"
+    )
+    with loading(spec, "could not read its preprocessor", remedy):
         return AutoFeatureExtractor.from_pretrained(name)
-    except Exception as error:  # OSError and others
-        raise TeacherError(
-            f"teacher {spec}: could not read its preprocessor "
-            f"({type(error).__name__}: {one_line(error)}); expected "
-            "preprocessor_config.json or processor_config.json as transformers saves "
-            "them"
-        ) from error
 
 
 def sample_rate_of(spec: str, extractor: Any) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from espnet_mvq.teachers.build import check_options, load_factory
 from espnet_mvq.teachers.model_id import tokenizer_settings, weights_hash
-from espnet_mvq.teachers.speech_model import TeacherError, one_line
+from espnet_mvq.teachers.speech_model import TeacherError, loading
 from espnet_mvq.teachers.task_loss import WITH_TASK_HEAD, TaskLoss, TextError
 from espnet_mvq.teachers.transformers import WaveModel, read_model_config
 
@@ -108,7 +108,7 @@ class CTCTaskLoss(TaskLoss):
                 "leave characters out with --teacher_conf ignored_characters=..."
             )
         if not labels:
-            raise TextError(f"text {text!r}: holds no label, expected one at least")
+            raise TextError(f"text {text!r}: contains no label, expected at least one")
         return torch.tensor(labels)
 
     def _find_labels(self, text: str) -> Tuple[List[int], List[str]]:
@@ -199,18 +199,16 @@ def load_tokenizer(spec: str, name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    remedy = (
+        "; expected the files that its processor saves, vocab.json or tokenizer.json "
+        "among them"
+    )
+    with loading(spec, "could not load its tokenizer", remedy):
         tokenizer = AutoTokenizer.from_pretrained(name)
         numbers = tokenizer.get_vocab().values()
         if not all(isinstance(number, int) for number in numbers):
             raise ValueError("its vocabulary has labels that are no whole numbers")
-        return tokenizer
-    except Exception as error:  # OSError and others
-        raise TeacherError(
-            f"teacher {spec}: could not load its tokenizer ({type(error).__name__}: "
-            f"{one_line(error)}); expected the files that its processor saves, "
-            "vocab.json or tokenizer.json among them"
-        ) from error
+    return tokenizer
 
 
 def _forms(text: str, case: str) -> List[str]:

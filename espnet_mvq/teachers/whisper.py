@@ -1,6 +1,5 @@
 """Teachers of Hugging Face transformers: the encoder of Whisper."""
 
-from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 import torch
@@ -9,13 +8,13 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_mvq.teachers.base import Teacher, TeacherError, resolve_layer
 from espnet_mvq.teachers.model_id import (
     transformers_settings,
-    weights_hash,
     whisper_features_settings,
 )
 from espnet_mvq.teachers.transformers import (
     has_no_preprocessor,
     load_extractor,
     load_model,
+    model_id,
     sample_rate_of,
 )
 
@@ -74,8 +73,7 @@ class WhisperTeacher(Teacher):
             **transformers_settings(config),
             "features": whisper_features_settings(self._features),
         }
-        weights = weights_hash(self._encoder.state_dict().items(), settings)
-        self.id = f"transformers/{Path(name).name}@{weights}"
+        self.id = model_id(name, self._encoder, settings)
         if self._window_samples != longest:
             self.id += f",window_s={window_s:g}"
         if self.layer < config.encoder_layers:

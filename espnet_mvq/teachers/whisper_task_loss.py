@@ -1,6 +1,5 @@
 """Task loss of Whisper: cross entropy of its decoder with teacher forcing."""
 
-from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
 import torch
@@ -10,12 +9,11 @@ from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.model_id import (
     tokenizer_settings,
     transformers_settings,
-    weights_hash,
     whisper_features_settings,
 )
 from espnet_mvq.teachers.speech_model import TeacherError
 from espnet_mvq.teachers.task_loss import TaskLoss, TextError
-from espnet_mvq.teachers.transformers import load_model
+from espnet_mvq.teachers.transformers import load_model, model_id
 from espnet_mvq.teachers.transformers_task_loss import check_case, load_tokenizer
 from espnet_mvq.teachers.whisper import load_whisper_features
 
@@ -79,25 +77,25 @@ class WhisperTaskLoss(TaskLoss):
             "features": whisper_features_settings(self._features),
             "tokenizer": tokenizer_settings(self._tokenizer),
         }
-        weights = weights_hash(self._model.state_dict().items(), settings)
-        self.id = f"transformers/{Path(name).name}@{weights},ForConditionalGeneration"
+        self.id = f"{model_id(name, self._model, settings)},ForConditionalGeneration"
         prefix = "".join(self._tokenizer.convert_ids_to_tokens(self._prefix))
         self.id += f",prefix={prefix},case={case},leading_space={self._leading_space}"
 
     def _find_prefix(self, language: Optional[str], task: str) -> List[int]:
         """Return the tokens before every text."""
         multilingual = getattr(self._model.generation_config, "is_multilingual", None)
+        vocabulary = self._model.config.vocab_size
         if multilingual is None:
-            vocabulary = self._model.config.vocab_size
             multilingual = vocabulary >= _MULTILINGUAL_VOCABULARY
         if multilingual == (language is None):
-            raise TeacherError(
-                f"teacher {self.spec}: got language {language!r} for "
-                + (
-                    "a multilingual model; say the texts' with --teacher_conf language="
-                    if multilingual
-                    else "an English-only model; expected none"
+            expected = "an English-only model; expected none"
+            if multilingual:
+                expected = (
+                    "a multilingual model; give that of the texts by --teacher_conf "
+                    "language=..."
                 )
+            raise TeacherError(
+                f"teacher {self.spec}: got language {language!r} for {expected}"
             )
         options = {"language": language, "task": task} if multilingual else {}
         try:
@@ -107,7 +105,6 @@ class WhisperTaskLoss(TaskLoss):
             raise TeacherError(
                 f"teacher {self.spec}: language {language!r}, task {task!r}: {error}"
             ) from error
-        vocabulary = self._model.config.vocab_size
         if not all(i is not None and 0 <= i < vocabulary for i in prefix):
             raise TeacherError(
                 f"teacher {self.spec}: its tokenizer gives the tokens {prefix} before "
@@ -124,7 +121,7 @@ class WhisperTaskLoss(TaskLoss):
         elif self._case == "lower" or (self._case == "auto" and words == words.upper()):
             words = words.lower()
         if not words:
-            raise TextError(f"text {text!r}: holds no label, expected one at least")
+            raise TextError(f"text {text!r}: contains no label, expected at least one")
         words = f" {words}" if self._leading_space else words
         tokens = self._tokenizer(words, add_special_tokens=False).input_ids
         room = self._max_tokens - len(self._prefix)
@@ -142,8 +139,8 @@ class WhisperTaskLoss(TaskLoss):
             raise AudioError(
                 f"utterance {utt_id}: {place} lasts "
                 f"{len(waveform) / self.sample_rate:.1f} s, expected at most "
-                f"{self._window_samples / self.sample_rate:g} s, which is all that "
-                "Whisper hears at once; cut it, or leave it out with --on_error skip"
+                f"{self._window_samples / self.sample_rate:g} s, the length of "
+                "Whisper's window; cut it, or leave it out with --on_error skip"
             )
         return waveform
 

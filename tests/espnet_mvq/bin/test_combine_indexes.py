@@ -166,7 +166,7 @@ def test_one_row_of_each_utterance_at_that_level(
         metadata.level = "utterance"
         metadata.save(path)
     error = ends_with_error(main, options)
-    assert "6 utterances hold something else" in error and "expected 1" in error
+    assert "6 utterances do not contain valid" in error and "expected 1" in error
     for job, numbers in ((1, (1, 3, 5)), (2, (0, 2, 4))):
         with ShardWriter(shards, job, metadata) as shard:
             for number in numbers:
@@ -194,7 +194,7 @@ def test_utterances_swapped_in_a_shard_are_noticed(
     swapped = scp.read_text().replace("utt0 ", "x ").replace("utt1 ", "utt0 ")
     scp.write_text(swapped.replace("x ", "utt1 "))
     error = ends_with_error(main, [*options[:-1], "1"])
-    assert "2 utterances hold something else" in error
+    assert "2 utterances do not contain valid" in error
     assert "expected utterance utt0 there, got utterance utt1" in error
 
 
@@ -246,14 +246,14 @@ def test_index_out_of_range_is_named(options, shards, ends_with_error):
     metadata.shards = {ark.name: file_sha256(ark)}
     metadata.save(json_path)
     error = ends_with_error(main, options)
-    assert "1 utterances hold something else than codebook indexes: utt" in error
+    assert "1 utterances do not contain valid codebook indexes: utt" in error
     assert "got index 9, expected 0 to 3" in error
 
 
 def test_utterance_in_two_shards_is_named(options, shards, ends_with_error):
     scps = [shard_paths(shards, job)[1] for job in (1, 2)]
     scps[1].write_text(scps[1].read_text() + scps[0].read_text().splitlines(True)[0])
-    assert "1 utterances lie in two shards, first utt" in ends_with_error(main, options)
+    assert "1 utterances are in two shards, first utt" in ends_with_error(main, options)
 
 
 def test_files_of_another_name(options, data_dir):

@@ -27,6 +27,11 @@ def kaldi_arrays(shards):
     return dict(kaldiio.load_ark(str(shard_paths(shards, 1)[0])))
 
 
+def embed_alone(teacher, utt_id, place):
+    """Embed an utterance alone."""
+    return teacher.embed_batch([teacher.read(utt_id, place)])[0]
+
+
 def replace_audio(data_dir, kind):
     """Spoil the audio of utt3."""
     path, samples = data_dir / "3.wav", 0.1 * np.random.randn(6400)
@@ -126,7 +131,7 @@ def test_quantizer_of_something_else_is_refused(
     "kind, message",
     [
         ("empty", "is empty"),
-        ("nan", "holds NaN"),
+        ("nan", "contains NaN"),
         ("8 kHz", "has 8000 Hz, expected 16000 Hz"),
         ("missing", "could not read"),
     ],
@@ -324,7 +329,7 @@ def test_embeddings_are_those_of_the_teacher(embed, shards, teacher_dir, data_di
     found = kaldiio.load_scp(str(shards / "embeddings.1.scp"))
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
     for utt_id, embeddings in found.items():
-        expected = teacher.embed_file(utt_id, f"{data_dir}/{utt_id[3]}.wav")
+        expected = embed_alone(teacher, utt_id, f"{data_dir}/{utt_id[3]}.wav")
         assert embeddings.dtype == np.float16
         np.testing.assert_array_equal(embeddings, expected.half().numpy())
 
@@ -342,7 +347,7 @@ def test_embeddings_can_be_a_teacher(embed, shards, data_dir, tmp_path, teacher_
     assert (again.frame_offset_samples, again.sample_rate) == (7.5, 16_000)
     assert build_teacher(spec, 1, frame_offset_samples=3).frame_offset_samples == 3
     place = f"{data_dir}/4.wav"
-    found, expected = (t.embed_file("utt4", place) for t in (again, direct))
+    found, expected = (embed_alone(t, "utt4", place) for t in (again, direct))
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
 
 
@@ -364,7 +369,7 @@ def test_embeddings_of_utterances_are_means(embed, shards, teacher_dir, data_dir
     found = kaldiio.load_scp(str(shards / "embeddings.1.scp"))
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
     for utt_id, embedding in found.items():
-        frames = teacher.embed_file(utt_id, f"{data_dir}/{utt_id[3]}.wav").numpy()
+        frames = embed_alone(teacher, utt_id, f"{data_dir}/{utt_id[3]}.wav").numpy()
         expected = sum(frames[t] for t in range(len(frames))) / len(frames)
         np.testing.assert_allclose(embedding, expected[None], atol=2e-3)
 
@@ -393,7 +398,7 @@ def test_index_of_an_utterance_is_that_of_its_mean(
     found = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
     assert len(found) == 6
     for utt_id, indexes in found.items():
-        frames = teacher.embed_file(utt_id, f"{data_dir}/{utt_id[3]}.wav")
+        frames = embed_alone(teacher, utt_id, f"{data_dir}/{utt_id[3]}.wav")
         distances = torch.cdist(frames.mean(0)[None], codebook)[0]
         assert indexes.dtype == np.uint8 and indexes.shape == (1, 1)
         assert indexes.item() == distances.argmin()

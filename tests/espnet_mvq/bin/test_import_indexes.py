@@ -136,12 +136,12 @@ def test_quantizer_of_multi_quantization(corpus, options, tmp_path, ends_with_er
     Quantizer(torch.randn(2, 4, 8)).to_multi_quantization(path)
     options = [*options[:4], "--quantizer", str(path)]
     error = ends_with_error(main, options)
-    assert "quantizer.pt say what these options do: --teacher, --layer" in error
+    assert "quantizer.pt have values for --teacher, --layer" in error
     main([*options, "--teacher", "hubert", "--layer", "36"])
     expected = Quantizer.from_multi_quantization(path).id
     assert FrameReader(corpus.scp).metadata.quantizer_id == expected
     error = ends_with_error(main, [*options, "--codebook_size", "256"])
-    assert "--codebook_size: got 256, but" in error and "quantizer.pt says 4" in error
+    assert "--codebook_size: got 256, but" in error and "quantizer.pt has 4" in error
 
 
 def test_missing_on_either_side_stops_or_is_accepted(
@@ -270,4 +270,4 @@ def test_frame_shifts_must_be_one_and_whole(corpus, options, ends_with_error):
     wav_scp = (corpus.data_dir / "wav.scp").read_text().replace(" ", "-7 ")
     (corpus.data_dir / "wav.scp").write_text(wav_scp)
     error = ends_with_error(main, [*options, "--on_missing", "skip"])
-    assert "--frame_shift_samples; give them" in error
+    assert "--frame_shift_samples; give these options" in error

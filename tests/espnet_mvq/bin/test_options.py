@@ -22,12 +22,15 @@ def run(data_dir, teacher_dir, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("--teacher_conf layer=3", "layer=3: expected an option .* with --layer"),
-        ("--teacher_conf device=cuda", "device=cuda: .* say this with --ngpu"),
-        ("--teacher_conf dtype=float16", "dtype=float16: .* say this with --dtype"),
-        ("--teacher_conf batch_s=1", "batch_s=1: .* say this with --batch_s"),
-        ("--teacher_conf spec=x", "spec=x: .* say this with --teacher"),
-        ("--teacher_conf name=x", "name=x: .* say this with --teacher"),
+        (
+            "--teacher_conf layer=3",
+            "layer=3: expected an option .* use --layer instead",
+        ),
+        ("--teacher_conf device=cuda", "device=cuda: .* use --ngpu instead"),
+        ("--teacher_conf dtype=float16", "dtype=float16: .* use --dtype instead"),
+        ("--teacher_conf batch_s=1", "batch_s=1: .* use --batch_s instead"),
+        ("--teacher_conf spec=x", "spec=x: .* use --teacher instead"),
+        ("--teacher_conf name=x", "name=x: .* use --teacher instead"),
         ("--teacher_conf config=x", "unknown option: config; expected none here"),
         ("--teacher_conf self=x", "unknown option: self; expected none here"),
         ("--batch_s nan", "batch_s nan, .* 0 s or more"),
@@ -44,7 +47,10 @@ def run(data_dir, teacher_dir, tmp_path):
             "--teacher s3prl/mel --layer 0 --teacher_conf frame_offset_samples=-1",
             "-1, e",
         ),
-        ("--teacher feats/.", "feats/.: embeddings do not say how far apart"),
+        (
+            "--teacher feats/.",
+            "feats/.: the frame shift of its embeddings is not known",
+        ),
         ("--teacher feats/. --teacher_conf frame_shift_samples=1", "got the ending ''"),
         ("--teacher espnet/~", "no such file .*config.yaml"),
     ],

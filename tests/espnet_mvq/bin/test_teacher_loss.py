@@ -13,8 +13,9 @@ import soundfile
 import torch
 
 from espnet_mvq.bin import teacher_loss
-from espnet_mvq.extraction.task_losses import PartialLosses, read_texts
+from espnet_mvq.extraction.task_losses import read_texts
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.indexes.partial_losses import PartialLosses
 from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata, read_teacher_losses
 from espnet_mvq.teachers.task_loss import TaskLoss, build_task_loss
 
@@ -132,7 +133,7 @@ def test_other_texts_teachers_or_damage_make_it_again(run, corpus, calls, caplog
     run()
     set_text(corpus, "utt3", "BA")
     run()
-    assert len(calls) == 12 and "is of another run, made again" in caplog.text
+    assert len(calls) == 12 and "has other inputs and is made again" in caplog.text
     run("--teacher_conf", "case=upper")
     assert len(calls) == 18
     path = corpus / "teacher_loss"
@@ -249,11 +250,17 @@ def test_speech_without_transcripts_has_no_loss(run, corpus, caplog):
     assert len(read_teacher_losses(corpus / "teacher_loss")) == 5
 
 
-@pytest.mark.parametrize("line", ["", "utt2 B"])
-def test_damaged_text(run, corpus, ends_with_error, line):
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("", "got '', expected 'utt_id value'"),
+        ("utt2 B", "got utterance utt2 again, expected each once"),
+    ],
+)
+def test_damaged_text(run, corpus, ends_with_error, line, message):
     with (corpus / "text").open("a") as file:
         file.write(f"{line}\n")
-    assert f"text:8: got '{line}', expected 'utt_id text'" in ends_with_error(run)
+    assert f"text:8: {message}" in ends_with_error(run)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +305,9 @@ def test_all_bad_texts_are_found_before_the_first_loss(
         set_text(corpus, utt_id, "Ä")
     error = ends_with_error(run)
     assert error.startswith("utterance utt1: ") and calls == []
-    assert "(3 utterances are alike); or leave them out with --on_error skip" in error
+    assert (
+        "(3 utterances cannot be used); or leave them out with --on_error skip" in error
+    )
 
 
 def test_nothing_left(run, corpus, ends_with_error):

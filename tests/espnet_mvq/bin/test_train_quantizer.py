@@ -210,7 +210,7 @@ def test_full_disk_is_found_before_the_teacher_runs(
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: FullDisk())
     error = ends_with_error(main, [*options, "--seed", "1"])
     assert f"--quantizer: {quantizer} cannot be written (No space left" in error
-    assert "expected room for 512 bytes" in error
+    assert "expected 512 bytes of free space" in error
     assert quantizer.read_bytes() == before
     assert [path.name for path in quantizer.parent.iterdir()] == [quantizer.name]
 

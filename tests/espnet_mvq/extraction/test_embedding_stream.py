@@ -72,7 +72,7 @@ def test_batches_give_what_utterances_alone_give(teacher, places, num_samples):
         found.update(batch)
     assert list(found) == ["utt5", "utt4", "utt3", "utt2", "utt1", "utt0"]
     for utt_id, embeddings in found.items():
-        expected = teacher.embed_file(utt_id, places[utt_id])
+        expected = teacher.embed_batch([teacher.read(utt_id, places[utt_id])])[0]
         torch.testing.assert_close(embeddings, expected, rtol=0, atol=2e-5)
 
 
@@ -126,7 +126,7 @@ def test_fault_of_the_device_is_none_of_the_utterance(monkeypatch):
     teacher = build_teacher("s3prl/fbank", 0)
     monkeypatch.setattr(teacher._upstream, "forward", full)
     with pytest.raises(torch.OutOfMemoryError):
-        teacher.embed_utterance(torch.zeros(9600))
+        teacher.embed_batch([torch.zeros(9600)])
 
 
 def test_reading_keeps_ahead_but_not_of_memory(teacher, places, monkeypatch):

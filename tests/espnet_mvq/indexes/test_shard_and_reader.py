@@ -157,7 +157,7 @@ def test_damaged_ark_is_named(data_dir, damage):
 
 def test_ark_that_is_gone_is_named_at_the_start(data_dir):
     shard_paths(data_dir / "shards", 1)[0].unlink()
-    with pytest.raises(ValueError, match="1.ark is not there; was its folder moved"):
+    with pytest.raises(ValueError, match="1.ark does not exist; was its folder moved"):
         FrameReader(data_dir / SCP_NAME)
 
 

@@ -1,6 +1,7 @@
 """Shards that break off: what is whole stays, and nothing is there twice."""
 
 import errno
+import fcntl
 import io
 import itertools
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes import shard as module
-from espnet_mvq.indexes.shard import ShardError, finished_shard, shard_paths
+from espnet_mvq.indexes.shard import finished_shard, shard_paths
 
 UTTERANCES = {f"utt{n}": np.full((5 + n, 2), n, dtype=np.uint8) for n in range(6)}
 
@@ -192,14 +193,14 @@ def test_ark_of_other_settings_is_not_taken_over(tmp_path):
 
 def test_shard_that_another_writer_ends_meanwhile(tmp_path, undisturbed, monkeypatch):
     """The file that was opened is the finished ark by the time it is locked."""
-    flock = module.fcntl.flock
+    flock = fcntl.flock
 
     def late(file, operation):
-        monkeypatch.setattr(module.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         write_all(tmp_path / "s")
         flock(file, operation)
 
-    monkeypatch.setattr(module.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     write_all(tmp_path / "s")
     check(tmp_path / "s", undisturbed)
 
@@ -249,7 +250,7 @@ def test_nothing_is_left_without_resuming(tmp_path):
 def test_second_writer_is_refused(tmp_path, undisturbed):
     with ShardWriter(tmp_path / "s", 1, metadata(), UTTERANCES) as shard:
         shard.write("utt0", UTTERANCES["utt0"])
-        with pytest.raises(ShardError, match="another process is writing this shard"):
+        with pytest.raises(ValueError, match="another process is writing it"):
             write_all(tmp_path / "s")
         for utt_id in list(UTTERANCES)[1:]:
             shard.write(utt_id, UTTERANCES[utt_id])
@@ -269,7 +270,7 @@ def test_full_disk_says_what_is_safe(tmp_path, undisturbed, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(module.kaldiio, "save_ark", save_ark)
-        with pytest.raises(ShardError, match="No space left.*the 3 utterances .* safe"):
+        with pytest.raises(ValueError, match="No space left.*the 3 utterances .* safe"):
             write_all(tmp_path / "s")
     assert write_all(tmp_path / "s") == ["utt0", "utt1", "utt2"]
     check(tmp_path / "s", undisturbed)
@@ -287,7 +288,7 @@ def test_full_disk_at_the_end_of_a_shard(tmp_path, undisturbed, monkeypatch, end
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         with pytest.raises(
-            ShardError, match=r"s/codebook_indexes.1.ark: .*No space.*utterances are k"
+            ValueError, match=r"s/codebook_indexes.1.ark: .*No space.*utterances are k"
         ):
             write_all(tmp_path / "s")
     assert write_all(tmp_path / "s") == list(UTTERANCES)

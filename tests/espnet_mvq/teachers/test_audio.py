@@ -83,7 +83,7 @@ def test_empty_audio_is_refused(tmp_path):
 def test_values_that_are_no_numbers_are_refused(tmp_path, samples, value):
     samples[7] = value
     soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
-    with pytest.raises(AudioError, match="holds NaN or infinity"):
+    with pytest.raises(AudioError, match="contains NaN or infinity"):
         read_audio("utt", str(tmp_path / "a.wav"), 16000)
 
 

@@ -63,16 +63,16 @@ def test_long_speech_is_near_what_it_is_whole(save_model):
     teacher = build_teacher(f"transformers/{save_model('Hubert', folder='cut')}", 0)
     teacher._normalize = False
     waveform = 0.1 * torch.randn(50000)
-    whole = teacher.embed_utterance(waveform)
+    whole = teacher.embed_batch([waveform])[0]
     teacher.segment_s, teacher.overlap_s = 1.0, 0.2
-    cut = teacher.embed_utterance(waveform)
+    cut = teacher.embed_batch([waveform])[0]
     assert cut.shape == whole.shape
     with_norm = build_teacher(
         f"transformers/{save_model('Hubert', feat_extract_norm='layer')}", 0
     )
-    whole = with_norm.embed_utterance(waveform)
+    whole = with_norm.embed_batch([waveform])[0]
     with_norm.segment_s, with_norm.overlap_s = 1.0, 0.2
-    cut = with_norm.embed_utterance(waveform)
+    cut = with_norm.embed_batch([waveform])[0]
     torch.testing.assert_close(cut, whole, rtol=0, atol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_long_speech_in_batches(save_model):
     )
     for teacher in (alone, together):
         teacher.segment_s, teacher.overlap_s = 1.0, 0.2
-    expected = [alone.embed_utterance(waveform) for waveform in waveforms]
+    expected = [alone.embed_batch([waveform])[0] for waveform in waveforms]
     for found, one in zip(together.embed_batch(waveforms), expected):
         torch.testing.assert_close(found, one, rtol=0, atol=2e-5)
 

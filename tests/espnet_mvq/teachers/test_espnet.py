@@ -243,11 +243,11 @@ def test_frames_lie_where_they_are_said_to(save, options, shift, offset):
     assert found == (shift, offset)
     assert teacher.sample_rate == (8000 if "fs" in str(options) else 16000)
     waveform, misses = 0.1 * torch.randn(16000), []
-    before = teacher.embed_utterance(waveform)
+    before = teacher.embed_batch([waveform])[0]
     for sample in range(8000, 8000 + shift, shift // 16):
         changed = waveform.clone()
         changed[sample] += 1.0
-        differs = (teacher.embed_utterance(changed) != before).any(1).nonzero()
+        differs = (teacher.embed_batch([changed])[0] != before).any(1).nonzero()
         centre = (float(differs[0]) + float(differs[-1])) / 2
         misses.append(offset + centre * shift - sample)
     assert abs(sum(misses) / len(misses)) < shift / 8
@@ -323,7 +323,7 @@ def test_speech_too_short_for_an_encoder_is_named(save):
     path, _ = save(CONFORMER, encoder_conf=conf, frontend_conf={"n_mels": 40})
     teacher = build_teacher(f"espnet/{path}", **grid)
     with pytest.raises(EmbeddingError, match="cannot embed 500 samples .TooShortUtt"):
-        teacher.embed_utterance(torch.randn(500))
+        teacher.embed_batch([torch.randn(500)])
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_frames_that_lie_nowhere(save, options):
 def test_short_audio_has_a_frame(save, num_samples, options):
     layer = -1 if options is RECURRENT else 1
     teacher = build_teacher(f"espnet/{save(options)[0]}", layer)
-    embeddings = teacher.embed_utterance(torch.randn(num_samples))
+    embeddings = teacher.embed_batch([torch.randn(num_samples)])[0]
     assert len(embeddings) >= 1 and embeddings.isfinite().all()
 
 

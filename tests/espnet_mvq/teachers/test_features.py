@@ -68,7 +68,7 @@ def test_our_embeddings_must_be_of_the_utterance(write, tmp_path):
 def test_embeddings_are_found_by_utterance(write, arrays, form):
     teacher = build_teacher(f"feats/{write(form)}", 6, **SHIFT)
     for utt_id in ("utt7", "utt0", "utt11"):
-        found = teacher.embed_file(utt_id, "no such audio")
+        found = teacher.read(utt_id, "no such audio")
         assert found.dtype == torch.float32
         np.testing.assert_array_equal(found.numpy(), arrays[utt_id])
     assert (teacher.dim, teacher.layer, teacher.sample_rate) == (4, 6, 16000)
@@ -78,7 +78,7 @@ def test_embeddings_are_found_by_utterance(write, arrays, form):
 def test_one_npy_is_one_utterance(write, arrays, tmp_path):
     write("npy")
     teacher = build_teacher(f"feats/{tmp_path}/utt3.npy", **SHIFT)
-    np.testing.assert_array_equal(teacher.embed_file("utt3", ""), arrays["utt3"])
+    np.testing.assert_array_equal(teacher.read("utt3", ""), arrays["utt3"])
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f8"])
@@ -86,20 +86,20 @@ def test_other_floats_become_float32(write, arrays, dtype):
     stored = {utt_id: array.astype(dtype) for utt_id, array in arrays.items()}
     teacher = build_teacher(f"feats/{write('npy', stored)}", **SHIFT)
     expected = torch.from_numpy(stored["utt2"]).float()
-    assert torch.equal(teacher.embed_file("utt2", ""), expected)
+    assert torch.equal(teacher.read("utt2", ""), expected)
 
 
 def test_arrays_are_read_when_they_are_asked_for(write, tmp_path):
     teacher = build_teacher(f"feats/{write('npy')}", teacher_id="wavlm", **SHIFT)
     (tmp_path / "utt5.npy").unlink()
-    assert len(teacher.embed_file("utt4", "")) == 24
+    assert len(teacher.read("utt4", "")) == 24
     with pytest.raises(AudioError, match="utterance utt5 in .*no such file"):
-        teacher.embed_file("utt5", "")
+        teacher.read("utt5", "")
 
 
 def test_seam_of_the_commands(write, arrays):
     teacher = build_teacher(f"feats/{write()}", **SHIFT)
-    found = teacher.embed_file("utt1", "x.wav")
+    found = teacher.read("utt1", "x.wav")
     np.testing.assert_array_equal(found, arrays["utt1"])
     places = dict.fromkeys(arrays, "x.wav")
     found = [e for _, e in embed_utterances(teacher, ["utt9", "utt2"], places)]
@@ -161,7 +161,7 @@ def test_id_stands_for_content_or_is_given(write, arrays):
 def test_missing_utterance_is_named(write):
     teacher = build_teacher(f"feats/{write()}", **SHIFT)
     with pytest.raises(AudioError, match="utterance nobody: not in .*has 12 utteranc"):
-        teacher.embed_file("nobody", "")
+        teacher.read("nobody", "")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_bad_embeddings_name_the_utterance(write, arrays, array, message):
     # With its own id, no embeddings but the first are read at the start
     teacher = build_teacher(f"feats/{path}", teacher_id="wavlm", **SHIFT)
     with pytest.raises(AudioError, match=f"utterance utt1 in .*{message}"):
-        teacher.embed_file("utt1", "")
+        teacher.read("utt1", "")
 
 
 def test_file_that_is_missing_empty_or_of_another_kind(tmp_path):

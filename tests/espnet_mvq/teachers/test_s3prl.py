@@ -140,11 +140,11 @@ def test_frames_lie_where_they_are_said_to(save_cpc, upstream, offset):
     teacher = build_teacher(spec, 0)
     assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (160, offset)
     waveform, misses = 0.1 * torch.randn(16000), []
-    before = teacher.embed_utterance(waveform)
+    before = teacher.embed_batch([waveform])[0]
     for sample in range(8000, 8160, 10):
         changed = waveform.clone()
         changed[sample] += 1.0
-        difference = (teacher.embed_utterance(changed) - before).abs().sum(1)
+        difference = (teacher.embed_batch([changed])[0] - before).abs().sum(1)
         differs = (difference > 0.1 * difference.max()).nonzero()
         centre = (float(differs[0]) + float(differs[-1])) / 2
         misses.append(offset + centre * 160 - sample)
@@ -160,7 +160,7 @@ def test_unknown_frame_offset_is_taken_with_a_warning(monkeypatch, caplog):
     unknown = "espnet_mvq.teachers.s3prl.find_frame_offset"
     monkeypatch.setattr(unknown, lambda *args: None)
     assert build_teacher("s3prl/fbank", 0).frame_offset_samples == 199.5
-    assert "s3prl/fbank: where its frames lie is not known here" in caplog.text
+    assert "s3prl/fbank: the position of its frames is not known" in caplog.text
     caplog.clear()
     teacher = build_teacher("s3prl/fbank", 0, frame_offset_samples=12.5)
     assert teacher.frame_offset_samples == 12.5 and not caplog.text
@@ -168,21 +168,18 @@ def test_unknown_frame_offset_is_taken_with_a_warning(monkeypatch, caplog):
 
 def test_filterbanks_normalise_over_whole_utterances():
     waveform = torch.randn(50 * 16000) * torch.linspace(0.01, 1, 50 * 16000)
-    found = build_teacher("s3prl/fbank", 0).embed_utterance(waveform)
+    found = build_teacher("s3prl/fbank", 0).embed_batch([waveform])[0]
     half = len(found) // 2
     assert found.mean(0).abs().max() < 0.01 < found[:half, 0].mean().abs()
 
 
 @pytest.mark.parametrize("num_samples, upstream", [(1, "mel"), (850, "fbank")])
-def test_speech_that_an_upstream_cannot_take(monkeypatch, num_samples, upstream):
+def test_speech_that_an_upstream_cannot_take(num_samples, upstream):
     teacher = build_teacher(f"s3prl/{upstream}", 0)
     message = f"teacher s3prl/{upstream} cannot embed {num_samples} samples"
     speech = torch.randn(num_samples)
     with pytest.raises(EmbeddingError, match=f"^the {message}"):
-        teacher.embed_utterance(speech)
-    monkeypatch.setattr(teacher, "read", lambda utt_id, place: speech)
-    with pytest.raises(EmbeddingError, match=f"^utterance a: the {message}"):
-        teacher.embed_file("a", "a.wav")
+        teacher.embed_batch([speech])
 
 
 @pytest.mark.parametrize("num_samples", [1, 100, 400])

@@ -162,7 +162,7 @@ def id_and_embeddings(path, **options):
     teacher = build_teacher(f"transformers/{path}", **options)
     # Longer than the distances that WavLM tells apart
     waveform = torch.randn(48000, generator=torch.Generator().manual_seed(0))
-    return teacher.id, teacher.embed_utterance(3 * waveform + 0.2)
+    return teacher.id, teacher.embed_batch([3 * waveform + 0.2])[0]
 
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"

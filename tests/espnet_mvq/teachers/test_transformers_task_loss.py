@@ -166,7 +166,7 @@ def test_text_takes_the_case_of_the_vocabulary(save):
         ("A, DAB.", "does not have ',' '.' 'D'; write .*ignored_characters"),
         ("Ä", "does not have 'Ä'"),
         ("A<pad>", "does not have '<pad>'"),
-        (" ", "holds no label"),
+        (" ", "contains no label"),
     ],
 )
 def test_text_without_labels(save, text, message):

@@ -158,7 +158,7 @@ def test_how_texts_are_written(save, options, text, expected):
 def test_texts_without_a_place_in_the_model(save):
     path, _ = save()
     task_loss = build_task_loss(f"transformers/{path}")
-    with pytest.raises(TextError, match="holds no label"):
+    with pytest.raises(TextError, match="contains no label"):
         task_loss.encode("  ")
     # 24 positions, of which 2 are the prefix's; the end of the text needs none
     assert len(task_loss.encode("x" * 21)) == 23

@@ -2,7 +2,7 @@
 
 import pytest
 
-from espnet_mvq.extraction.task_losses import PartialLosses
+from espnet_mvq.indexes.partial_losses import PartialLosses
 from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata
 
 METADATA = TeacherLossMetadata(teacher="t@0", loss="ctc", label="token", inputs="0")
