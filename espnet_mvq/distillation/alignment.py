@@ -61,9 +61,7 @@ class FrameAligner:
     def __init__(
         self, student: FrameGrid, teacher: FrameGrid, delay_samples: float = 0
     ):
-        self.student = student
         self.teacher = teacher
-        self.delay_samples = delay_samples
         exact = [
             Fraction(value).limit_denominator(1000)
             for value in (

@@ -104,23 +104,16 @@ def _convert(source: Any) -> Dict[str, torch.Tensor]:
 def write_checkpoint(quantizer: Quantizer, path: Union[str, Path]) -> None:
     """Write a checkpoint; see `Quantizer.to_multi_quantization`."""
     checkpoint = io.BytesIO()
-    torch.save(make_checkpoint(quantizer), checkpoint)
+    torch.save(_make_checkpoint(quantizer), checkpoint)
     write_bytes(path, checkpoint.getvalue())
 
 
-def make_checkpoint(quantizer: Quantizer) -> Dict[str, Any]:
-    """Make a checkpoint that multi_quantization loads.
+def _make_checkpoint(quantizer: Quantizer) -> Dict[str, Any]:
+    """Make a checkpoint that multi_quantization loads, in either form.
 
     That library needs a classifier, and has no mean and no scale. A quantizer without
     a classifier gets that of `linear_discriminant`, and its mean is added to the first
     codebook. A scale, or a mean beside a classifier, needs SPEAR's form.
-
-    Returns:
-        The state dict of a `multi_quantization.Quantizer(D, K, N)`, or
-        {"quantizer": state dict, "mean": (D,), "std": (D,)}.
-
-    Raises:
-        ValueError: If N or K is not a power of two, as that library expects.
     """
     for name in ("num_codebooks", "codebook_size"):
         value = getattr(quantizer, name)
