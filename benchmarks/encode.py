@@ -14,7 +14,6 @@ Example:
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 import multi_quantization
 import numpy as np
 import torch
+from memory import peak_mb
 
 from espnet_mvq.quantization import Quantizer, QuantizerTrainer
 
@@ -72,23 +72,13 @@ def seconds_of(function, repeats: int = 3) -> float:
 
 
 def measure_memory(path: str, dim: int) -> float:
-    """Return what encoding an hour takes beyond input and output, in MB."""
+    """Return the peak memory of encoding an hour beyond input and output, in MB."""
     quantizer = Quantizer.load(path)
     x = torch.randn(MEMORY_FRAMES, dim)
     # Compiling takes memory that is not the search's; a quantizer of its own, as the
     # tables of the one that is measured count.
     Quantizer(torch.randn(2, 4, 8)).encode(torch.randn(128, 8))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from now on
-    before = kilobytes("VmRSS")
-    indexes = quantizer.encode(x)
-    output = indexes.numel() / 1024
-    return (kilobytes("VmHWM") - before - output) * 1024 / 1e6
-
-
-def kilobytes(name: str) -> int:
-    """Read a figure of this process's memory, on Linux, in kB."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{name}:\s+(\d+) kB", status).group(1))
+    return peak_mb(lambda: quantizer.encode(x)) - len(x) * quantizer.num_codebooks / 1e6
 
 
 def compare(x: torch.Tensor, num_codebooks: int, args) -> dict:

@@ -3,8 +3,8 @@
 
 Each method runs in a process of its own, one after the other, on the same training
 frames; all errors are measured on the same held-out frames, as
-sum ||x - x_hat||^2 / sum ||x - mean||^2 in double precision. Peak memory is what the
-process takes beyond what it had with the frames loaded.
+sum ||x - x_hat||^2 / sum ||x - mean||^2 in double precision. Peak memory is that of the
+process beyond its memory with the frames loaded.
 
 Needs: pip install faiss-cpu multi_quantization==0.1.1
 
@@ -200,15 +200,14 @@ def run_one(args) -> None:
 
 def versions() -> str:
     """Describe the machine and the packages."""
-    found = [f"espnet_mvq {__version__}"]
+    packages = [f"espnet_mvq {__version__}"]
     for package in ("torch", "numba", "faiss-cpu", "multi_quantization"):
         try:
-            found.append(f"{package} {version(package)}")
+            packages.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"{package} -")
-    return f"{platform.machine()}, Python {platform.python_version()}, " + ", ".join(
-        found
-    )
+            packages.append(f"{package} -")
+    python = f"Python {platform.python_version()}"
+    return ", ".join([platform.machine(), python, *packages])
 
 
 def main(cmd=None) -> None:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What more search is worth: error and speed, but also how learnable the indexes are.
+"""Value of more search: error and speed, stability and predictability of the indexes.
 
-A student has to predict the indexes, so that a search which lowers the error by indexes
-that hang on every bit of noise would be no gain. Measured for several efforts: the
-relative reconstruction error, the fraction of indexes that stay under noise of 1 % of
-the variance, and how well a linear classifier predicts them from the frame.
+A student has to predict the indexes. A search that lowers the error is no gain if the
+slightest noise changes its indexes. Measured for several efforts: the relative
+reconstruction error, the fraction of indexes that stay the same under noise of 1 % of
+the variance, and the scores of a linear classifier that predicts them from the frame.
 
 Example:
     python3 benchmarks/search_effort.py --train train_layer3.npy \

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What distillation costs the student: the loss alone, and one training step.
+"""Cost of distillation for the student: the loss alone, and one training step.
 
 1. The codebook loss, forward and backward, beside multi_quantization's
    `JointCodebookLoss(is_joint=False)` on the same random frames: once as that library
    does by default (logits computed again in the backward pass, "checkpoint") and once
-   keeping them. Times are medians of interleaved runs; peak memory is what forward and
-   backward take beyond frames, targets and weights, in a process of its own each. Below
-   them, what the options of our loss cost beside our plain one.
+   keeping them. Times are medians of interleaved runs; peak memory is that of forward
+   and backward beyond frames, targets and weights, in a process of its own each. The
+   rows below them compare the options of our loss with our plain one.
 2. A training step (forward, backward, AdamW) of an ESPnet ASR model with `model: mvq`
    beside the same model without: 12 conformer blocks of 256 channels, 6 transformer
    decoder blocks, 500 tokens, 16 codebooks of a 50 Hz teacher, so 32 indexes per
@@ -31,6 +31,7 @@ import time
 from pathlib import Path
 
 import torch
+from memory import peak_mb
 from multi_quantization.prediction import JointCodebookLoss
 
 import espnet_mvq
@@ -203,20 +204,14 @@ def loss_functions(num_targets: int, args: argparse.Namespace) -> dict:
         "joint head": lambda: ours(JointHead),
         "multi_quantization, joint": lambda: theirs(is_joint=True),
     }
-    if args.memory_of:  # nothing but what is measured
+    if args.memory_of:  # only the measured method
         name = json.loads(args.memory_of)["name"]
         return {name: builders[name]()}
     return {name: build() for name, build in builders.items()}
 
 
-def kilobytes(name: str) -> int:
-    """Read a figure of this process's memory, on Linux, in kB."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{name}:\s+(\d+) kB", status).group(1))
-
-
 def measure_memory(args: argparse.Namespace) -> float:
-    """Return what a method takes beyond what is there before it starts, in MB."""
+    """Return the peak memory of a method beyond that before it starts, in MB."""
     ((run),) = loss_functions(json.loads(args.memory_of)["num_targets"], args).values()
     run(8)  # libraries load on first use
     if args.device.startswith("cuda"):
@@ -224,16 +219,13 @@ def measure_memory(args: argparse.Namespace) -> float:
         before = torch.cuda.memory_allocated(args.device)
         run(args.frames)
         return (torch.cuda.max_memory_allocated(args.device) - before) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from now on
-    before = kilobytes("VmRSS")
-    run(args.frames)
-    return (kilobytes("VmHWM") - before) * 1024 / 1e6
+    return peak_mb(lambda: run(args.frames))
 
 
 def memory_in_child(name: str, num_targets: int, cmd: list) -> float:
     """Measure the memory of a method in a new process, in MB."""
-    what = json.dumps({"name": name, "num_targets": num_targets})
-    child = [sys.executable, __file__, *cmd, "--memory_of", what]
+    method = json.dumps({"name": name, "num_targets": num_targets})
+    child = [sys.executable, __file__, *cmd, "--memory_of", method]
     done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout)
 
@@ -347,12 +339,12 @@ def compare_steps(args: argparse.Namespace) -> None:
 
 
 def describe(args: argparse.Namespace) -> str:
-    """Say what was measured on what."""
+    """Describe machine, versions and settings."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        found = re.search(r"model name\s*: (.+)", cpuinfo.read_text())
-        processor = found.group(1) if found else processor
+        model = re.search(r"model name\s*: (.+)", cpuinfo.read_text())
+        processor = model.group(1) if model else processor
     device = args.device
     if device.startswith("cuda"):
         device = torch.cuda.get_device_name(device)

@@ -11,13 +11,7 @@ from espnet_mvq.distillation.embedding_loss import (
     ChannelNormaliser,
     embedding_loss,
 )
-from espnet_mvq.distillation.heads import (
-    HEADS,
-    Head,
-    IndependentHead,
-    JointHead,
-    classifier_of_codebooks,
-)
+from espnet_mvq.distillation.heads import HEADS, Head, IndependentHead, JointHead
 from espnet_mvq.distillation.losses import CodebookLossOutput, codebook_loss
 from espnet_mvq.distillation.schedules import WeightSchedule
 from espnet_mvq.distillation.soft_targets import (
@@ -40,7 +34,6 @@ __all__ = [
     "WeightSchedule",
     "Weighting",
     "build_weighting",
-    "classifier_of_codebooks",
     "codebook_loss",
     "embedding_loss",
     "mean_over_time",

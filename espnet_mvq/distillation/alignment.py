@@ -61,9 +61,7 @@ class FrameAligner:
     def __init__(
         self, student: FrameGrid, teacher: FrameGrid, delay_samples: float = 0
     ):
-        self.student = student
         self.teacher = teacher
-        self.delay_samples = delay_samples
         exact = [
             Fraction(value).limit_denominator(1000)
             for value in (
@@ -112,60 +110,36 @@ class FrameAligner:
         shape = (num_frames, self.num_slots)
         return nearest.reshape(shape), inside.reshape(shape)
 
-    def targets(
-        self,
-        indexes: torch.Tensor,
-        index_lengths: torch.Tensor,
-        student_lengths: torch.Tensor,
-        num_frames: int,
-        shown_samples: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        """Arrange codebook indexes as targets of student frames.
-
-        Args:
-            indexes: Codebook indexes, int64, (B, T_teacher, N), padded with anything.
-            index_lengths: Teacher frames of each utterance, int64, (B,); 0 = none.
-            student_lengths: Student frames of each utterance, int64, (B,).
-            num_frames: Student frames T of the padded batch.
-            shown_samples: For features that were warped in time, the moment of the
-                speech in samples at each of `slot_centres`, float,
-                (B, T * num_slots). None: no warp.
-
-        Returns:
-            Targets, int64, (B, T, num_slots * N), `IGNORE` where there is none.
-        """
-        targets, known = self.gather(
-            indexes, index_lengths, student_lengths, num_frames, shown_samples
-        )
-        return targets.masked_fill(~known.unsqueeze(3), IGNORE).flatten(2)
-
     def gather(
         self,
         values: torch.Tensor,
         value_lengths: torch.Tensor,
         student_lengths: torch.Tensor,
         num_frames: int,
-        shown_samples: Optional[torch.Tensor] = None,
+        source_samples: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Gather the values of the teacher frame of each slot.
 
         Args:
-            values: Indexes or embeddings of teacher frames, (B, T_teacher, X).
+            values: Indexes or embeddings of teacher frames, (B, T_teacher, X), with any
+                values in the padding.
             value_lengths: Teacher frames of each utterance, int64, (B,); 0 = none.
-            student_lengths: As for `targets`.
-            num_frames: As for `targets`.
-            shown_samples: As for `targets`.
+            student_lengths: Student frames of each utterance, int64, (B,).
+            num_frames: Student frames T of the padded batch.
+            source_samples: For features that were warped in time, the moment of the
+                speech in samples at each of `slot_centres`, float,
+                (B, T * num_slots). None: no warp.
 
         Returns:
             Values, (B, T, num_slots, X), and a mask of those that exist, bool,
             (B, T, num_slots); the others are arbitrary.
         """
         batch, num_values, width = values.shape
-        if shown_samples is None:
+        if source_samples is None:
             frames, inside = self.teacher_frames(num_frames)
             frames, inside = frames.to(values.device), inside.to(values.device)
         else:
-            frames, inside = self._frames_at(shown_samples)
+            frames, inside = self._frames_at(source_samples)
         known = inside & (frames >= 0)
         known = known & (frames < value_lengths.reshape(-1, 1, 1))
         steps = torch.arange(num_frames, device=values.device)
@@ -191,20 +165,20 @@ class FrameAligner:
         return (centres + self.teacher.offset_samples).float()
 
     def _frames_at(
-        self, shown_samples: torch.Tensor
+        self, source_samples: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """As `teacher_frames`, for moments (B, T * num_slots): (B, T, num_slots)."""
         offset, shift = self.teacher.offset_samples, self.teacher.shift_samples
         # Half-open slots, as in `teacher_frames`: closed at both ends, two slots would
         # predict a teacher frame on the border between them.
-        nearest = ((shown_samples - offset) / shift - 0.5).ceil()
-        distance = offset + nearest * shift - shown_samples
+        nearest = ((source_samples - offset) / shift - 0.5).ceil()
+        distance = offset + nearest * shift - source_samples
         half_slot = self._slot / self._unit / 2
         inside = (distance >= -half_slot) & (distance < half_slot)
         if self.num_slots == 1 or self._slot == self._shift:
             # Slots as long as a teacher frame leave no gaps, rounding or not.
             inside = torch.ones_like(inside)
-        shape = (len(shown_samples), -1, self.num_slots)
+        shape = (len(source_samples), -1, self.num_slots)
         return nearest.long().reshape(shape), inside.reshape(shape)
 
 

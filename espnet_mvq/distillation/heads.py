@@ -180,53 +180,6 @@ class JointHead(Head):
         return logits + joint.transpose(0, 1)
 
 
-def classifier_of_codebooks(
-    codebooks: torch.Tensor,
-    mean: torch.Tensor,
-    scale: torch.Tensor,
-    relative_error: float,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Return linear classifiers that read codebook indexes off the embeddings.
-
-    A normalised embedding z = (x - mean) / scale is modelled as entry k of codebook n
-    plus Gaussian noise of mean m_n and covariance S_n. The noise is the sum of the
-    other codebooks, whose entries are assumed to be equally frequent, and of the
-    quantizer's error, alike in every channel. Then the log odds of the entries are
-    linear:
-
-        logits_nk = c_nk' S_n^-1 (z - m_n - c_nk / 2)
-
-    With one codebook the largest logit is that of the nearest entry.
-
-    Args:
-        codebooks: Entries, in the space of z, float, (N, K, D).
-        mean: Mean of the embeddings, (D,).
-        scale: Scale of the embeddings, (D,).
-        relative_error: Relative reconstruction error of the quantizer; clipped to 0.01
-            to 0.99.
-
-    Returns:
-        Weights (N * K, D) and biases (N * K,) for embeddings x.
-
-    Source: ours; linear discriminant analysis.
-    """
-    codebooks = codebooks.double()
-    num_entries, dim = codebooks.shape[1:]
-    centres = codebooks.mean(1)
-    deviations = codebooks - centres.unsqueeze(1)
-    covariances = deviations.transpose(1, 2) @ deviations / num_entries  # (N, D, D)
-    total = covariances.sum(0)
-    share = min(max(relative_error, 0.01), 0.99)
-    error = total.trace() / dim * share / (1 - share)
-    noise = total - covariances + error * torch.eye(dim).to(total)
-    weight = torch.linalg.solve(noise, codebooks.transpose(1, 2)).transpose(1, 2)
-    others = (centres.sum(0) - centres).unsqueeze(1)  # m_n
-    bias = -(weight * (others + codebooks / 2)).sum(2)
-    weight = weight / scale.double()
-    bias = bias - weight @ mean.double()
-    return weight.flatten(0, 1).float(), bias.flatten().float()
-
-
 def _normal(*shape: int) -> torch.nn.Parameter:
     """Draw weights that give outputs of unit variance for inputs of unit variance."""
     return torch.nn.Parameter(torch.randn(shape) * shape[-1] ** -0.5)

@@ -32,9 +32,6 @@ class CodebookLossOutput:
         num_frames: Student frames with at least one valid target.
         cross_entropy: Cross entropy in nats of the stored indexes, independent of the
             options; no gradient.
-        embedding_error: Relative squared error of the expected embeddings, summed over
-            teacher frames; no gradient. Zero if `embedding_weight` is 0.
-        num_embeddings: Teacher frames in that sum: with at least one valid target.
         correct_by_target: As `num_correct`, of each of the M targets of a frame, (M,).
         count_by_target: As `num_targets`, of each of them, (M,).
     """
@@ -44,8 +41,6 @@ class CodebookLossOutput:
     num_targets: torch.Tensor
     num_frames: torch.Tensor
     cross_entropy: torch.Tensor
-    embedding_error: torch.Tensor
-    num_embeddings: torch.Tensor
     correct_by_target: torch.Tensor
     count_by_target: torch.Tensor
 
@@ -114,7 +109,7 @@ def codebook_loss(
     weights = None
     if utterance_weights is not None:
         weights = utterance_weights.detach().unsqueeze(1).expand_as(chosen)[chosen]
-    loss, *statistics = _ChunkedLoss.apply(
+    loss, correct, cross_entropy = _ChunkedLoss.apply(
         head,
         options,
         torch.is_grad_enabled(),
@@ -123,15 +118,12 @@ def codebook_loss(
         frames[chosen],
         *head.weights(),
     )
-    correct, cross_entropy, embedding_error, num_embeddings = statistics
     return CodebookLossOutput(
         loss=loss,
         num_correct=correct.sum(),
         num_targets=valid.sum(),
         num_frames=chosen.sum(),
         cross_entropy=cross_entropy,
-        embedding_error=embedding_error,
-        num_embeddings=num_embeddings,
         correct_by_target=correct,
         count_by_target=valid.sum((0, 1)),
     )
@@ -212,7 +204,7 @@ class _ChunkedLoss(torch.autograd.Function):
             *weights: Of the head.
 
         Returns:
-            The five sums of `_chunk_sums`.
+            The sums of `_chunk_sums`.
         """
         needed = [with_gradient and need for need in ctx.needs_input_grad[5:]]
         # The same copies for all chunks, so that autocast converts them once.
@@ -313,8 +305,7 @@ def _chunk_sums(
         options: Of the loss.
 
     Returns:
-        Loss, correct targets (M,), cross entropy, relative error and number of
-        embeddings.
+        Loss, correct targets (M,) and cross entropy.
     """
     # In float32 under mixed precision too: half precision loses small differences.
     log_probs = logits.flatten(0, 1).float().log_softmax(1)
@@ -323,8 +314,6 @@ def _chunk_sums(
     losses = F.nll_loss(log_probs, flat, ignore_index=IGNORE, reduction="none")
     cross_entropy = losses.sum()
     correct = (logits.detach().argmax(2) == targets).sum(0)
-    error = log_probs.new_zeros(())
-    num_embeddings = correct.new_zeros(())
     if options.soft_targets is not None:
         losses = _soft_cross_entropy(log_probs, targets, options.soft_targets)
     if options.label_smoothing > 0:
@@ -332,11 +321,10 @@ def _chunk_sums(
         losses = (1 - options.label_smoothing) * losses - options.label_smoothing * even
     loss = _weighted_sum(losses, frame_weights)
     if options.embedding_weight > 0:
-        errors, num_embeddings = _embedding_error(log_probs, targets, options.codebooks)
-        error = errors.sum()
+        errors = _embedding_errors(log_probs, targets, options.codebooks)
         weighted = _weighted_sum(errors, frame_weights)
         loss = loss + options.embedding_weight * len(options.codebooks) * weighted
-    return loss, correct, cross_entropy, error, num_embeddings
+    return loss, correct, cross_entropy
 
 
 def _weighted_sum(
@@ -367,19 +355,15 @@ def _soft_cross_entropy(
     return -(distributions * log_probs).sum(1) * (targets.flatten() != IGNORE)
 
 
-def _embedding_error(
+def _embedding_errors(
     log_probs: torch.Tensor, targets: torch.Tensor, codebooks: torch.Tensor
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Compute the squared errors of expected embeddings.
+) -> torch.Tensor:
+    """Compute the squared error of each expected embedding, (F * M / N,).
 
     Args:
         log_probs: Float32, (F * M, K).
         targets: int64, (F, M).
         codebooks: Float, (N, K, D).
-
-    Returns:
-        The error of each teacher frame, (F * M / N,), and the number of teacher frames
-        with a target.
     """
     num_codebooks, size, dim = codebooks.shape
     flat = targets.reshape(-1, 1)
@@ -389,5 +373,4 @@ def _embedding_error(
     difference = (log_probs.exp() - stored) * (flat != IGNORE)
     difference = difference.reshape(-1, num_codebooks * size)
     entries = codebooks.reshape(-1, dim).to(log_probs.dtype)
-    known = (targets != IGNORE).reshape(-1, num_codebooks).any(1)
-    return (difference @ entries).square().sum(1), known.sum()
+    return (difference @ entries).square().sum(1)

@@ -11,10 +11,7 @@ follow from the inner products of the entries of one codebook: a diagonal block 
 the Gram table. All of this is in the quantizer's normalised space.
 """
 
-from typing import Optional
-
 import torch
-import torch.nn.functional as F
 
 
 def soft_target_table(
@@ -25,8 +22,8 @@ def soft_target_table(
     Row i of codebook n is softmax_k(-d_n(i, k) / (temperature * mean_n)), where mean_n
     is the mean of d_n over all pairs of different entries, so that the temperature does
     not depend on the size of the entries. Towards 0 the rows become the stored index
-    alone. With 8 codebooks of a layer of Whisper the stored index
-    keeps 0.99 of the probability at 0.05, 0.81 at 0.1 and 0.26 at 0.2.
+    alone. With 8 codebooks of a layer of Whisper the stored index keeps 0.99 of the
+    probability at 0.05, 0.81 at 0.1 and 0.26 at 0.2.
 
     Args:
         codebooks: Entries, float, (N, K, D): `codebooks` of a `Quantizer`.
@@ -54,42 +51,26 @@ def soft_target_table(
     return torch.softmax(-distances / (temperature * mean).clamp(min=tiny), dim=2)
 
 
-def unit_variance_codebooks(
-    codebooks: torch.Tensor, indexes: Optional[torch.Tensor] = None
-) -> torch.Tensor:
-    """Scale codebooks so that decoded embeddings have a total variance of 1.
+def unit_variance_codebooks(codebooks: torch.Tensor) -> torch.Tensor:
+    """Scale codebooks so that decoded embeddings have a total variance of about 1.
 
     A squared error measured with them is relative to the variance of embeddings. Each
     codebook's mean is removed; it cancels out between an expected and a stored entry.
+    The variance is the sum over codebooks of the variance of their entries, which
+    assumes equally frequent entries and independent codebooks: with 8 codebooks of a
+    layer of Whisper it was 0.6 of the variance of decoded embeddings.
 
     Args:
         codebooks: Entries, float, (N, K, D): `codebooks` of a `Quantizer`.
-        indexes: Stored indexes of some thousand frames, int, (F, N), whose decoded
-            embeddings give the variance. Default: the sum over codebooks of the
-            variance of their entries. This assumes equally frequent entries and
-            independent codebooks: with 8 codebooks of a layer of Whisper it was 0.6 of
-            the variance of decoded embeddings.
 
     Returns:
         Entries, float, (N, K, D).
 
     Raises:
-        ValueError: If the embeddings do not vary, or the indexes are not (F, N).
+        ValueError: If the entries of no codebook vary.
     """
     entries = _centred(codebooks)
-    num_codebooks, size, dim = entries.shape
-    if indexes is None:
-        variance = entries.square().sum(dim=2).mean(dim=1).sum()
-    else:
-        if indexes.dim() != 2 or indexes.shape[1] != num_codebooks:
-            raise ValueError(
-                f"indexes: got shape {tuple(indexes.shape)}, expected (frames, "
-                f"{num_codebooks}) as there are codebooks"
-            )
-        offsets = torch.arange(num_codebooks, device=entries.device) * size
-        rows = indexes.to(entries.device, torch.int64) + offsets
-        decoded = F.embedding_bag(rows, entries.reshape(-1, dim), mode="sum")
-        variance = decoded.var(dim=0, correction=0).sum()
+    variance = entries.square().sum(dim=2).mean(dim=1).sum()
     if not variance > 0:
         raise ValueError(
             f"codebooks: embeddings have variance {float(variance)}, expected some "

@@ -11,7 +11,6 @@ from espnet_mvq.distillation import (
     IGNORE,
     CodebookLossOutput,
     FrameGrid,
-    classifier_of_codebooks,
     codebook_loss,
     soft_target_table,
     unit_variance_codebooks,
@@ -19,6 +18,7 @@ from espnet_mvq.distillation import (
 from espnet_mvq.plugin.config import MVQConfig
 from espnet_mvq.plugin.target import Target
 from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization.linear_discriminant import linear_discriminant
 
 # Relative reconstruction error of a quantizer whose provenance has none
 _ERROR = 0.3
@@ -74,8 +74,8 @@ class CodebookTarget(Target):
                 "many: the student layer has to be the teacher's"
             )
         error = quantizer.provenance.get("relative_reconstruction_error", _ERROR)
-        weight, bias = classifier_of_codebooks(
-            quantizer.codebooks, quantizer.mean, quantizer.scale, error
+        weight, bias = linear_discriminant(
+            quantizer.codebooks.double(), error, quantizer.mean, quantizer.scale
         )
         with torch.no_grad():
             self.head.weight.copy_(weight)

@@ -30,10 +30,8 @@ class ClassifierQuantizer(Quantizer):
     are given: these are refined as in `Quantizer`.
 
     Args:
-        codebooks: See `Quantizer`; N is a power of two.
-        mean: See `Quantizer`.
-        scale: See `Quantizer`.
-        provenance: See `Quantizer`.
+        codebooks: Entries, float, (N, K, D); N is a power of two.
+        mean, scale, provenance: See `Quantizer`.
         classifier_weight: Weight of the classifier, float, (N * K, D).
         classifier_bias: Its bias, float, (N * K,).
 
@@ -92,7 +90,7 @@ def tournament_pass(
     """Run one pass of the tournament.
 
     Args:
-        tables: Gram tables; the number of codebooks is a power of two.
+        tables: Gram tables; the number of codebooks N is a power of two.
         unary: From `GramTables.unary_costs`, float, (B, N, K).
         indexes: Indexes to start from, int64, (B, N).
 
@@ -106,18 +104,16 @@ def tournament_pass(
     rows = torch.arange(num_codebooks * codebook_size, device=unary.device)
     rows = rows.reshape(1, num_codebooks, codebook_size, 1)
     rows = rows.expand(num_frames, -1, -1, -1)
-    length = 1
-    while rows.shape[1] > 1 or rows.shape[2] > 1:
-        kept = _num_kept(codebook_size, length)
-        if rows.shape[2] > kept or rows.shape[1] == 1:
-            kept = 1 if rows.shape[1] == 1 else kept
+    while True:
+        groups, choices, length = rows.shape[1:]
+        kept = _num_kept(codebook_size, length) if groups > 1 else 1
+        if choices > kept:
             cost, best = cost.sort(dim=2)
             cost, best = cost[:, :, :kept], best[:, :, :kept, None]
             rows = rows.gather(2, best.expand(-1, -1, -1, length))
-            continue
+        if groups == 1:
+            return rows.reshape(num_frames, num_codebooks) - tables.offsets
         cost, rows = _merge(tables.cross, current, cost, rows)
-        length *= 2
-    return rows.reshape(num_frames, num_codebooks) - tables.offsets
 
 
 def _single_changes(

@@ -7,15 +7,7 @@ _CHUNK_FRAMES = 8192
 
 
 def nearest(x: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """Find the nearest centre of each frame.
-
-    Args:
-        x: Frames, float, (F, D).
-        centres: Centres, float, (K, D).
-
-    Returns:
-        Indexes of the nearest centres, int64, (F,).
-    """
+    """Find the nearest centre (K, D) of each frame (F, D): int64, (F,)."""
     half_norms = centres.square().sum(1) / 2
     with torch.autocast(x.device.type, enabled=False):
         return torch.cat(
@@ -93,8 +85,8 @@ def refit_codebooks(
 
     With Z (F, N*K) the matrix of ones at the chosen entries, the codebooks are the
     ridge solution of Z C = X. Z is never built: Z'Z counts pairs of indexes, Z'X sums
-    frames. The ridge makes the solution unique (a constant
-    can move between codebooks) and keeps entries that no frame uses at zero.
+    frames. The ridge makes the solution unique (a constant can move between codebooks)
+    and keeps entries that no frame uses at zero.
 
     Args:
         x: Frames, float, (F, D).

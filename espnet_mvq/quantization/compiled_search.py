@@ -105,14 +105,7 @@ def _search_frames(
             continue
         _conditional_costs(unary[f], cross, now, costs)
         _refine(
-            cross,
-            costs,
-            now,
-            num_passes,
-            pair_candidates,
-            tolerance,
-            best_costs,
-            best,
+            cross, costs, now, num_passes, pair_candidates, tolerance, best_costs, best
         )
         if num_codebooks == 1:
             continue
@@ -124,14 +117,7 @@ def _search_frames(
                 n, entry = changes[r, p]
                 gain += _change(cross, trial_costs, trial, n, entry)
             gain += _refine(
-                cross,
-                trial_costs,
-                trial,
-                num_passes,
-                0,
-                tolerance,
-                best_costs,
-                best,
+                cross, trial_costs, trial, num_passes, 0, tolerance, best_costs, best
             )
             if gain < -tolerance:
                 now[:] = trial
@@ -264,14 +250,7 @@ def _lowest(values):
 
 @_compile
 def _refine(
-    cross,
-    costs,
-    indexes,
-    num_passes,
-    pair_candidates,
-    tolerance,
-    best_costs,
-    best,
+    cross, costs, indexes, num_passes, pair_candidates, tolerance, best_costs, best
 ):
     """Refine one frame (see `torch_search.refine`); return the rise of its cost."""
     num_codebooks = costs.shape[0]
@@ -305,14 +284,7 @@ def _refine(
 
 @_compile
 def _change_pair(
-    cross,
-    costs,
-    indexes,
-    n,
-    pair_candidates,
-    tolerance,
-    best_costs,
-    best,
+    cross, costs, indexes, n, pair_candidates, tolerance, best_costs, best
 ):
     """Change codebook n and the one that answers best, if the cost falls.
 

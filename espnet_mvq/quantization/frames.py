@@ -41,11 +41,7 @@ class Reservoir:
         self.num_seen = 0
 
     def add(self, frames: torch.Tensor) -> None:
-        """Offer a chunk of frames.
-
-        Args:
-            frames: Float, (F, D).
-        """
+        """Offer a chunk of frames, float, (F, D)."""
         keys = torch.rand(len(frames), generator=self._generator, dtype=torch.float64)
         self.num_seen += len(frames)
         chosen = keys < self._threshold
@@ -249,11 +245,7 @@ def check_indexes(indexes: Any, num_codebooks: int, codebook_size: int) -> torch
 
 
 def check_training_frames(x: torch.Tensor, codebook_size: int) -> None:
-    """Check frames for training.
-
-    Args:
-        x: Training frames, finite, (F, D).
-        codebook_size: Entries of each codebook.
+    """Check training frames, finite, (F, D).
 
     Raises:
         ValueError: If there are fewer frames than entries, or all are equal.

@@ -56,13 +56,9 @@ class GramTables:
         self.largest_value = _LARGEST_COST / max(1.0, 4 * num_codebooks * largest_sum)
 
     def unary_costs(self, x: torch.Tensor) -> torch.Tensor:
-        """Cost of each entry on its own.
+        """Cost of each entry on its own, ||c||^2 - 2 <x, c>: float, (B, N, K).
 
-        Args:
-            x: Frames in the quantizer's space, float, (B, D).
-
-        Returns:
-            Costs, float, (B, N, K): ||c||^2 - 2 <x, c>.
+        The frames x, float, (B, D), are in the quantizer's normalised space.
         """
         costs = torch.addmm(self.norms, x, self.entries.T, alpha=-2)
         return costs.reshape(len(x), self.num_codebooks, self.codebook_size)
@@ -102,12 +98,7 @@ class GramTables:
     def total_cost(self, unary: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         """Cost of whole index vectors.
 
-        Args:
-            unary: From `unary_costs`, float, (B, N, K).
-            indexes: int64, (B, N).
-
-        Returns:
-            Costs, float, (B,).
+        Args as for `conditional_costs`; returns float, (B,).
         """
         cost = unary.gather(2, indexes.unsqueeze(2)).squeeze(2).sum(1)
         rows = indexes + self.offsets

@@ -5,12 +5,13 @@ Read their quantizers, and write checkpoints of ours that their library loads.
 
 import io
 from pathlib import Path
-from typing import Any, Dict, Mapping, Tuple, Union
+from typing import Any, Dict, Mapping, Union
 
 import torch
 
 from espnet_mvq.files.whole_file import write_bytes
 from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
+from espnet_mvq.quantization.linear_discriminant import linear_discriminant
 from espnet_mvq.quantization.quantizer import Quantizer
 
 _NAMES = (
@@ -22,6 +23,8 @@ _NAMES = (
 )
 _SCALE_SPEED = 10  # that library's factor on its log-domain scales
 _STD_FLOOR = 1e-5  # added by SPEAR to standard deviations
+# Assumed relative error, for the classifier: a tenth of the variance of the entries
+_ASSUMED_ERROR = 1 / 11
 
 
 def read_checkpoint(
@@ -101,23 +104,16 @@ def _convert(source: Any) -> Dict[str, torch.Tensor]:
 def write_checkpoint(quantizer: Quantizer, path: Union[str, Path]) -> None:
     """Write a checkpoint; see `Quantizer.to_multi_quantization`."""
     checkpoint = io.BytesIO()
-    torch.save(make_checkpoint(quantizer), checkpoint)
+    torch.save(_make_checkpoint(quantizer), checkpoint)
     write_bytes(path, checkpoint.getvalue())
 
 
-def make_checkpoint(quantizer: Quantizer) -> Dict[str, Any]:
-    """Make a checkpoint that multi_quantization loads.
+def _make_checkpoint(quantizer: Quantizer) -> Dict[str, Any]:
+    """Make a checkpoint that multi_quantization loads, in either form.
 
     That library needs a classifier, and has no mean and no scale. A quantizer without
     a classifier gets that of `linear_discriminant`, and its mean is added to the first
     codebook. A scale, or a mean beside a classifier, needs SPEAR's form.
-
-    Returns:
-        The state dict of a `multi_quantization.Quantizer(D, K, N)`, or
-        {"quantizer": state dict, "mean": (D,), "std": (D,)}.
-
-    Raises:
-        ValueError: If N or K is not a power of two, as that library expects.
     """
     for name in ("num_codebooks", "codebook_size"):
         value = getattr(quantizer, name)
@@ -134,7 +130,7 @@ def make_checkpoint(quantizer: Quantizer) -> Dict[str, Any]:
         weight = quantizer.classifier_weight.clone()
         bias = quantizer.classifier_bias.clone()
     else:
-        weight, bias = linear_discriminant(centers)
+        weight, bias = linear_discriminant(centers, _ASSUMED_ERROR)
         if has_mean and not is_scaled:
             centers[0] += mean
             bias -= weight @ mean
@@ -149,34 +145,3 @@ def make_checkpoint(quantizer: Quantizer) -> Dict[str, Any]:
     if is_scaled or (has_mean and has_classifier):
         return {"quantizer": state, "mean": mean, "std": scale - _STD_FLOOR}
     return state
-
-
-def linear_discriminant(codebooks: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Derive a linear classifier of indexes from the codebooks alone.
-
-    From the view of one codebook, the entries of all others are Gaussian noise with the
-    covariance of these entries, which are taken for equally frequent. The logits of
-    entry k of codebook n are the log odds under this noise, of mean m_n and covariance
-    S_n: c_nk' S_n^-1 (z - m_n - c_nk / 2).
-
-    Args:
-        codebooks: Entries, float, (N, K, D).
-
-    Returns:
-        Weight (N * K, D) and bias (N * K,) of the logits.
-
-    Source: ours; linear discriminant analysis.
-    """
-    # In float32, so that the same quantizer always gives the same checkpoint
-    centred = (codebooks - codebooks.mean(1, keepdim=True)).double()
-    codebooks = codebooks.double()
-    means = codebooks.mean(1)
-    covariances = centred.transpose(1, 2) @ centred / codebooks.shape[1]  # (N, D, D)
-    total = covariances.sum(0)
-    # The quantizer's error is unknown; a tenth of the variance stands for it.
-    error = 0.1 * total.diagonal().mean() * torch.eye(len(total)).to(total)
-    noise = total - covariances + error
-    weight = torch.linalg.solve(noise, codebooks.transpose(1, 2)).transpose(1, 2)
-    others = (means.sum(0) - means).unsqueeze(1)  # m_n
-    bias = -(weight * (others + codebooks / 2)).sum(2)
-    return weight.flatten(0, 1).float(), bias.flatten().float()

@@ -1,8 +1,8 @@
 """Quality of a quantizer on given frames.
 
 The report has the reconstruction error, by channel and search effort; the use and the
-overlap of the codebooks; and two figures of the work that the indexes leave to a
-student: their stability under noise, and how well a linear classifier predicts them
+overlap of the codebooks; and two measures of how hard the indexes are for a student:
+their stability under noise, and the scores of a linear classifier that predicts them
 from the frame itself.
 """
 
@@ -16,7 +16,6 @@ from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
 from espnet_mvq.quantization.quantizer import Quantizer
 
 _CHUNK_FRAMES = 8192  # frames in double precision at a time
-_TINY = 1e-300  # replaces 0 in divisors
 _CONSTANT = 1e-12  # a channel with less of the largest channel's variance is constant
 _NOISE_POWERS = (0.001, 0.01, 0.1)  # over the variance, for the stability
 _PROBE_FRAMES = 20_000  # for training and test of the linear probe together
@@ -54,23 +53,17 @@ class EffortError:
 
 
 @dataclass(frozen=True)
-class ReconstructionErrors:
-    """Reconstruction error by channel and by frame.
+class ChannelErrors:
+    """Reconstruction error by channel.
 
     Attributes:
         channel_error: Squared error of each channel over its variance, float64, (D,);
             NaN for constant channels.
-        error_share: Each channel's share of the whole squared error, (D,); 0 where
-            there is no error.
         variance_share: Each channel's share of the whole variance, (D,).
-        frame_quantiles: Quantile -> squared error of a frame over the mean squared
-            distance of frames from their mean.
     """
 
     channel_error: torch.Tensor
-    error_share: torch.Tensor
     variance_share: torch.Tensor
-    frame_quantiles: Dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,6 @@ class ProbeScores:
         cross_entropy_nats: Mean cross entropy in nats, (N,).
         entropy_nats: Entropy of the indexes, the cross entropy of a guess by their
             frequencies, (N,).
-        chance_nats: ln K, the cross entropy of a random guess.
         split: Division into training and test frames, in words.
         num_train_frames: Number of training frames.
         num_test_frames: Number of test frames.
@@ -106,7 +98,6 @@ class ProbeScores:
     accuracy: torch.Tensor
     cross_entropy_nats: torch.Tensor
     entropy_nats: torch.Tensor
-    chance_nats: float
     split: str
     num_train_frames: int
     num_test_frames: int
@@ -124,7 +115,7 @@ class QualityReport:
         codebook_variance_share: Share of each codebook's entries in the sum of the
             codebooks' variances, in the normalised space, (N,).
         codebook_correlation: See the function of this name, (N, N).
-        errors: Error by channel and by frame.
+        errors: Error by channel.
         stability: Unchanged indexes, by noise power.
         probe: Scores of the linear classifier.
     """
@@ -135,7 +126,7 @@ class QualityReport:
     usage: IndexUsage
     codebook_variance_share: torch.Tensor
     codebook_correlation: torch.Tensor
-    errors: ReconstructionErrors
+    errors: ChannelErrors
     stability: List[NoiseStability]
     probe: ProbeScores
 
@@ -182,7 +173,7 @@ def measure_quality(
         usage=index_usage(indexes, quantizer.codebook_size),
         codebook_variance_share=codebook_variance_share(quantizer.codebooks),
         codebook_correlation=codebook_correlation(quantizer.codebooks),
-        errors=reconstruction_errors(quantizer, x, indexes),
+        errors=channel_errors(quantizer, x, indexes),
         stability=[
             label_stability(quantizer, x, indexes, power, seed)
             for power in _NOISE_POWERS
@@ -201,14 +192,7 @@ def error_by_effort(quantizer: Quantizer, x: torch.Tensor) -> List[EffortError]:
     """Measure the error after searches of growing effort.
 
     The searches are the quantizer's own with 0 to 5 refinement passes, and last a beam
-    search with perturbation.
-
-    Args:
-        quantizer: The quantizer.
-        x: Frames, float, (F, D).
-
-    Returns:
-        Errors, from the least effort to the most.
+    search with perturbation. The frames are float, (F, D).
     """
     by_beam = not isinstance(quantizer, ClassifierQuantizer)
     start = "beam" if by_beam else "classifier"
@@ -240,40 +224,17 @@ def error_by_effort(quantizer: Quantizer, x: torch.Tensor) -> List[EffortError]:
     return errors
 
 
-def reconstruction_errors(
+def channel_errors(
     quantizer: Quantizer, x: torch.Tensor, indexes: torch.Tensor
-) -> ReconstructionErrors:
-    """Split the reconstruction error among channels and frames.
-
-    Args:
-        quantizer: The quantizer.
-        x: Frames, float, (F, D).
-        indexes: Their codebook indexes, (F, N).
-
-    Returns:
-        Errors and shares of the channels, quantiles of the frames.
-    """
+) -> ChannelErrors:
+    """Split the error of frames (F, D) with indexes (F, N) among channels."""
     _, variance, constant = channel_statistics(x)
-    channel_error = torch.zeros_like(variance)
-    frame_error = []
+    error = torch.zeros_like(variance)
     for part, chosen in zip(x.split(_CHUNK_FRAMES), indexes.split(_CHUNK_FRAMES)):
-        error = (part.double() - quantizer.decode(chosen).to(part.device)).square()
-        channel_error += error.sum(0)
-        frame_error.append(error.sum(1))
-    channel_error /= len(x)
-    relative = torch.where(constant, torch.nan, channel_error / variance)
-    frames = torch.cat(frame_error) / variance.sum()
-    ordered = frames.sort().values
-    quantiles = {
-        str(q): float(ordered[round(q * (len(ordered) - 1))])
-        for q in (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-    }
-    return ReconstructionErrors(
-        relative.cpu(),
-        (channel_error / channel_error.sum().clamp_min(_TINY)).cpu(),
-        (variance / variance.sum()).cpu(),
-        quantiles,
-    )
+        decoded = quantizer.decode(chosen).to(part.device)
+        error += (part.double() - decoded).square().sum(0)
+    relative = torch.where(constant, torch.nan, error / len(x) / variance)
+    return ChannelErrors(relative.cpu(), (variance / variance.sum()).cpu())
 
 
 def label_stability(
@@ -310,44 +271,23 @@ def label_stability(
 
 
 def index_counts(indexes: torch.Tensor, codebook_size: int) -> torch.Tensor:
-    """Count how often each entry is used.
-
-    Args:
-        indexes: Codebook indexes, any integer type, (F, N).
-        codebook_size: Entries K of each codebook.
-
-    Returns:
-        Counts, float64, (N, K).
-    """
+    """Count the uses of each entry: integers (F, N) -> float64 (N, K)."""
     columns = indexes.long().unbind(1)
     counts = [torch.bincount(column, minlength=codebook_size) for column in columns]
     return torch.stack(counts).double()
 
 
 def index_usage(indexes: torch.Tensor, codebook_size: int) -> IndexUsage:
-    """Measure how evenly the entries are used.
-
-    Args:
-        indexes: Codebook indexes, any integer type, (F, N), F >= 1.
-        codebook_size: Entries K of each codebook.
-
-    Returns:
-        Entropy, perplexity and number of dead entries of each codebook.
-    """
+    """Measure how evenly indexes, integers (F, N) with F >= 1, use the entries."""
     counts = index_counts(indexes, codebook_size)
     entropy = torch.special.entr(counts / len(indexes)).sum(1) / math.log(2)
     return IndexUsage(entropy, 2**entropy, (counts == 0).sum(1))
 
 
 def codebook_variance_share(codebooks: torch.Tensor) -> torch.Tensor:
-    """Compare the variances of the codebooks' entries, with equal weights.
+    """Share of each codebook's entries (N, K, D) in the sum of all variances.
 
-    Args:
-        codebooks: Entries, float, (N, K, D).
-
-    Returns:
-        Variance of each codebook's entries over the sum of all codebooks', float64,
-        (N,); 0 where nothing varies.
+    All entries have equal weights. Float64, (N,); 0 where nothing varies.
     """
     variance = _centred(codebooks).square().sum((1, 2))
     return (variance / variance.sum().clamp_min(1e-300)).cpu()
@@ -459,7 +399,6 @@ def linear_probe(
         torch.cat([hits for _, hits in scores]).double().mean(0).cpu(),
         torch.cat([loss for loss, _ in scores]).double().mean(0).cpu(),
         torch.special.entr(frequencies).sum(1).cpu(),
-        math.log(codebook_size),
         split,
         len(x),
         len(test_x),
@@ -469,14 +408,10 @@ def linear_probe(
 def channel_statistics(
     x: torch.Tensor,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean and variance of each channel, in bounded memory.
+    """Mean and variance (divided by F) of each channel of frames (F, D), F >= 1.
 
-    Args:
-        x: Frames, float, (F, D), F >= 1.
-
-    Returns:
-        Mean, float64, variance (divided by F), float64, and mask of constant channels,
-        bool; all (D,).
+    Memory is bounded. Returns mean and variance, float64, and the mask of constant
+    channels, bool; all (D,).
     """
     mean = x.mean(0, dtype=torch.float64)
     variance = torch.zeros_like(mean)
@@ -504,11 +439,7 @@ def _halves(
 def _check_frames(
     quantizer: Quantizer, x: torch.Tensor, utt_ids: Optional[Sequence[str]]
 ) -> None:
-    """Check the frames of a report.
-
-    Raises:
-        ValueError: See `measure_quality`.
-    """
+    """Raise ValueError if frames do not suit a report; see `measure_quality`."""
     if x.dim() != 2 or x.shape[1] != quantizer.dim or not x.is_floating_point():
         raise ValueError(
             f"x: got {x.dtype} of shape {tuple(x.shape)}, expected float (number "

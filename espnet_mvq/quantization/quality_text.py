@@ -170,13 +170,9 @@ def _probe_finding(probe) -> Tuple[str, str]:
 
 
 def worst_channels(channel_error: Sequence[Optional[float]]) -> List[int]:
-    """Channels with the largest errors, worst first, without constant ones.
+    """List at most ten channels, counted from 0, by falling error.
 
-    Args:
-        channel_error: Error of each channel, None if it is constant.
-
-    Returns:
-        Ten channels at most, counted from 0.
+    Constant channels, with None as error, are left out.
     """
     channels = [c for c, error in enumerate(channel_error) if error is not None]
     return sorted(channels, key=lambda c: -channel_error[c])[:_WORST_CHANNELS]
@@ -202,14 +198,7 @@ def table_of_codebooks(quality: Dict[str, Any]) -> Tuple[List[str], List[List[st
 
 
 def text_report(content: Dict[str, Any]) -> str:
-    """Format the report for a terminal.
-
-    Args:
-        content: The report, as written to JSON.
-
-    Returns:
-        Lines of plain text.
-    """
+    """Format the report, as written to JSON, as lines for a terminal."""
     quantizer, quality = content["quantizer"], content["quality"]
     lines = [
         f"quantizer {quantizer['file']}, id {quantizer['id']}: "

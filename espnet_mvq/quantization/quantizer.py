@@ -26,7 +26,6 @@ from espnet_mvq.quantization.search import (
     SearchEffort,
     default_pair_candidates,
     find_indexes,
-    search_bytes,
 )
 
 # Modules that build on `Quantizer` are imported in the methods that need them.
@@ -205,7 +204,9 @@ class Quantizer(torch.nn.Module):
 
     def _search_bytes(self, effort: SearchEffort) -> int:
         """Estimated memory of the search of one frame, in bytes."""
-        return search_bytes(self.num_codebooks, self.codebook_size, effort)
+        # The torch search holds the costs of all entries, twice, and about three tables
+        # of a single codebook for each partial choice of the beam.
+        return 4 * self.codebook_size * (2 * self.num_codebooks + 3 * effort.beam_size)
 
     def _search(
         self, x: torch.Tensor, effort: SearchEffort, initial: Optional[torch.Tensor]

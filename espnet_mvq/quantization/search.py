@@ -26,15 +26,10 @@ except ImportError:  # numba does not support every machine
 
 @dataclass(frozen=True)
 class SearchEffort:
-    """Settings of the search; `Quantizer.encode` has the defaults.
+    """Settings of the search; see `Quantizer.encode`.
 
-    Attributes:
-        beam_size: Partial choices kept per frame; 1 is the greedy residual search.
-        refine_passes: Maximum number of refinement passes; a frame stops early when a
-            pass changes nothing.
-        pair_candidates: Entries of a codebook that are tried together with the best
-            answer of another codebook; 0: only one codebook changes at a time.
-        perturbation_rounds: Number of restarts of refinement from changed indexes.
+    Raises:
+        ValueError: If one is too small.
     """
 
     beam_size: int
@@ -84,15 +79,6 @@ def find_indexes(
         effort.pair_candidates,
         perturbations(effort.perturbation_rounds, *unary.shape[1:]),
     )
-
-
-def search_bytes(num_codebooks: int, codebook_size: int, effort: SearchEffort) -> int:
-    """Estimated memory of the tables of one frame during a search, in bytes.
-
-    The torch search holds the costs of all entries, twice, and about three tables of a
-    single codebook for each partial choice of the beam.
-    """
-    return 4 * codebook_size * (2 * num_codebooks + 3 * effort.beam_size)
 
 
 def perturbations(rounds: int, num_codebooks: int, codebook_size: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ def search(
         tables: Gram tables of the codebooks.
         unary: From `GramTables.unary_costs`, float, (B, N, K).
         initial: Indexes to start from instead of a beam search, int64, (B, N).
-        beam_size: See `search.SearchEffort`.
+        beam_size: See `Quantizer.encode`.
         refine_passes: Likewise.
         pair_candidates: Likewise.
         changes: From `search.perturbations`, int64, (R, P, 2).
@@ -45,13 +45,7 @@ def beam_search(
 ) -> torch.Tensor:
     """Choose one codebook after the other and keep the best partial choices.
 
-    Args:
-        tables: Gram tables of the codebooks.
-        unary: From `GramTables.unary_costs`, float, (B, N, K).
-        beam_size: Partial choices kept per frame; 1 is the greedy residual search.
-
-    Returns:
-        Codebook indexes, int64, (B, N).
+    Args and result are those of `search`.
     """
     num_frames, num_codebooks, codebook_size = unary.shape
     width = min(beam_size, codebook_size)
@@ -82,27 +76,18 @@ def refine(
     tables: GramTables,
     unary: torch.Tensor,
     indexes: torch.Tensor,
-    num_passes: int,
+    refine_passes: int,
     pair_candidates: int = 0,
 ) -> torch.Tensor:
     """Improve indexes by changing one codebook, or two, while the others stay.
 
     A pass tries one codebook after the other (iterated conditional modes), then pairs
     in frames where that changed nothing. A frame is done when a pass changes nothing.
-
-    Args:
-        tables: Gram tables of the codebooks.
-        unary: From `GramTables.unary_costs`, float, (B, N, K).
-        indexes: Indexes to start from, int64, (B, N).
-        num_passes: Maximum number of passes.
-        pair_candidates: See `search.SearchEffort`.
-
-    Returns:
-        Codebook indexes, int64, (B, N); for no frame worse than the given ones.
+    Args and result are those of `search`; no frame gets worse.
     """
     indexes = indexes.clone()
     active = torch.arange(len(indexes), device=indexes.device)
-    for _ in range(num_passes):
+    for _ in range(refine_passes):
         part, part_unary = indexes[active], unary[active]
         changed = _change_singles(tables, part_unary, part)
         if pair_candidates > 0 and tables.num_codebooks > 1:
@@ -138,16 +123,9 @@ def _change_singles(
 def _change_pairs(
     tables: GramTables, unary: torch.Tensor, indexes: torch.Tensor, candidates: int
 ) -> torch.Tensor:
-    """Change pairs of codebooks: each in turn with the one that answers best.
+    """Change pairs of codebooks in place: each in turn with the one that answers best.
 
-    Args:
-        tables: Gram tables of the codebooks.
-        unary: (B, N, K).
-        indexes: int64, (B, N); changed in place.
-        candidates: Entries tried per codebook.
-
-    Returns:
-        Mask of changed frames, bool, (B,).
+    Return the mask of changed frames, bool, (B,).
     """
     num_codebooks, codebook_size = tables.num_codebooks, tables.codebook_size
     blocks = tables.cross.reshape(-1, codebook_size)
@@ -191,26 +169,17 @@ def perturb(
     tables: GramTables,
     unary: torch.Tensor,
     indexes: torch.Tensor,
-    num_passes: int,
+    refine_passes: int,
     changes: torch.Tensor,
 ) -> torch.Tensor:
     """Change some codebooks at random, refine, and keep improvements; repeatedly.
 
-    Without refinement nothing is changed.
-
-    Args:
-        tables: Gram tables of the codebooks.
-        unary: From `GramTables.unary_costs`, float, (B, N, K).
-        indexes: Indexes to start from, int64, (B, N).
-        num_passes: Maximum number of refinement passes in each round.
-        changes: From `search.perturbations`, int64, (R, P, 2).
-
-    Returns:
-        Codebook indexes, int64, (B, N); for no frame worse than the given ones.
+    Without refinement nothing is changed. Args and result are those of `search`; no
+    frame gets worse.
 
     Source: the iterated local search of LSQ (Martinez et al. 2016).
     """
-    if len(changes) == 0 or num_passes == 0 or tables.num_codebooks == 1:
+    if len(changes) == 0 or refine_passes == 0 or tables.num_codebooks == 1:
         return indexes
     indexes = indexes.clone()
     cost = tables.total_cost(unary, indexes)
@@ -218,7 +187,7 @@ def perturb(
         trial = indexes.clone()
         for n, entry in change:
             trial[:, n] = entry
-        trial = refine(tables, unary, trial, num_passes)
+        trial = refine(tables, unary, trial, refine_passes)
         trial_cost = tables.total_cost(unary, trial)
         better = trial_cost < cost - tables.tolerance
         indexes[better] = trial[better]

@@ -254,7 +254,7 @@ def test_quantizer_without_error(tmp_path):
     main([str(path), "--feats", str(tmp_path / "x.npy")])
     found = json.loads((tmp_path / "quantizer_report.json").read_text())["quality"]
     assert found["relative_error"] == 0
-    assert found["errors"]["error_share"] == [0] * 8
+    assert found["errors"]["channel_error"] == [0] * 8
     assert found["codebook_correlation"] == [[1, None], [None, None]]
 
 

@@ -76,10 +76,10 @@ def test_each_teacher_frame_is_predicted_once(shift, teacher_offset, delay):
 def test_slots_are_filled_as_often_as_the_ratio_says(shift, stretch):
     """Under a time warp too, whatever its speed."""
     aligner = FrameAligner(FrameGrid(shift, 480), FrameGrid(320, 0), 100)
-    shown = stretch * aligner.slot_centres(2000).unsqueeze(0)
+    source = stretch * aligner.slot_centres(2000).unsqueeze(0)
     lengths = torch.tensor([2000])
     values = torch.zeros(1, 9000, 1)
-    _, known = aligner.gather(values, lengths + 7000, lengths, 2000, shown)
+    _, known = aligner.gather(values, lengths + 7000, lengths, 2000, source)
     expected = 2000 * aligner.targets_per_frame
     assert int(known.sum()) == pytest.approx(expected, rel=0.01)
     assert aligner.targets_per_frame == max(1, shift / 320)
@@ -92,9 +92,11 @@ def test_warp_that_moves_nothing_changes_nothing(shift, teacher_offset):
     student, teacher = FrameGrid(shift, 480), FrameGrid(320, teacher_offset)
     aligner = FrameAligner(student, teacher)
     indexes, lengths = own_time(1, 90, 2), torch.tensor([90])
-    shown = aligner.slot_centres(30).unsqueeze(0)
-    plain = aligner.targets(indexes, lengths, lengths, 30)
-    assert torch.equal(aligner.targets(indexes, lengths, lengths, 30, shown), plain)
+    source = aligner.slot_centres(30).unsqueeze(0)
+    plain = targets_of(aligner, indexes, lengths, lengths, 30)
+    assert torch.equal(
+        targets_of(aligner, indexes, lengths, lengths, 30, source), plain
+    )
 
 
 @pytest.mark.parametrize("shift", [160, 320])
@@ -137,6 +139,12 @@ def test_shift_must_be_positive(shift):
         FrameGrid(shift, 0)
 
 
+def targets_of(aligner, indexes, *lengths_and_times):
+    """Gather codebook indexes as targets: (B, T, num_slots * N)."""
+    values, known = aligner.gather(indexes, *lengths_and_times)
+    return values.masked_fill(~known.unsqueeze(3), IGNORE).flatten(2)
+
+
 @pytest.fixture
 def aligner():
     """Two slots of one teacher frame each: student frame j has frames 2j and 2j+1."""
@@ -151,14 +159,14 @@ def own_time(batch, num_frames, num_codebooks):
 
 def test_targets_hold_the_indexes_of_their_time(aligner):
     lengths = torch.tensor([6])
-    targets = aligner.targets(own_time(1, 6, 2), lengths, torch.tensor([3]), 3)
+    targets = targets_of(aligner, own_time(1, 6, 2), lengths, torch.tensor([3]), 3)
     assert targets.tolist() == [[[0, 1, 10, 11], [20, 21, 30, 31], [40, 41, 50, 51]]]
 
 
 def test_targets_end_with_the_shorter_of_both(aligner):
     indexes = own_time(3, 6, 1)
-    targets = aligner.targets(
-        indexes, torch.tensor([3, 6, 6]), torch.tensor([3, 2, 4]), 4
+    targets = targets_of(
+        aligner, indexes, torch.tensor([3, 6, 6]), torch.tensor([3, 2, 4]), 4
     )
     none = [IGNORE, IGNORE]
     assert targets.tolist() == [
@@ -172,18 +180,18 @@ def test_targets_end_with_the_shorter_of_both(aligner):
 def test_targets_do_not_depend_on_padding(shift):
     aligner = FrameAligner(FrameGrid(shift, 480), FrameGrid(320, 199.5))
     indexes = torch.randint(0, 16, (1, 7, 2))
-    alone = aligner.targets(indexes, torch.tensor([7]), torch.tensor([5]), 5)
+    alone = targets_of(aligner, indexes, torch.tensor([7]), torch.tensor([5]), 5)
     padded = torch.cat([indexes, torch.full((1, 4, 2), -1)], dim=1)
     both = torch.cat([padded, torch.randint(0, 16, (1, 11, 2))])
-    batch = aligner.targets(both, torch.tensor([7, 11]), torch.tensor([5, 9]), 9)
+    batch = targets_of(aligner, both, torch.tensor([7, 11]), torch.tensor([5, 9]), 9)
     assert torch.equal(batch[:1, :5], alone)
     assert (batch[0, 5:] == IGNORE).all()
 
 
 def test_slower_teacher_does_not_reach_beyond_its_ends():
     aligner = FrameAligner(FrameGrid(160, 0), FrameGrid(640, 640))
-    targets = aligner.targets(
-        own_time(1, 2, 1), torch.tensor([2]), torch.tensor([14]), 14
+    targets = targets_of(
+        aligner, own_time(1, 2, 1), torch.tensor([2]), torch.tensor([14]), 14
     ).flatten()
     # Nearest to frame 0 (sample 640) from 320 on, to frame 1 (1280) until 1600
     assert targets.tolist() == [-1] * 3 + [0] * 4 + [10] * 4 + [-1] * 3
@@ -193,7 +201,7 @@ def test_slower_teacher_does_not_reach_beyond_its_ends():
 def test_utterances_without_indexes_have_no_targets(aligner, num_indexes):
     indexes = torch.zeros(2, num_indexes, 3, dtype=torch.int64)
     none = torch.zeros(2, dtype=torch.int64)
-    targets = aligner.targets(indexes, none, torch.tensor([5, 3]), 5)
+    targets = targets_of(aligner, indexes, none, torch.tensor([5, 3]), 5)
     assert targets.shape == (2, 5, 6) and (targets == IGNORE).all()
 
 

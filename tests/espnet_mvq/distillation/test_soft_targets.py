@@ -70,19 +70,9 @@ def test_bad_temperature_is_refused(codebooks, temperature):
         soft_target_table(codebooks, temperature)
 
 
-def test_scaled_codebooks_have_unit_variance_of_decoded_embeddings(codebooks):
-    indexes = torch.randint(0, SIZE, (200, NUM_CODEBOOKS), dtype=torch.uint8)
-    indexes[:, 1] = indexes[:, 0]  # not independent
-    scaled = unit_variance_codebooks(codebooks, indexes)
-    decoded = Quantizer(scaled).decode(indexes)
-    variance = decoded.var(0, correction=0).sum()
-    torch.testing.assert_close(variance, torch.ones(()))
-    raw = Quantizer(codebooks).decode(indexes)
-    ratio = (raw - raw.mean(0)).norm() / (decoded - decoded.mean(0)).norm()
-    torch.testing.assert_close(raw - raw.mean(0), ratio * (decoded - decoded.mean(0)))
-
-
-def test_without_indexes_all_combinations_of_entries_count_alike(codebooks):
+def test_scaled_codebooks_have_unit_variance_over_all_combinations_of_entries(
+    codebooks,
+):
     scaled = unit_variance_codebooks(codebooks)
     every = torch.cartesian_prod(*[torch.arange(SIZE)] * NUM_CODEBOOKS)
     decoded = Quantizer(scaled).decode(every)
@@ -90,10 +80,6 @@ def test_without_indexes_all_combinations_of_entries_count_alike(codebooks):
     torch.testing.assert_close(variance, torch.ones(()))
 
 
-def test_embeddings_that_do_not_vary_and_bad_indexes_are_refused(codebooks):
+def test_embeddings_that_do_not_vary_are_refused():
     with pytest.raises(ValueError, match="variance 0.0"):
         unit_variance_codebooks(torch.ones(2, 4, 3))
-    with pytest.raises(ValueError, match="variance 0.0"):
-        unit_variance_codebooks(codebooks, torch.zeros(5, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"got shape \(5, 2\), expected \(frames, 3\)"):
-        unit_variance_codebooks(codebooks, torch.zeros(5, 2, dtype=torch.int64))

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_mvq.distillation import FrameGrid, classifier_of_codebooks
+from espnet_mvq.distillation import FrameGrid
 from espnet_mvq.plugin.codebook_target import CodebookTarget
 from espnet_mvq.plugin.config import MVQConfig, check_name, parse_targets
 from espnet_mvq.plugin.embedding_target import EmbeddingTarget
 from espnet_mvq.plugin.padded import Padded
 from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization.linear_discriminant import linear_discriminant
 
 CONF = {
     "num_codebooks": 2,
@@ -307,8 +308,8 @@ def test_head_starts_as_the_quantizers_classifier(build_model, own_teacher):
     before = model.mvq["codebook_indexes"].head.weight.clone()
     model(**batch)
     head = model.mvq["codebook_indexes"].head
-    weight, bias = classifier_of_codebooks(
-        quantizer.codebooks, quantizer.mean, quantizer.scale, 0.25
+    weight, bias = linear_discriminant(
+        quantizer.codebooks.double(), 0.25, quantizer.mean, quantizer.scale
     )
     assert not torch.equal(before, head.weight)
     assert torch.equal(head.weight, weight) and torch.equal(head.bias, bias)
