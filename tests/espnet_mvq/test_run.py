@@ -2,27 +2,19 @@
 
 import io
 import os
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import yaml
+from builders import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def run(*arguments, cwd, module_paths=()):
+def run(*arguments, cwd, module_paths=(), **options):
     """Run `python -m espnet_mvq.run` with these arguments."""
-    paths = os.pathsep.join([str(ROOT), *map(str, module_paths)])
-    return subprocess.run(
-        [sys.executable, "-m", "espnet_mvq.run", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
+    words = "-m", "espnet_mvq.run", *arguments
+    return run_python(*words, cwd=cwd, folders=module_paths, **options)
 
 
 def test_command_string_with_arguments_and_exit_code(tmp_path):
@@ -49,17 +41,11 @@ def test_interpreter_options_and_other_modules(tmp_path):
 
 
 def test_standard_input_is_passed_on(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "espnet_mvq.run"],
-        cwd=ROOT,
-        input="print(6 * 7)",
-        capture_output=True,
-        text=True,
-    )
+    done = run(cwd=tmp_path, input="print(6 * 7)")
     assert done.stdout == "42\n"
 
 
-# Stands in for the registration, which takes long, in every process that starts
+# Replaces the registration, which takes long, in every process that starts
 SITECUSTOMIZE = """
 import espnet2.bin
 import espnet_mvq
@@ -69,6 +55,17 @@ def register():
     espnet_mvq.registered += 1
 espnet_mvq.register = register
 """
+
+
+def run_module(folder, code, *arguments):
+    """Run code as the module `espnet2.bin.written` through the launcher."""
+    (folder / "written.py").write_text(code)
+    site = SITECUSTOMIZE.format(folder=str(folder))
+    (folder / "sitecustomize.py").write_text(site)
+    words = "-m", "espnet2.bin.written", *arguments
+    return run(*words, cwd=folder, module_paths=[folder])
+
+
 SPAWNING_MODULE = """
 import multiprocessing
 import sys
@@ -90,12 +87,7 @@ def main(cmd=None):
 
 def test_spawned_process_registers_too(tmp_path):
     """ESPnet spawns one process per GPU from its modules `espnet2.bin.*`."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "spawning.py").write_text(SPAWNING_MODULE)
-    site = SITECUSTOMIZE.format(folder=str(tmp_path / "bin"))
-    (tmp_path / "sitecustomize.py").write_text(site)
-    arguments = "-m", "espnet2.bin.spawning", "--x"
-    done = run(*arguments, cwd=tmp_path, module_paths=[tmp_path])
+    done = run_module(tmp_path, SPAWNING_MODULE, "--x")
     assert done.stdout == "registered: 1 1 ['--x']\n", done.stderr
     assert done.returncode == 5
 
@@ -114,24 +106,8 @@ def main(cmd=None):
 
 
 def test_process_group_is_destroyed_before_the_interpreter_ends(tmp_path):
-    (tmp_path / "bin").mkdir()
-    module = GROUP_MODULE.format(file=tmp_path / "init")
-    (tmp_path / "bin" / "with_group.py").write_text(module)
-    site = SITECUSTOMIZE.format(folder=str(tmp_path / "bin"))
-    (tmp_path / "sitecustomize.py").write_text(site)
-    arguments = "-m", "espnet2.bin.with_group"
-    done = run(*arguments, cwd=tmp_path, module_paths=[tmp_path])
+    done = run_module(tmp_path, GROUP_MODULE.format(file=tmp_path / "init"))
     assert (done.returncode, done.stdout) == (0, "at exit: False\n"), done.stderr
-
-
-def launch_here(monkeypatch, *arguments):
-    """Run the launcher inside this process, until the command exits."""
-    from espnet_mvq.run import main
-
-    monkeypatch.setattr(sys, "argv", ["run.py", "-m", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
 
 
 def test_print_config_shows_our_options(monkeypatch):
@@ -140,7 +116,7 @@ def test_print_config_shows_our_options(monkeypatch):
     import espnet_mvq
 
     espnet_mvq.register()
-    # ESPnet looks there for the model whose options it prints
+    # ESPnet takes from it the model whose options it prints
     monkeypatch.setattr(sys, "argv", ["asr_train", "--model", "mvq"])
     output = io.StringIO()
     ASRTask.print_config(file=output)
@@ -152,7 +128,14 @@ def test_print_config_shows_our_options(monkeypatch):
 
 
 def test_help_lists_our_model(monkeypatch, capsys):
-    launch_here(monkeypatch, "espnet2.bin.asr_train", "--help")
+    from espnet_mvq.run import main
+
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "-m", "espnet2.bin.asr_train", "--help"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
     output = capsys.readouterr().out
     choices = output[output.index("--model ") :].split("--model_conf")[0]
     assert "mvq" in choices

@@ -55,8 +55,8 @@ def test_slots_of_a_slower_student(shift, teacher_offset, delay, student_offset)
     assert aligner.num_slots == math.ceil(shift / 320)
     frames, inside = aligner.teacher_frames(12)
     expected = slots_by_loops(student, teacher, delay, 12, aligner.num_slots)
-    found = frames.masked_fill(~inside, 999).tolist()
-    assert found == [[999 if t is None else t for t in row] for row in expected]
+    frames = frames.masked_fill(~inside, 999).tolist()
+    assert frames == [[999 if t is None else t for t in row] for row in expected]
 
 
 @pytest.mark.parametrize("shift", [s for s in STUDENT_SHIFTS if s > 320])
@@ -76,10 +76,10 @@ def test_each_teacher_frame_is_predicted_once(shift, teacher_offset, delay):
 def test_slots_are_filled_as_often_as_the_ratio_says(shift, stretch):
     """Under a time warp too, whatever its speed."""
     aligner = FrameAligner(FrameGrid(shift, 480), FrameGrid(320, 0), 100)
-    source = stretch * aligner.slot_centres(2000).unsqueeze(0)
+    times = stretch * aligner.slot_centres(2000).unsqueeze(0)
     lengths = torch.tensor([2000])
     values = torch.zeros(1, 9000, 1)
-    _, known = aligner.gather(values, lengths + 7000, lengths, 2000, source)
+    _, known = aligner.gather(values, lengths + 7000, lengths, 2000, times)
     expected = 2000 * aligner.targets_per_frame
     assert int(known.sum()) == pytest.approx(expected, rel=0.01)
     assert aligner.targets_per_frame == max(1, shift / 320)
@@ -92,11 +92,9 @@ def test_warp_that_moves_nothing_changes_nothing(shift, teacher_offset):
     student, teacher = FrameGrid(shift, 480), FrameGrid(320, teacher_offset)
     aligner = FrameAligner(student, teacher)
     indexes, lengths = own_time(1, 90, 2), torch.tensor([90])
-    source = aligner.slot_centres(30).unsqueeze(0)
+    times = aligner.slot_centres(30).unsqueeze(0)
     plain = targets_of(aligner, indexes, lengths, lengths, 30)
-    assert torch.equal(
-        targets_of(aligner, indexes, lengths, lengths, 30, source), plain
-    )
+    assert torch.equal(targets_of(aligner, indexes, lengths, lengths, 30, times), plain)
 
 
 @pytest.mark.parametrize("shift", [160, 320])
@@ -111,15 +109,10 @@ def test_slower_teacher_gives_the_nearest_frame(shift, teacher_shift, offset, de
     assert frames.flatten().tolist() == expected
 
 
-def test_equal_grids_are_the_identity():
-    frames, inside = FrameAligner(
-        FrameGrid(320, 199.5), FrameGrid(320, 199.5)
-    ).teacher_frames(7)
+def test_equal_grids_give_the_same_frame_or_that_of_the_delay():
+    grid = FrameGrid(320, 199.5)
+    frames, inside = FrameAligner(grid, grid).teacher_frames(7)
     assert frames.flatten().tolist() == list(range(7)) and inside.all()
-
-
-def test_delay_looks_back():
-    grid = FrameGrid(320, 0)
     frames, _ = FrameAligner(grid, grid, delay_samples=640).teacher_frames(4)
     assert frames.flatten().tolist() == [-2, -1, 0, 1]
 
@@ -165,9 +158,8 @@ def test_targets_hold_the_indexes_of_their_time(aligner):
 
 def test_targets_end_with_the_shorter_of_both(aligner):
     indexes = own_time(3, 6, 1)
-    targets = targets_of(
-        aligner, indexes, torch.tensor([3, 6, 6]), torch.tensor([3, 2, 4]), 4
-    )
+    lengths = torch.tensor([3, 6, 6]), torch.tensor([3, 2, 4])
+    targets = targets_of(aligner, indexes, *lengths, 4)
     none = [IGNORE, IGNORE]
     assert targets.tolist() == [
         [[0, 10], [20, IGNORE], none, none],
@@ -190,9 +182,8 @@ def test_targets_do_not_depend_on_padding(shift):
 
 def test_slower_teacher_does_not_reach_beyond_its_ends():
     aligner = FrameAligner(FrameGrid(160, 0), FrameGrid(640, 640))
-    targets = targets_of(
-        aligner, own_time(1, 2, 1), torch.tensor([2]), torch.tensor([14]), 14
-    ).flatten()
+    lengths = torch.tensor([2]), torch.tensor([14])
+    targets = targets_of(aligner, own_time(1, 2, 1), *lengths, 14).flatten()
     # Nearest to frame 0 (sample 640) from 320 on, to frame 1 (1280) until 1600
     assert targets.tolist() == [-1] * 3 + [0] * 4 + [10] * 4 + [-1] * 3
 
@@ -205,7 +196,7 @@ def test_utterances_without_indexes_have_no_targets(aligner, num_indexes):
     assert targets.shape == (2, 5, 6) and (targets == IGNORE).all()
 
 
-def test_mean_is_of_the_frames_that_are_there():
+def test_mean_leaves_out_the_padding():
     frames = torch.randn(3, 5, 4, requires_grad=True)
     lengths = torch.tensor([5, 2, 0])
     with torch.no_grad():

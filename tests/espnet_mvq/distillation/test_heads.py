@@ -69,7 +69,7 @@ def test_joint_head_equals_its_formula(num_targets):
     torch.testing.assert_close(head(x, targets), torch.stack(expected))
 
 
-def test_joint_head_looks_at_earlier_targets_only():
+def test_joint_head_depends_on_earlier_targets_only():
     head = JointHead(CHANNELS, 4, CODEBOOK_SIZE, HIDDEN)
     x, targets = torch.randn(1, CHANNELS), torch.tensor([[1, 2, 3, 4]])
     logits = head(x, targets)
@@ -97,7 +97,7 @@ def test_every_parameter_is_used(name, num_targets):
 @pytest.mark.parametrize("is_joint", [True, False])
 @pytest.mark.parametrize("num_targets", [2, 5])
 def test_loss_and_gradients_equal_multi_quantization(is_joint, num_targets):
-    """Also with two slots: there too neighbouring teacher frames are put together."""
+    """Also with two slots: icefall concatenates neighbouring teacher frames too."""
     prediction = pytest.importorskip("multi_quantization.prediction")
     theirs = prediction.JointCodebookLoss(
         CHANNELS, num_targets, HIDDEN, CODEBOOK_SIZE, is_joint=is_joint

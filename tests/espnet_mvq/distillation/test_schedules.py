@@ -4,6 +4,8 @@ import pytest
 
 from espnet_mvq.distillation import WeightSchedule
 
+DECAY = {"decay_start_update": 5, "decay_end_update": 9}
+
 
 def weights(conf, updates, weight=1.0):
     schedule = WeightSchedule.from_dict(conf, weight)
@@ -16,12 +18,8 @@ def test_without_options_the_weight_is_constant(conf):
 
 
 def test_weight_rises_stays_falls_and_ends():
-    conf = {
-        "warmup_updates": 4,
-        "decay_start_update": 6,
-        "decay_end_update": 10,
-        "stop_update": 9,
-    }
+    conf = {"warmup_updates": 4, "decay_start_update": 6, "decay_end_update": 10}
+    conf["stop_update"] = 9
     expected = [0, 0.5, 1, 1.5, 2, 2, 2, 1.5, 1, 0, 0, 0]
     assert weights(conf, range(12), weight=2.0) == expected
 
@@ -67,14 +65,8 @@ def test_weight_never_leaves_its_range():
         ({"stop_update": 2.5}, "stop_update: got 2.5"),
         ({"stop_update": True}, "stop_update: got True"),
         ({"decay_end_update": 5}, "decay_end_update 5, expected both or none"),
-        (
-            {"decay_start_update": 5, "decay_end_update": 4},
-            "got decay_start_update 5 and decay_end_update 4",
-        ),
-        (
-            {"warmup_updates": 6, "decay_start_update": 5, "decay_end_update": 9},
-            "got warmup_updates 6 and decay_start_update 5",
-        ),
+        ({**DECAY, "decay_end_update": 4}, "_start_update 5 and decay_end_update 4"),
+        ({**DECAY, "warmup_updates": 6}, "got warmup_updates 6 and decay_start_up.* 5"),
         ({"warmup_updates": 6, "stop_update": 5}, "stop_update not to be before"),
     ],
 )

@@ -19,19 +19,17 @@ def distances_of(codebooks):
     """Squared distances of decoded embeddings when one index is replaced, (N, K, K)."""
     quantizer = Quantizer(codebooks.float())
     base = torch.randint(0, SIZE, (NUM_CODEBOOKS,))
-    found = torch.zeros(NUM_CODEBOOKS, SIZE, SIZE)
+    distances = torch.zeros(NUM_CODEBOOKS, SIZE, SIZE)
     for n in range(NUM_CODEBOOKS):
         indexes = base.repeat(SIZE, 1)
         indexes[:, n] = torch.arange(SIZE)
         decoded = quantizer.decode(indexes)
-        found[n] = torch.cdist(decoded, decoded).square()
-    return found
+        distances[n] = torch.cdist(decoded, decoded).square()
+    return distances
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.3, 2.0])
-def test_table_equals_softmax_of_distances_of_decoded_embeddings(
-    codebooks, temperature
-):
+def test_table_equals_softmax_of_distances(codebooks, temperature):
     distances = distances_of(codebooks)
     table = soft_target_table(codebooks, temperature)
     for n in range(NUM_CODEBOOKS):
@@ -51,9 +49,8 @@ def test_stored_index_is_the_likeliest_and_cold_tables_are_hard(codebooks):
 
 def test_table_depends_neither_on_place_nor_on_size_of_entries(codebooks):
     table = soft_target_table(codebooks)
-    torch.testing.assert_close(
-        soft_target_table(3 * codebooks - 7), table, rtol=1e-3, atol=1e-5
-    )
+    other = soft_target_table(3 * codebooks - 7)
+    torch.testing.assert_close(other, table, rtol=1e-3, atol=1e-5)
 
 
 def test_equal_entries_share_the_probability(codebooks):
@@ -76,8 +73,7 @@ def test_scaled_codebooks_have_unit_variance_over_all_combinations_of_entries(
     scaled = unit_variance_codebooks(codebooks)
     every = torch.cartesian_prod(*[torch.arange(SIZE)] * NUM_CODEBOOKS)
     decoded = Quantizer(scaled).decode(every)
-    variance = decoded.var(0, correction=0).sum()
-    torch.testing.assert_close(variance, torch.ones(()))
+    torch.testing.assert_close(decoded.var(0, correction=0).sum(), torch.ones(()))
 
 
 def test_embeddings_that_do_not_vary_are_refused():

@@ -26,6 +26,7 @@ GOMPERTZ = {
     -1: [0.066, 0.192, 0.368, 0.545, 0.692],
 }
 LOSSES = torch.tensor([3.0, 1.0, 2.0, 10.0])
+NAN = torch.tensor([1.0, math.nan])
 
 
 def adakd_alpha(x, k, threshold, scale=1.0):
@@ -38,8 +39,7 @@ def adakd_alpha(x, k, threshold, scale=1.0):
 def test_adakd_at_distances_from_the_threshold(k):
     weighting = AdaKD(k_start=k, threshold=5.0, scale=1.0)
     alphas = weighting.alphas(0, torch.arange(3.0, 8.0))
-    expected = pytest.approx(GOMPERTZ[k], abs=5.1e-4)
-    assert alphas.tolist() == expected
+    assert alphas.tolist() == pytest.approx(GOMPERTZ[k], abs=5.1e-4)
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
@@ -56,10 +56,8 @@ def test_adakd_k_falls_linearly_and_stays():
     ks = [weighting.k_at(update) for update in (0, 1, 2, 4, 5, 10**9)]
     assert ks == [3.0, 2.0, 1.0, -1.0, -1.0, -1.0]
     for update, k in [(0, 3.0), (1, 2.0), (9, -1.0)]:
-        expected = adakd_alpha(0.5, k, 0.0)
-        assert float(weighting.alphas(update, torch.tensor([0.5]))) == pytest.approx(
-            expected
-        )
+        alpha = float(weighting.alphas(update, torch.tensor([0.5])))
+        assert alpha == pytest.approx(adakd_alpha(0.5, k, 0.0))
     assert AdaKD(k_start=3.0).k_at(10**9) == 3.0
     assert AdaKD().k_start == 2.0 and AdaKD().k_end == 0.0
 
@@ -87,9 +85,9 @@ def test_adakd_takes_losses_of_half_precision():
     [("mean", 4.0), ("p25", 1.75), ("median", 2.5), ("p75", 4.75), (7, 7.0)],
 )
 def test_threshold_and_scale_of_a_training_set(threshold, expected):
-    found, scale = resolve_threshold(LOSSES, threshold)
+    result, scale = resolve_threshold(LOSSES, threshold)
     variance = ((LOSSES - 4.0) ** 2).mean()
-    assert found == pytest.approx(expected) and isinstance(found, float)
+    assert result == pytest.approx(expected) and isinstance(result, float)
     assert scale == pytest.approx(math.sqrt(variance))
 
 
@@ -127,9 +125,7 @@ def test_bad_training_sets_are_refused(losses, threshold, message):
 
 def test_adakd_is_made_ready_before_training():
     weighting = build_weighting({"type": "adakd", "threshold": "p25", "k_start": 1.0})
-    with pytest.raises(
-        ValueError, match="threshold 'p25' and scale None, expected num"
-    ):
+    with pytest.raises(ValueError, match="threshold 'p25' and scale None, expected"):
         weighting.alphas(0, LOSSES)
     ready = weighting.resolved(LOSSES)
     assert (ready.threshold, ready.k_start) == (1.75, 1.0)
@@ -165,7 +161,7 @@ def test_focal_stays_in_its_range_and_carries_no_gradient():
     assert alphas.tolist() == [1.0, 0.0, 0.0] and not alphas.requires_grad
 
 
-def test_types_say_what_they_need():
+def test_types_declare_the_losses_that_they_need():
     assert {n for n, w in WEIGHTINGS.items() if w.needs_teacher_loss} == {"adakd"}
     assert {n for n, w in WEIGHTINGS.items() if w.needs_task_loss} == {"focal"}
     assert all(Weighting.from_dict({"type": n}) == w() for n, w in WEIGHTINGS.items())
@@ -177,32 +173,20 @@ def test_types_say_what_they_need():
     [
         (
             AdaKD(),
-            {},
+            (),
             "adakd: got no teacher losses, .* type: fixed or warmup or focal",
         ),
-        (AdaKD(), {"task_losses_per_label": LOSSES}, "adakd: got no teacher losses"),
-        (
-            AdaKD(),
-            {"teacher_losses": torch.tensor([1.0, math.nan])},
-            "got NaN as teacher loss of 1 of 2 utterances, the first at 1",
-        ),
-        (Focal(), {"teacher_losses": LOSSES}, "focal: got no task losses"),
-        (Fixed(), {}, "fixed: got no task losses"),
-        (
-            AdaKD(),
-            {"teacher_losses": LOSSES[None]},
-            r"the shapes {'teacher': \(1, 4\)}",
-        ),
-        (
-            Focal(),
-            {"teacher_losses": LOSSES, "task_losses_per_label": LOSSES[:3]},
-            r"{'teacher': \(4,\), 'task': \(3,\)}, expected \(batch size,\)",
-        ),
+        (AdaKD(), (None, LOSSES), "adakd: got no teacher losses"),
+        (AdaKD(), (NAN,), "NaN as teacher loss of 1 of 2 utterances, the first at 1"),
+        (Focal(), (LOSSES,), "focal: got no task losses"),
+        (Fixed(), (), "fixed: got no task losses"),
+        (AdaKD(), (LOSSES[None],), r"the shapes {'teacher': \(1, 4\)}"),
+        (Focal(), (LOSSES, LOSSES[:3]), r"'task': \(3,\)}, expected \(batch size,\)"),
     ],
 )
 def test_bad_losses_are_refused(weighting, losses, message):
     with pytest.raises(ValueError, match=message):
-        weighting.alphas(0, **losses)
+        weighting.alphas(0, *losses)
 
 
 @pytest.mark.parametrize(
@@ -211,35 +195,20 @@ def test_bad_losses_are_refused(weighting, losses, message):
         ("adakd", "got 'adakd', expected options with a type, one of adakd, fixed"),
         ({}, "got type '', expected one of adakd, fixed, warmup, focal"),
         ({"type": ["adakd"]}, r"got type \['adakd'\], expected one of"),
-        (
-            {"type": "fixed", "a": 1, "b": 2},
-            "unknown option a, b; expected some of alp",
-        ),
-        (
-            {"type": "fixed", "alpha": 1.1},
-            "fixed: alpha: got 1.1, expected a number fr",
-        ),
+        ({"type": "fixed", "a": 1, "b": 2}, "unknown option a, b; expected some of al"),
+        ({"type": "fixed", "alpha": 1.1}, "fixed: alpha: got 1.1, expected a number"),
         ({"type": "fixed", "alpha": True}, "alpha: got True"),
         ({"type": "fixed", "alpha": "0.5"}, "alpha: got '0.5'"),
         (
             {"type": "warmup", "alpha": -1, "warmup_updates": 0},
             "-1, .*; warmup_upd.* 0",
         ),
-        (
-            {"type": "warmup", "warmup_updates": 1e4},
-            "got 10000.0, expected a whole num",
-        ),
+        ({"type": "warmup", "warmup_updates": 1e4}, "got 10000.0, expected a whole"),
         ({"type": "focal", "gamma": -0.1}, "gamma: got -0.1"),
         ({"type": "adakd", "k_start": math.nan}, "k_start: got nan"),
         ({"type": "adakd", "k_updates": 0}, "k_updates: got 0"),
-        (
-            {"type": "adakd", "k_end": 1.0},
-            "got k_end 1.0 without k_updates, expected b",
-        ),
-        (
-            {"type": "adakd", "threshold": "q3"},
-            "threshold: got 'q3', expected a number",
-        ),
+        ({"type": "adakd", "k_end": 1.0}, "got k_end 1.0 without k_updates, expected"),
+        ({"type": "adakd", "threshold": "q3"}, "threshold: got 'q3', expected a num"),
         ({"type": "adakd", "scale": 0}, "scale: got 0, expected a number above 0"),
         (
             {"type": "adakd", "k_start": 1e4, "threshold": None, "scale": -1},

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from builders import BLOCK as CONFORMER_BLOCK
+from builders import build_model
 
 from espnet_mvq.frame_timing.encoders import (
     counts_padding,
@@ -11,8 +13,6 @@ from espnet_mvq.frame_timing.encoders import (
 )
 from espnet_mvq.frame_timing.front_ends import frame_grid, frontend_frames
 
-CONFORMER_BLOCK = {"block_type": "conformer", "hidden_size": 8, "linear_size": 8}
-CONFORMER_BLOCK["conv_mod_kernel_size"] = 3
 CONV1D = {"block_type": "conv1d", "output_size": 8, "kernel_size": 3}
 
 
@@ -27,15 +27,16 @@ def build_transducer_encoder(blocks, streaming=False, **input_conf):
 
 def measure_frames(function, frames, num_features=80):
     """Return the centres of the feature frames that outputs of a function see."""
-    heard = torch.zeros(len(frames), num_features)
+    sensitivity = torch.zeros(len(frames), num_features)
     for seed in range(5):
         torch.manual_seed(seed)
         x = torch.randn(1, num_features, 32, requires_grad=True)
         y = function(x)
         for n, frame in enumerate(frames):
             (gradient,) = torch.autograd.grad(y[0, frame].sum(), x, retain_graph=True)
-            heard[n] += gradient[0].abs().sum(1)
-    return [float(h.nonzero()[0] + h.nonzero()[-1]) / 2 for h in heard]
+            sensitivity[n] += gradient[0].abs().sum(1)
+    inputs = [row.nonzero() for row in sensitivity]
+    return [float(i[0] + i[-1]) / 2 for i in inputs]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def measure_frames(function, frames, num_features=80):
         ({"vgg_like": False, "subsampling_factor": 4}, (4, 3)),
         ({"vgg_like": False, "subsampling_factor": 6}, (6, 5)),
         ({"vgg_like": True, "subsampling_factor": 4}, (4, 4.5)),
-        # ESPnet's poolings have a stride of 2 each here too
+        # ESPnet's poolings have a stride of 2 each for this factor too
         ({"vgg_like": True, "subsampling_factor": 6}, (4, 5)),
     ],
 )
@@ -53,8 +54,8 @@ def test_input_blocks_of_the_task_asr_transducer(input_conf, expected):
     encoder = build_transducer_encoder([CONFORMER_BLOCK], **input_conf)
     shift, centre = subsampling(encoder)
     assert (shift, centre) == expected
-    found = measure_frames(lambda x: encoder.embed(x)[0], (3, 4, 7))
-    for frame, place in zip((3, 4, 7), found):
+    centres = measure_frames(lambda x: encoder.embed(x)[0], (3, 4, 7))
+    for frame, place in zip((3, 4, 7), centres):
         assert abs(centre + frame * shift - place) <= shift / 2
 
 
@@ -111,7 +112,7 @@ def test_number_of_frames_in_the_task_asr_transducer(blocks, input_conf):
 @pytest.mark.parametrize(
     "input_layer", ["linear", "conv1d2", "conv2d", "conv2d1", "conv2d6", "conv2d8"]
 )
-def test_number_of_frames(build_model, input_layer):
+def test_number_of_frames(input_layer):
     model = build_model(
         model="espnet",
         frontend_conf={"n_mels": 32},
@@ -175,7 +176,7 @@ def test_front_ends(kind, options, expected):
 
 
 def stand_in(name, **attributes):
-    """Return a module of a class with this name, for what cannot be built here."""
+    """Return a module whose class has the name of another package's."""
     module = type(name, (torch.nn.Module,), {})()
     for key, value in attributes.items():
         setattr(module, key, value)
@@ -189,7 +190,7 @@ def test_chosen_layers_of_s3prl_are_not_tiled():
     assert frontend_frames(frontend) == (160, 119.5)
 
 
-def test_front_ends_that_are_encoders(build_model):
+def test_front_ends_that_are_encoders():
     frontend = stand_in("ESPnetSSLFrontend", upstream=build_model(model="espnet"))
     assert frontend_frames(frontend) == (640, 480)
     # The spectrogram's hop; behind it are Whisper's convolutions

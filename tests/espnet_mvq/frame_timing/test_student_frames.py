@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import RECURRENT, build_model
 
 from espnet_mvq.frame_timing.encoders import subsampling
 from espnet_mvq.frame_timing.front_ends import student_frame_grid
@@ -35,14 +36,14 @@ def measure_centres(model, num_draws):
 
     Through the whole model: front end, encoder, alignment and loss.
     """
-    # The task's own loss is not to reach the speech; the tap was there before.
+    # The task's own loss is not to reach the speech; the hook of the layer runs before.
     handle = model.encoder.register_forward_hook(
         lambda module, args, output: (output[0].detach(), *output[1:])
     )
     batch_size, num_frames = len(TEACHER_FRAMES), NUM_SAMPLES // 320
     indexes = torch.full((batch_size, num_frames, 2), -1)
     indexes[torch.arange(batch_size), torch.tensor(TEACHER_FRAMES)] = 1
-    heard = torch.zeros(batch_size, NUM_SAMPLES)
+    sensitivity = torch.zeros(batch_size, NUM_SAMPLES)
     for seed in range(num_draws):
         torch.manual_seed(seed)
         for parameter in model.encoder.parameters():
@@ -58,16 +59,16 @@ def measure_centres(model, num_draws):
             codebook_indexes_lengths=torch.full((batch_size,), num_frames),
         )
         loss.backward()
-        heard += speech.grad.abs()
+        sensitivity += speech.grad.abs()
     handle.remove()
-    touched = [h.nonzero() for h in heard]
-    return [float(t[0] + t[-1]) / 2 for t in touched]
+    samples = [row.nonzero() for row in sensitivity]
+    return [float(s[0] + s[-1]) / 2 for s in samples]
 
 
 def check_alignment(model, layer, num_draws=5):
-    """Check that what is predicted was heard half a frame away at most.
+    """Check that predictions see speech at most half a frame from their time.
 
-    Random weights behind a ReLU may be deaf to a frame, hence some draws of them.
+    Random weights behind a ReLU may ignore a frame, hence several draws.
     """
     shift = student_frame_grid(model.frontend, model.encoder, layer=layer).shift_samples
     centres = measure_centres(model.eval(), num_draws)
@@ -76,22 +77,18 @@ def check_alignment(model, layer, num_draws=5):
         assert abs(centre - time) <= shift / 2, teacher_frame
 
 
-@pytest.fixture
-def build_encoder_model(build_model):
-    """Return a function that builds a model with windows that overlap."""
-
-    def build(layer, **options):
-        frontend = {"n_fft": 512, "n_mels": 32}
-        conf = {**frontend, **options.pop("frontend_conf", {})}
-        return build_model({"layer": layer}, frontend_conf=conf, **options)
-
-    return build
+def build_encoder_model(layer, frontend_conf={}, **options):
+    """Build a model whose windows overlap."""
+    frontend_conf = {"n_fft": 512, "n_mels": 32, **frontend_conf}
+    return build_model({"layer": layer}, frontend_conf=frontend_conf, **options)
 
 
-@pytest.mark.parametrize("hop", [128, 160])
-@pytest.mark.parametrize("encoder, input_layer", KINDS)
-def test_input_layers(build_encoder_model, encoder, input_layer, hop):
-    """What runs before the blocks sees frames around the teacher's."""
+@pytest.mark.parametrize(
+    "encoder, input_layer, hop",
+    [(*kind, 128) for kind in KINDS] + [("conformer", "conv2d", 160)],
+)
+def test_input_layers(encoder, input_layer, hop):
+    """Layers before the blocks see frames around the teacher's."""
     model = build_encoder_model(
         "embed",
         encoder=encoder,
@@ -102,7 +99,7 @@ def test_input_layers(build_encoder_model, encoder, input_layer, hop):
 
 
 @pytest.mark.parametrize("n_mels", [8, 32])  # 8: as many as the encoder's channels
-def test_no_input_layer(build_encoder_model, n_mels):
+def test_no_input_layer(n_mels):
     model = build_encoder_model(
         "encoders.0.norm1",  # of each frame alone
         encoder_conf={"input_layer": None},
@@ -112,14 +109,11 @@ def test_no_input_layer(build_encoder_model, n_mels):
 
 
 @pytest.mark.parametrize("encoder, options, expected", RECURRENT_KINDS)
-def test_recurrent_encoders(build_encoder_model, encoder, options, expected):
-    others = ["attention_heads", "linear_units", "num_blocks", "dropout_rate"]
-    others += ["positional_dropout_rate", "attention_dropout_rate"]
-    sizes = {"hidden_size": 8, "output_size": 8, "num_layers": 3}
-    conf = {**dict.fromkeys(others), **sizes, **options}
+def test_recurrent_encoders(encoder, options, expected):
+    conf = {**RECURRENT, "num_layers": 3, **options}
     model = build_encoder_model(-1, encoder=encoder, encoder_conf=conf)
     assert subsampling(model.encoder) == expected
-    # No memory: what an RNN hears besides its own frame is learned, and not counted.
+    # No memory: the frames that an RNN remembers depend on its training.
     for module in model.encoder.modules():
         if isinstance(module, (torch.nn.LSTM, torch.nn.GRU)):
             forget_memory(module)
@@ -132,18 +126,17 @@ def forget_memory(rnn):
         if name.startswith(("weight_hh", "bias_hh")):
             parameter.data.zero_()
         elif name.startswith("bias_ih"):
-            parameter.data.chunk(4 if isinstance(rnn, torch.nn.LSTM) else 3)[1].fill_(
-                -1e4
-            )
+            num_gates = 4 if isinstance(rnn, torch.nn.LSTM) else 3
+            parameter.data.chunk(num_gates)[1].fill_(-1e4)
 
 
-def test_grid_counts_hop_and_subsampling(build_model):
+def test_grid_counts_hop_and_subsampling():
     model = build_model(frontend_conf={"hop_length": 128})
     grid = student_frame_grid(model.frontend, model.encoder)
     assert (grid.shift_samples, grid.offset_samples) == (512, 384)
 
 
-def test_given_grid_is_taken(build_model):
+def test_given_grid_is_taken():
     model = build_model()
     for given, expected in (
         ((100, 7.5), (100, 7.5)),
@@ -154,8 +147,8 @@ def test_given_grid_is_taken(build_model):
         assert (grid.shift_samples, grid.offset_samples) == expected
 
 
-def test_features_from_files(build_model):
-    """`feats_type: extracted`: how far apart they are nobody knows."""
+def test_features_from_files():
+    """`feats_type: extracted`: their frame shift is not known."""
     options = {"input_size": 32, "frontend_conf": {}}
     message = "takes one of 4 of them, the first .* frame 3, .* give 640 and 480; give"
     with pytest.raises(ValueError, match=message):
@@ -177,7 +170,7 @@ class Unknown(torch.nn.Module):
     hop_length = 160
 
 
-def test_parts_not_known_say_what_to_give(build_model):
+def test_parts_not_known_say_what_to_give():
     model = build_model()
     encoder, given = Unknown(), "give mvq_conf: {student_frame_shift_samples"
     with pytest.raises(ValueError, match="encoder Unknown: its subsampling.*" + given):

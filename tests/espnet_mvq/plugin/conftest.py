@@ -1,35 +1,17 @@
 """A small training set on disk, for tests that run ESPnet's own commands."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
-import soundfile
+import torch
 import yaml
-
-from espnet_mvq.indexes import IndexMetadata, ShardWriter
-from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.shard import shard_paths
+from builders import TINY_MODEL, write_indexes, write_wavs
 
 NUM_SAMPLES = 8000
-METADATA = {
-    "teacher": "teacher",
-    "layer": 1,
-    "num_codebooks": 2,
-    "codebook_size": 4,
-    "sample_rate": 16_000,
-    "frame_shift_samples": 320,
-    "frame_offset_samples": 199.5,
-    "quantizer_id": "0123456789abcdef",
-}
-SIZES = {"attention_heads": 2, "linear_units": 8}
 TRAINING = {
-    "token_list": ["<blank>", "<unk>", "a", "b", "<sos/eos>"],
-    "frontend_conf": {"n_fft": 128, "hop_length": 160, "n_mels": 8},
-    "specaug": None,
-    "normalize": None,
-    "encoder": "transformer",
-    "encoder_conf": {**SIZES, "output_size": 8, "num_blocks": 2},
-    "decoder": "transformer",
-    "decoder_conf": {**SIZES, "num_blocks": 1},
+    **TINY_MODEL,
     "model": "mvq",
     "model_conf": {"ctc_weight": 0.5, "mvq_conf": {"layer": 1}},
     # ESPnet draws the order of batches, but never changes a batch: these are utterances
@@ -49,6 +31,38 @@ TRAINING = {
 }
 
 
+class StandInRNNTLoss(torch.nn.Module):
+    """Stands in for a loss that must be compiled: any function of the same input."""
+
+    def __init__(self, reduction="mean", **options):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, joint_out, target, frames, labels):
+        losses = -joint_out.log_softmax(3)[..., 0].mean((1, 2))
+        return losses.mean() if self.reduction == "mean" else losses
+
+
+def put_rnnt_loss(monkeypatch, loss):
+    module = types.ModuleType("warprnnt_pytorch")
+    module.RNNTLoss = loss
+    monkeypatch.setitem(sys.modules, "warprnnt_pytorch", module)
+
+
+@pytest.fixture
+def rnnt_loss(monkeypatch):
+    """Replace the compiled transducer loss by a function of the same input."""
+    put_rnnt_loss(monkeypatch, StandInRNNTLoss)
+
+
+@pytest.fixture
+def numba_rnnt_loss(monkeypatch):
+    """Replace the compiled transducer loss by ESPnet's own in numba."""
+    from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
+
+    put_rnnt_loss(monkeypatch, RNNTLossNumba)
+
+
 @pytest.fixture
 def write_training(tmp_path):
     """Return a function that writes a training's data and configuration.
@@ -59,32 +73,21 @@ def write_training(tmp_path):
     """
 
     def write(with_indexes=range(8), **options):
-        metadata = IndexMetadata(**METADATA)
         noise = np.random.default_rng(0)
-        with ShardWriter(tmp_path, 1, metadata) as shard:
-            for n in with_indexes:
-                shard.write(f"u{n}", noise.integers(0, 4, (24, 2), np.uint8))
-        _, scp, json_path = shard_paths(tmp_path, 1)
-        scp.rename(tmp_path / SCP_NAME)
-        json_path.rename(tmp_path / METADATA_NAME)
-        lines = {"wav.scp": "", "text": "", "speech_shape": ""}
-        for n in range(8):
-            wav = tmp_path / f"u{n}.wav"
-            soundfile.write(wav, 0.1 * noise.standard_normal(NUM_SAMPLES), 16_000)
-            lines["wav.scp"] += f"u{n} {wav}\n"
-            lines["text"] += f"u{n} 2 3\n"
-            lines["speech_shape"] += f"u{n} {NUM_SAMPLES}\n"
-        for name, text in lines.items():
-            (tmp_path / name).write_text(text)
-        data = [("wav.scp", "speech", "sound"), ("text", "text", "text_int")]
-        stock = [[str(tmp_path / name), *others] for name, *others in data]
-        ours = [str(tmp_path / SCP_NAME), "codebook_indexes", "mvq_ark"]
+        indexes = {f"u{n}": noise.integers(0, 4, (24, 2)) for n in with_indexes}
+        ours = [str(write_indexes(tmp_path, indexes)), "codebook_indexes", "mvq_ark"]
+        write_wavs(tmp_path, {f"u{n}": NUM_SAMPLES for n in range(8)})
+        texts, shapes = tmp_path / "text", tmp_path / "speech_shape"
+        texts.write_text("".join(f"u{n} 2 3\n" for n in range(8)))
+        shapes.write_text("".join(f"u{n} {NUM_SAMPLES}\n" for n in range(8)))
+        stock = [[str(tmp_path / "wav.scp"), "speech", "sound"]]
+        stock.append([str(texts), "text", "text_int"])
         config = {
             **TRAINING,
             "train_data_path_and_name_and_type": [*stock, ours],
             "valid_data_path_and_name_and_type": stock,
-            "train_shape_file": [str(tmp_path / "speech_shape")],
-            "valid_shape_file": [str(tmp_path / "speech_shape")],
+            "train_shape_file": [str(shapes)],
+            "valid_shape_file": [str(shapes)],
             "output_dir": str(tmp_path / "exp"),
             **options,
         }

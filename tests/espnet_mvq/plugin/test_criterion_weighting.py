@@ -6,22 +6,17 @@ The reference runs every utterance alone through the stock model.
 import contextlib
 import copy
 import functools
-import importlib
-import sys
-import types
 
+import builders
 import pytest
 import torch
-import torch.distributed as dist
-from test_tasks import COMMON, SIZES, TASKS, TRANSDUCER
-from torch.nn.parallel import DistributedDataParallel
+from builders import ATTENTION, INTERCTC, OWSM_CTC, SIZES, TRANSDUCER, build_task
 
 from espnet_mvq.plugin.criterion_weighting import CriterionWeighting
 
+pytestmark = pytest.mark.usefixtures("numba_rnnt_loss")
 QUIET = {"report_cer": False, "report_wer": False}
-INTERCTC = {"interctc_layer_idx": [1], "interctc_use_conditioning": True}
 WEIGHTS = torch.tensor([0.3, 1.7, 0.9])
-ATTENTION = {"attention_heads": 2, "linear_units": 8, "num_blocks": 1}
 # Task of `TASKS`, further options, further `model_conf`, calls of criteria in order
 CASES = {
     "asr": ("asr", {}, {"lsm_weight": 0.1}, ["ctc", "criterion_att"]),
@@ -44,7 +39,7 @@ CASES = {
     "s2t": ("s2t", {}, {}, ["ctc", "criterion_att"]),
     "s2t_ctc": (
         "s2t_ctc",
-        {"encoder_conf": {**TASKS["s2t_ctc"][4]["encoder_conf"], **INTERCTC}},
+        {"encoder_conf": {**OWSM_CTC, **INTERCTC}},
         {"interctc_weight": 0.4, "ctc_asr_only": [True, False]},
         ["ctc", "ctc"],
     ),
@@ -70,23 +65,15 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def rnnt_loss(monkeypatch):
-    """Put ESPnet's own numba loss, of the same interface, for the compiled one."""
-    from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
-
-    module = types.ModuleType("warprnnt_pytorch")
-    module.RNNTLoss = RNNTLossNumba
-    monkeypatch.setitem(sys.modules, "warprnnt_pytorch", module)
-
-
-@pytest.fixture(autouse=True)
 def mask_every_other(monkeypatch):
     """Let Mask-CTC mask the same labels of an utterance in every batch."""
 
     def mask(text, mask_token, eos, ignore_id):
         masked = (torch.arange(text.shape[1]) % 2 == 0) & (text != ignore_id)
-        shown = text.masked_fill(masked, mask_token).masked_fill(text == ignore_id, eos)
-        return shown, text.masked_fill(~masked, ignore_id)
+        inputs = text.masked_fill(masked, mask_token)
+        return inputs.masked_fill(text == ignore_id, eos), text.masked_fill(
+            ~masked, ignore_id
+        )
 
     monkeypatch.setattr("espnet2.asr.maskctc_model.mask_uniform", mask)
 
@@ -94,17 +81,9 @@ def mask_every_other(monkeypatch):
 @functools.lru_cache(maxsize=None)
 def build_once(name, **model_conf):
     """Build a stock model."""
-    key, options, conf, _ = CASES[name]
-    module, task, _, stock, task_options = TASKS[key]
-    task = getattr(importlib.import_module(f"espnet2.tasks.{module}"), task)
-    args = task.get_parser().parse_args(["--output_dir", "unused"])
-    for option, value in {**COMMON, **task_options, **options}.items():
-        setattr(args, option, copy.deepcopy(value))
-    if stock:
-        args.model = stock
-    args.model_conf = {**args.model_conf, **QUIET, **conf, **model_conf}
-    torch.manual_seed(1)
-    return task.build_model(args)
+    task, options, conf, _ = CASES[name]
+    conf = {**QUIET, **conf, **model_conf}
+    return build_task(task, mvq=False, model_conf=conf, **options)
 
 
 def build(name, **model_conf):
@@ -113,40 +92,35 @@ def build(name, **model_conf):
 
 
 def make_batch(name, empty=False):
-    """Return three utterances; the second has no text if so wished.
+    """Return three utterances; with `empty` the second has no text.
 
-    They are equally long: the front end shows an utterance's end other than padding.
+    They are equally long: the front end tells the end of an utterance from padding.
     """
     text = torch.tensor([[2, 3, 2, 2], [3, 3, -1, -1], [2, 3, 3, -1]])
     lengths = torch.tensor([4, 2, 3])
     if empty:
         text[1], lengths[1] = -1, 0
-    speech = 0.1 * torch.randn(3, 9600)
-    batch = {"speech": speech, "speech_lengths": torch.tensor([9600] * 3)}
-    names = {"s2t": ["text_prev", "text_ctc"], "st": ["src_text"]}
-    names["s2t_ctc"] = names["s2t"]
-    for key in ["text", *names.get(CASES[name][0], [])]:
-        batch[key], batch[f"{key}_lengths"] = text.clone(), lengths.clone()
+    speech = 0.1 * torch.randn(3, 9600, generator=torch.Generator().manual_seed(0))
+    batch = {
+        "speech": speech,
+        "speech_lengths": torch.tensor([9600] * 3),
+        "text": text,
+        "text_lengths": lengths,
+    }
+    batch = builders.make_task_batch(CASES[name][0], batch)
     if name == "s2t_ctc":
         batch["text_prev"] = text.masked_fill(text == -1, 2)
         batch["text_prev_lengths"] = torch.tensor([4] * 3)
-        batch["prefix"] = torch.tensor([[2, 3]] * 3)
-        batch["prefix_lengths"] = torch.tensor([2] * 3)
     return batch
 
 
 def step(model, batch):
     """Run forward and backward; return loss, statistics and gradients."""
-    torch.manual_seed(5)  # dropout
-    model.zero_grad()
-    loss, stats, _ = model(**{key: value.clone() for key, value in batch.items()})
-    loss.sum().backward()
-    none = torch.zeros(())
-    gradients = {
-        name: none.expand(p.shape) if p.grad is None else p.grad.clone()
-        for name, p in model.named_parameters()
-    }
-    return loss.detach().sum(), stats, gradients
+    loss, stats, _, gradients = builders.step(model, batch)
+    for name, parameter in model.named_parameters():
+        if gradients[name] is None:
+            gradients[name] = torch.zeros(()).expand(parameter.shape)
+    return loss.sum(), stats, gradients
 
 
 def step_weighed(model, batch, weights):
@@ -162,20 +136,22 @@ def step_weighed(model, batch, weights):
     return (*results, calls)
 
 
-def steps_alone(model, batch, utterances=(0, 1, 2)):
-    """Run the same for utterances, each alone."""
-    return [
-        step(model, {k: v[n : n + 1] for k, v in batch.items()}) for n in utterances
-    ]
+@functools.lru_cache(maxsize=None)
+def steps_alone(name):
+    """Run each utterance alone, without weights."""
+    model, batch = build(name).eval(), make_batch(name)
+    parts = [{key: v[n : n + 1] for key, v in batch.items()} for n in range(3)]
+    return [step(model, part) for part in parts]
 
 
-def assert_mean(loss, gradients, alone, weights):
-    """Compare with the weighted sum of utterances that ran alone, over three."""
-    expected = sum(w * one[0] for w, one in zip(weights, alone)) / 3
+def assert_mean(loss, gradients, name, weights):
+    """Compare with the weighted mean of the utterances that ran alone."""
+    pairs = [pair for pair in zip(weights, steps_alone(name)) if pair[0]]
+    expected = sum(weight * alone[0] for weight, alone in pairs) / 3
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    for name, gradient in gradients.items():
-        expected = sum(w * one[2][name] for w, one in zip(weights, alone)) / 3
-        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-5, msg=name)
+    for key, gradient in gradients.items():
+        expected = sum(weight * alone[2][key] for weight, alone in pairs) / 3
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-5, msg=key)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -187,10 +163,7 @@ def test_weights_of_one_change_nothing(name):
         models[1], batch, torch.ones(3)
     )
     torch.testing.assert_close(ours, loss, rtol=1e-5, atol=0)
-    for key, gradient in gradients.items():
-        torch.testing.assert_close(
-            our_gradients[key], gradient, rtol=1e-4, atol=1e-5, msg=key
-        )
+    torch.testing.assert_close(our_gradients, gradients, rtol=1e-4, atol=1e-5)
     for key, value in stats.items():
         assert value is our_stats[key] is None or torch.allclose(our_stats[key], value)
     assert len(calls) == len(CASES[name][3])
@@ -198,26 +171,27 @@ def test_weights_of_one_change_nothing(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_loss_is_the_weighted_mean_of_utterances_alone(name):
-    model, batch = build(name).eval(), make_batch(name)
-    alone = steps_alone(model, batch)
-    loss, stats, gradients, calls = step_weighed(model, batch, WEIGHTS)
-    assert_mean(loss, gradients, alone, WEIGHTS)
+    loss, stats, gradients, calls = step_weighed(
+        build(name).eval(), make_batch(name), WEIGHTS
+    )
+    assert_mean(loss, gradients, name, WEIGHTS)
     for key, criterion in [("loss_ctc", "ctc"), ("loss_att", "criterion_att")]:
         if criterion in CASES[name][3] and stats.get(key) is not None:
             losses, _ = calls[CASES[name][3].index(criterion)]
-            expected = torch.cat([one[1][key] for one in alone])
+            expected = torch.cat([one[1][key] for one in steps_alone(name)])
             torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("empty", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_weight_zero_leaves_no_trace(name, empty):
+def test_utterance_of_weight_zero_has_no_effect(name, empty):
     if empty and name == "maskctc":
         pytest.skip("stock Mask-CTC masks at least one label, so it needs one")
-    model, batch = build(name).eval(), make_batch(name, empty)
     weights = torch.tensor([0.3, 0.0, 1.9])
-    loss, _, gradients, calls = step_weighed(model, batch, weights)
-    assert_mean(loss, gradients, steps_alone(model, batch, (0, 2)), weights[[0, 2]])
+    loss, _, gradients, calls = step_weighed(
+        build(name).eval(), make_batch(name, empty), weights
+    )
+    assert_mean(loss, gradients, name, weights)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     labels = dict(zip(CASES[name][3], (labels.tolist() for _, labels in calls)))
     if empty and "ctc" in labels:
@@ -238,12 +212,12 @@ def test_nothing_is_left_of_a_batch_without_weights(name):
 
 def test_utterances_that_s2t_leaves_out_are_weighed_in_their_place():
     model, batch = build("s2t_ctc", interctc_weight=0.0).eval(), make_batch("s2t_ctc")
-    alone = steps_alone(model, batch)
+    parts = [{key: v[n : n + 1] for key, v in batch.items()} for n in (0, 2)]
+    alone = [step(model, part)[0] for part in parts]
     batch["text"][1, 0] = model.na
     loss, _, _, [(losses, labels)] = step_weighed(model, batch, WEIGHTS)
-    torch.testing.assert_close(
-        loss, (WEIGHTS[0] * alone[0][0] + WEIGHTS[2] * alone[2][0]) / 2
-    )
+    expected = (WEIGHTS[0] * alone[0] + WEIGHTS[2] * alone[1]) / 2
+    torch.testing.assert_close(loss, expected)
     assert labels.tolist() == [4, 0, 3] and losses[1] == 0
     batch["text"][:, 0] = model.na
     with CriterionWeighting(model).weighted_by(fail):  # not called, and no error
@@ -258,7 +232,7 @@ def fail(losses, labels):
 @pytest.mark.parametrize("name", CASES)
 def test_outside_the_block_the_model_is_stock(name):
     model, batch = build(name).eval(), make_batch(name)
-    before = step(model, batch)  # from here on asr_transducer has its criterion
+    before = step(model, batch)  # asr_transducer builds its criterion in it
     keys, modules = list(model.state_dict()), [dict(vars(m)) for m in model.modules()]
     criteria = CriterionWeighting(model)
     for weigh in (lambda losses, labels: WEIGHTS, fail):
@@ -274,14 +248,13 @@ def test_outside_the_block_the_model_is_stock(name):
     assert all(torch.equal(after[2][key], value) for key, value in before[2].items())
 
 
-def test_half_precision(name="asr"):
-    model, batch = build(name).eval(), make_batch(name)
+def test_half_precision():
+    model, batch = build("asr").eval(), make_batch("asr")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _, gradients = step(model, batch)
         ours, _, our_gradients, calls = step_weighed(model, batch, torch.ones(3))
     torch.testing.assert_close(ours, loss)
-    for key, gradient in gradients.items():
-        torch.testing.assert_close(our_gradients[key], gradient)
+    torch.testing.assert_close(our_gradients, gradients)
     assert all(losses.dtype == torch.float32 for losses, _ in calls)
 
 
@@ -312,30 +285,12 @@ class Weighed(torch.nn.Module):
         return loss, stats, weight
 
 
-def train(rank, folder, model, batch):
-    """Take two steps; rank 1 has nothing but utterances of weight 0."""
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    parallel = DistributedDataParallel(model, find_unused_parameters=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        parallel(WEIGHTS * (1 - rank), **batch)[0].backward()
-        optimizer.step()
-    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_one_without_weights(monkeypatch, tmp_path):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    model = Weighed(build("asr"))
+def test_two_ranks_one_without_weights(tmp_path):
+    model, batch = Weighed(build("asr")), make_batch("asr")
     before = model.model.ctc.ctc_lo.weight.detach().clone()
-    args = str(tmp_path), model, make_batch("asr")
-    torch.multiprocessing.start_processes(train, args, nprocs=2, start_method="fork")
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert not torch.equal(first["model.ctc.ctc_lo.weight"], before)
+    inputs = [{**batch, "weights": WEIGHTS}, {**batch, "weights": 0 * WEIGHTS}]
+    state, _ = builders.train_on_two_ranks(tmp_path, model, inputs)
+    assert not torch.equal(state["model.ctc.ctc_lo.weight"], before)
 
 
 @pytest.mark.parametrize(
@@ -353,15 +308,13 @@ def test_bad_weights_are_refused(weights, message):
 
 
 class SumOfLogits(torch.nn.Module):
-    """Criterion that cannot but reduce."""
+    """Criterion without a loss per utterance."""
 
     def forward(self, logits, *others):
         return logits.sum()
 
 
 def test_late_criterion_that_cannot_be_weighed_is_refused(monkeypatch):
-    module = types.ModuleType("warprnnt_pytorch")
-    module.RNNTLoss = lambda **options: SumOfLogits()
-    monkeypatch.setitem(sys.modules, "warprnnt_pytorch", module)
+    monkeypatch.setattr("warprnnt_pytorch.RNNTLoss", lambda **options: SumOfLogits())
     with pytest.raises(ValueError, match="got SumOfLogits with reduction None, expec"):
         step_weighed(build("asr_transducer"), make_batch("asr_transducer"), WEIGHTS)

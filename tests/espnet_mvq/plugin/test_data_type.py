@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
+from builders import build_model, write_indexes
 
 import espnet_mvq
-from espnet_mvq.indexes import IndexMetadata, ShardWriter
-from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
-from espnet_mvq.indexes.shard import shard_paths
 
 ORDER = ["u3", "u1", "u0", "u2"]  # of the arks; u2 has no indexes, u9 no speech
 
@@ -19,25 +17,9 @@ def data(tmp_path):
     (tmp_path / "text").write_text("\n".join(texts) + "\n")
     indexes = {u: np.random.randint(0, 4, (5 + n, 2)) for n, u in enumerate(ORDER)}
     indexes["u9"] = indexes.pop("u2")
-    metadata = IndexMetadata(
-        teacher="teacher",
-        layer=1,
-        quantizer_id="0123",
-        num_codebooks=2,
-        codebook_size=4,
-        sample_rate=16000,
-        frame_shift_samples=320,
-        frame_offset_samples=0.0,
-    )
-    with ShardWriter(tmp_path, 1, metadata) as shard:
-        for utt_id, value in indexes.items():
-            shard.write(utt_id, value.astype(np.uint8))
-    _, scp, json_path = shard_paths(tmp_path, 1)
-    scp.rename(tmp_path / SCP_NAME)
-    json_path.rename(tmp_path / METADATA_NAME)
     paths = [
         (str(tmp_path / "text"), "text", "text_int"),
-        (str(tmp_path / SCP_NAME), "codebook_indexes", "mvq_ark"),
+        (str(write_indexes(tmp_path, indexes)), "codebook_indexes", "mvq_ark"),
     ]
     return paths, indexes
 
@@ -54,8 +36,8 @@ def test_data_set_for_training(data):
     paths, indexes = data
     dataset = ESPnetDataset(paths)
     for utt_id in ("u2", "u0", "u3", "u1"):
-        found, item = dataset[utt_id]
-        assert found == utt_id
+        name, item = dataset[utt_id]
+        assert name == utt_id
         check(utt_id, item, indexes)
 
 
@@ -86,6 +68,6 @@ def test_batches_pad_with_what_the_model_ignores(data, utt_ids):
         assert (row[:length] >= 0).all() and (row[length:] == -1).all()
 
 
-def test_statistics_run_over_batches_with_indexes(data, build_model, batch):
+def test_statistics_run_over_batches_with_indexes(data, batch):
     feats = build_model().collect_feats(**batch)
     assert set(feats) == {"feats", "feats_lengths"}

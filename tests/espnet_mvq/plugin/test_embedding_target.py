@@ -5,15 +5,30 @@ import argparse
 import numpy as np
 import pytest
 import torch
+from builders import (
+    FRAMES,
+    build_model,
+    index_metadata,
+    save_hubert,
+    save_quantizer,
+    train,
+    without,
+)
 
-from espnet_mvq.indexes import EmbeddingMetadata, IndexMetadata
+from espnet_mvq.indexes import EmbeddingMetadata
 from espnet_mvq.plugin.config import parse_targets
 from espnet_mvq.plugin.training_checks import complete_mvq_conf
-from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import build_teacher
 
 DIM = 3
-FRAMES = dict(sample_rate=16_000, frame_shift_samples=320, frame_offset_samples=199.5)
+TINY_HUBERT = {
+    "hidden_size": DIM,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 4,
+    "conv_dim": (4,) * 7,
+    "num_conv_pos_embedding_groups": 1,
+}
 LOSSES = ("l1", "l2", "cosine")
 LENGTHS = "embeddings_lengths"
 
@@ -23,35 +38,20 @@ def embeddings(batch):
     """Return a batch with embeddings in place of indexes; one utterance has none."""
     lengths = batch["codebook_indexes_lengths"].clone()
     lengths[1] = 0
-    kept = {k: v for k, v in batch.items() if not k.startswith("codebook")}
     stored = 5 + 3 * torch.randn(3, 30, DIM)
-    return {**kept, "embeddings": stored, "embeddings_lengths": lengths}
+    return {**without(batch), "embeddings": stored, LENGTHS: lengths}
 
 
 @pytest.fixture
 def quantizer(tmp_path):
     """Return a quantizer of the batch's indexes, and its file."""
-    quantizer = Quantizer(torch.randn(2, 4, DIM))
-    quantizer.save(tmp_path / "quantizer.safetensors")
-    return quantizer, str(tmp_path / "quantizer.safetensors")
+    return save_quantizer(tmp_path, DIM)
 
 
-@pytest.fixture
-def teacher(tmp_path):
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
     """Return the name of a tiny HuBERT of DIM channels."""
-    import transformers
-
-    config = transformers.HubertConfig(
-        hidden_size=DIM,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=4,
-        conv_dim=(4,) * 7,
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=1,
-    )
-    transformers.HubertModel(config).save_pretrained(tmp_path / "hubert")
-    return f"transformers/{tmp_path / 'hubert'}"
+    return save_hubert(tmp_path_factory.mktemp("hubert"), **TINY_HUBERT)
 
 
 def stored_target(loss="l2", **options):
@@ -81,29 +81,23 @@ def explicit_loss(model, frames, values, lengths, student_lengths, kind):
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_loss_is_that_of_the_formula(build_model, embeddings, kind):
+def test_loss_is_that_of_the_formula(embeddings, kind):
     model = build_model(stored_target(kind)).train()
     _, stats, _ = model(**embeddings)
     model.eval()  # the normaliser stays as it was in that step
     frames, lengths = model.encode(embeddings["speech"], embeddings["speech_lengths"])
-    expected = explicit_loss(
-        model,
-        frames,
-        embeddings["embeddings"],
-        embeddings["embeddings_lengths"],
-        lengths,
-        kind,
-    )
+    stored = embeddings["embeddings"], embeddings[LENGTHS]
+    expected = explicit_loss(model, frames, *stored, lengths, kind)
     torch.testing.assert_close(stats["loss_embedding"][0], expected.detach())
     assert -1 <= stats["embedding_cosine"] <= 1 and stats["embedding_error"] > 0
 
 
-def test_normaliser_has_seen_the_frames_that_count(build_model, embeddings):
+def test_normaliser_counts_the_frames_with_targets(embeddings):
     model = build_model(stored_target()).train()
     model(**embeddings)
     normaliser = model.mvq["embeddings"].normaliser
     seen = float(normaliser.count)
-    assert 0 < seen <= embeddings["embeddings_lengths"].sum()
+    assert 0 < seen <= embeddings[LENGTHS].sum()
     assert normaliser.mean.sub(5).abs().max() < 2
     model.eval()
     model(**embeddings)
@@ -111,20 +105,13 @@ def test_normaliser_has_seen_the_frames_that_count(build_model, embeddings):
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_training_comes_nearer(build_model, embeddings, kind):
-    model = build_model(stored_target(kind, layer=1)).train()
-    optim = torch.optim.Adam(model.parameters(), lr=0.02)
-    errors = []
-    for _ in range(30):
-        loss, stats, _ = model(**embeddings)
-        optim.zero_grad()
-        loss.backward()
-        optim.step()
-        errors.append(float(stats["loss_embedding"]))
-    assert errors[-1] < 0.9 * errors[0]
+def test_training_lowers_the_loss(embeddings, kind):
+    model = build_model(stored_target(kind, layer=1))
+    losses = [stats["loss_embedding"] for stats in train(model, embeddings)]
+    assert losses[-1] < 0.9 * losses[0]
 
 
-def test_decoded_indexes_are_embeddings(build_model, batch, quantizer):
+def test_decoded_indexes_are_embeddings(batch, quantizer):
     quantizer, path = quantizer
     conf = {"loss": "l2", "dim": DIM, "quantizer": path, "quantizer_id": quantizer.id}
     model = build_model(conf).eval()
@@ -137,23 +124,21 @@ def test_decoded_indexes_are_embeddings(build_model, batch, quantizer):
     torch.testing.assert_close(stats["loss_embedding"][0], expected.detach())
 
 
-def test_decoding_with_another_quantizer_is_refused(build_model, batch, quantizer):
+def test_decoding_with_another_quantizer_is_refused(batch, quantizer):
     conf = {"loss": "l2", "dim": DIM, "quantizer": quantizer[1]}
     model = build_model({**conf, "quantizer_id": "0123"})
     with pytest.raises(ValueError, match="expected 0123 as codebook_indexes were made"):
         model(**batch)
 
 
-def test_teacher_in_the_loop_gives_what_stored_embeddings_give(
-    build_model, embeddings, teacher
-):
+def test_teacher_in_the_loop_gives_what_stored_embeddings_give(embeddings, teacher):
     built = build_teacher(teacher, layer=1)
     stored, lengths = built.embed(embeddings["speech"], embeddings["speech_lengths"])
-    del embeddings["embeddings"], embeddings["embeddings_lengths"]
+    embeddings = without(embeddings, "embeddings")
     conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1}
-    live = build_model({**conf, "frame_offset_samples": built.frame_offset_samples})
-    with_stored = build_model(
-        stored_target(frame_offset_samples=built.frame_offset_samples)
+    offset = {"frame_offset_samples": built.frame_offset_samples}
+    live, with_stored = build_model({**conf, **offset}), build_model(
+        stored_target(**offset)
     )
     torch.manual_seed(0)  # of the decoder's dropout
     live_loss, live_stats, _ = live.train()(**embeddings)
@@ -171,8 +156,8 @@ def test_teacher_in_the_loop_gives_what_stored_embeddings_give(
     assert len(live.state_dict()) == len(with_stored.state_dict())
 
 
-class TeacherThatBreaksOff:
-    """Has 10 frames of utterance 1, too few, and counts how often it was asked."""
+class TruncatingTeacher:
+    """Returns too few frames, 10, of utterance 1, and counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -185,16 +170,14 @@ class TeacherThatBreaksOff:
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_utterance_that_its_teacher_does_not_fit_learns_from_its_text(
-    build_model, embeddings, weight
-):
+def test_utterance_with_bad_teacher_length_is_trained_by_its_text(embeddings, weight):
     """As with stored embeddings that do not fit their speech."""
     speech = embeddings["speech"], embeddings["speech_lengths"]
-    stored = TeacherThatBreaksOff().embed(*speech)
+    stored = TruncatingTeacher().embed(*speech)
     with_stored = {**embeddings, **dict(zip(("embeddings", LENGTHS), stored))}
-    del embeddings["embeddings"], embeddings[LENGTHS]
+    embeddings = without(embeddings, "embeddings")
     both = {"weighting": {"type": "fixed", "alpha": 0.25}, "weight": weight}
-    teacher, losses, alphas = TeacherThatBreaksOff(), [], []
+    teacher, losses, alphas = TruncatingTeacher(), [], []
     live = {"loss": "l2", "dim": DIM, "teacher": "a/b"}
     for conf, batch in ((live, embeddings), (stored_target(), with_stored)):
         model = build_model({**conf, **both}).train()
@@ -208,14 +191,12 @@ def test_utterance_that_its_teacher_does_not_fit_learns_from_its_text(
     assert teacher.calls == (weight > 0)
 
 
-def test_teacher_of_utterances_is_the_mean_of_its_frames(
-    build_model, embeddings, teacher
-):
+def test_teacher_of_utterances_is_the_mean_of_its_frames(embeddings, teacher):
     """As with means that were stored."""
     built = build_teacher(teacher, layer=1)
     speech = embeddings["speech"], embeddings["speech_lengths"]
     means = torch.stack([e.mean(0) for e in built.embed_batch(_cut(*speech))])
-    del embeddings["embeddings"], embeddings["embeddings_lengths"]
+    embeddings = without(embeddings, "embeddings")
     level = {"level": "utterance"}
     conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1, **level}
     stored = {"embeddings": means.unsqueeze(1)}
@@ -231,9 +212,9 @@ def _cut(speech, lengths):
     return [row[:length] for row, length in zip(speech, lengths.tolist())]
 
 
-def test_teacher_in_the_loop_is_exact_under_autocast(build_model, embeddings, teacher):
-    """The student may train in half precision; its teacher says float32."""
-    del embeddings["embeddings"], embeddings["embeddings_lengths"]
+def test_teacher_in_the_loop_is_exact_under_autocast(embeddings, teacher):
+    """The student may train in half precision; its teacher computes in float32."""
+    embeddings = without(embeddings, "embeddings")
     conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1}
     means = []
     for enabled in (False, True):
@@ -244,7 +225,7 @@ def test_teacher_in_the_loop_is_exact_under_autocast(build_model, embeddings, te
     assert torch.equal(*means)
 
 
-def test_embeddings_that_are_not_finite_are_refused(build_model, embeddings):
+def test_embeddings_that_are_not_finite_are_refused(embeddings):
     """They would stay in the normaliser's mean."""
     embeddings["embeddings"][0, 3] = torch.nan
     model = build_model(stored_target()).train()
@@ -253,39 +234,30 @@ def test_embeddings_that_are_not_finite_are_refused(build_model, embeddings):
     assert model.mvq["embeddings"].normaliser.mean.isfinite().all()
 
 
-def test_teacher_in_the_loop_needs_waveforms(build_model, teacher):
+def test_teacher_in_the_loop_needs_waveforms(teacher):
     conf = {"loss": "l2", "dim": DIM, "teacher": teacher, "teacher_layer": 1}
-    model = build_model(
-        {**conf, "student_frame_shift_samples": 640},
-        frontend=None,
-        input_size=8,
-    )
-    features = torch.randn(2, 60, 8)
+    conf["student_frame_shift_samples"] = 640
+    model = build_model(conf, frontend=None, input_size=8)
+    features, lengths = torch.randn(2, 60, 8), torch.tensor([60, 60])
     with pytest.raises(ValueError, match="mvq_conf teacher needs waveforms, got feat"):
-        model(
-            features,
-            torch.tensor([60, 50]),
-            text=torch.tensor([[2, 3], [2, -1]]),
-            text_lengths=torch.tensor([2, 1]),
-        )
+        texts = {"text": torch.tensor([[2, 3]] * 2), "text_lengths": lengths // 30}
+        model(features, lengths, **texts)
 
 
-def test_embeddings_of_another_dimension_are_refused(build_model, embeddings):
+def test_embeddings_of_another_dimension_are_refused(embeddings):
     embeddings["embeddings"] = torch.randn(3, 30, DIM + 1)
-    model = build_model(stored_target())
-    with pytest.raises(
-        ValueError, match=r"embeddings: got shape \(3, 30, 4\), expected"
-    ):
+    model, message = build_model(stored_target()), r"embeddings: got shape \(3, 30, 4\)"
+    with pytest.raises(ValueError, match=message):
         model(**embeddings)
 
 
 @pytest.mark.parametrize("level", ["frame", "utterance"])
-def test_one_embedding_for_an_utterance(build_model, embeddings, level):
+def test_one_embedding_for_an_utterance(embeddings, level):
     embeddings["embeddings"] = embeddings["embeddings"][:, :1]
-    embeddings["embeddings_lengths"] = torch.tensor([1, 0, 1])
+    embeddings[LENGTHS] = torch.tensor([1, 0, 1])
     model = build_model(stored_target(level=level)).train()
     _, stats, _ = model(**embeddings)
-    # Level frame: a single frame where there should be 30 is left out.
+    # Level frame: a single frame in place of 30 is left out.
     assert stats["loss_embedding"].isnan() == (level == "frame")
     if level == "utterance":
         assert stats["mvq_frames"] == 2
@@ -304,7 +276,7 @@ def test_one_embedding_for_an_utterance(build_model, embeddings, level):
         ("embeddings", {"loss": "l1", "level": "word"}, "level: got 'word', expected"),
     ],
 )
-def test_losses_that_cannot_be_had_are_refused(name, conf, message):
+def test_bad_options_are_refused(name, conf, message):
     with pytest.raises(ValueError, match=message):
         parse_targets({**FRAMES, "targets": {name: conf}})
 
@@ -331,21 +303,14 @@ def test_metadata_of_embeddings_fill_the_options(options):
     metadata = EmbeddingMetadata(teacher="t", layer=3, dim=DIM, **FRAMES)
     args = options("embeddings", metadata, {"loss": "l2"})
     complete_mvq_conf(args)
-    says = {**FRAMES, "dim": DIM, "level": "frame"}
-    assert args.model_conf["mvq_conf"]["targets"] == {"embeddings": says}
+    expected = {**FRAMES, "dim": DIM, "level": "frame"}
+    assert args.model_conf["mvq_conf"]["targets"] == {"embeddings": expected}
     (config,) = parse_targets(args.model_conf["mvq_conf"]).values()
     assert (config.loss, config.dim) == ("l2", DIM)
 
 
-def test_quantizer_says_the_dimension_of_decoded_indexes(options, quantizer):
-    metadata = IndexMetadata(
-        teacher="t",
-        layer=3,
-        quantizer_id=quantizer[0].id,
-        num_codebooks=2,
-        codebook_size=4,
-        **FRAMES,
-    )
+def test_dimension_of_decoded_indexes_is_that_of_the_quantizer(options, quantizer):
+    metadata = index_metadata(quantizer_id=quantizer[0].id)
     conf = {"loss": "l2", "quantizer": quantizer[1]}
     args = options("codebook_indexes", metadata, conf)
     complete_mvq_conf(args)
@@ -353,7 +318,7 @@ def test_quantizer_says_the_dimension_of_decoded_indexes(options, quantizer):
     parse_targets(args.model_conf["mvq_conf"])
 
 
-def test_teacher_is_asked_once_for_what_it_is(options, teacher):
+def test_properties_of_the_teacher_are_stored_in_the_options(options, teacher):
     conf = {"loss": "l2", "teacher": teacher, "teacher_layer": 1}
     args = options("teacher", None, conf)
     complete_mvq_conf(args)
@@ -372,7 +337,7 @@ def test_teacher_of_another_sample_rate_is_refused(options, teacher):
         complete_mvq_conf(args)
 
 
-def test_teacher_in_the_loop_has_to_hear(options, tmp_path):
+def test_teacher_in_the_loop_cannot_be_stored_features(options, tmp_path):
     np.save(tmp_path / "u1.npy", np.zeros((5, DIM), np.float32))
     (tmp_path / "feats.scp").write_text(f"u1 {tmp_path / 'u1.npy'}\n")
     conf = {"teacher": f"feats/{tmp_path / 'feats.scp'}"}
@@ -385,7 +350,5 @@ def test_teacher_in_the_loop_has_to_hear(options, tmp_path):
 def test_indexes_in_place_of_embeddings_are_refused(options):
     metadata = EmbeddingMetadata(teacher="t", layer=3, dim=DIM, **FRAMES)
     args = options("codebook_indexes", metadata, {})
-    with pytest.raises(
-        ValueError, match="got format 'espnet_mvq.embeddings', expected"
-    ):
+    with pytest.raises(ValueError, match="got format 'espnet_mvq.embeddings'"):
         complete_mvq_conf(args)

@@ -4,18 +4,25 @@ import re
 
 import pytest
 import torch
+from builders import (
+    INTERCTC,
+    RECURRENT,
+    STATS,
+    TINY_MODEL,
+    assert_same_as_stock,
+    build_model,
+    step,
+    without,
+)
 
 from espnet_mvq.frame_timing.front_ends import student_frame_grid
 from espnet_mvq.plugin.layer_hook import LayerHook
 
-STATS = ["loss_mvq", "acc_mvq", "mvq_nats_below_chance", "mvq_frames"]
 BRANCHES = {"cgmlp_linear_units": 8, "cgmlp_conv_kernel": 3}
 CHUNKS = {"block_size": 6, "hop_size": 2, "look_ahead": 2}
-OTHERS = ["attention_heads", "linear_units", "num_blocks", "dropout_rate"]
-OTHERS += ["positional_dropout_rate", "attention_dropout_rate"]
-RECURRENT = {**dict.fromkeys(OTHERS), "hidden_size": 8, "num_layers": 2}
+NO_OPTIONS = dict.fromkeys(TINY_MODEL["encoder_conf"])
 HUBERT = {
-    **dict.fromkeys([*OTHERS, "output_size"]),
+    **NO_OPTIONS,
     "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
     "encoder_embed_dim": 16,
     "encoder_pos_conv_kernel": 4,
@@ -40,13 +47,13 @@ ENCODERS = {
     "rnn": (RECURRENT, [-1, "enc.0"]),
     "vgg_rnn": (RECURRENT, [-1, "enc.1"]),
     "torchaudiohubert": (HUBERT, [1, 2, -1]),
-    "whisper": (dict.fromkeys([*OTHERS, "output_size"]), [1, 2, -1]),
+    "whisper": (NO_OPTIONS, [1, 2, -1]),
 }
 CASES = [(name, layer) for name, (_, layers) in ENCODERS.items() for layer in layers]
 
 
 @pytest.fixture
-def build(build_model, request):
+def build(request):
     """Return a function that builds a tiny model with an encoder."""
 
     def build(encoder, layer=None, conf=None, **options):
@@ -81,28 +88,6 @@ def tiny_whisper(monkeypatch):
     monkeypatch.setattr(whisper.audio, "N_MELS", 80, raising=False)
 
 
-def step(model, batch):
-    """Run forward and backward; return loss, statistics and gradients."""
-    torch.manual_seed(5)  # dropout
-    model.zero_grad()
-    loss, stats, _ = model(**{key: value.clone() for key, value in batch.items()})
-    loss.backward()
-    return loss.detach(), stats, {n: p.grad for n, p in model.named_parameters()}
-
-
-def without_indexes(batch):
-    return {k: v for k, v in batch.items() if not k.startswith("codebook_indexes")}
-
-
-def check_equal(found, expected):
-    """Check loss, statistics and gradients against the stock model's."""
-    assert torch.equal(found[0], expected[0])
-    for name, value in expected[1].items():
-        assert value is None or torch.equal(found[1][name], value), name
-    for name, gradient in expected[2].items():
-        assert gradient is None or torch.equal(found[2][name], gradient), name
-
-
 def head_gradient(gradients):
     """Return the gradient of what predicts the indexes."""
     (name,) = (n for n in gradients if re.match(r"mvq\..*head\.weight", n))
@@ -119,25 +104,24 @@ def first_encoder_parameter(gradients):
 
 
 @pytest.mark.parametrize("encoder, layer", CASES)
-def test_layer_learns(build, batch, encoder, layer):
+def test_layer_is_trained(build, batch, encoder, layer):
     model = build(encoder, layer)
-    plain = step(model, without_indexes(batch))
-    loss, stats, gradients = step(model, batch)
-    assert loss.isfinite().all() and loss > plain[0]
+    plain = step(model, without(batch))
+    loss, stats, _, gradients = step(model, batch)
+    assert loss.isfinite().all() and loss > plain.loss
     assert all(stats[name].isfinite().all() for name in STATS)
     assert head_gradient(gradients).any()
-    name = first_encoder_parameter(plain[2])
-    assert not torch.equal(gradients[name], plain[2][name])
+    name = first_encoder_parameter(plain.gradients)
+    assert not torch.equal(gradients[name], plain.gradients[name])
     # Nearly all student frames have a target
     grid = student_frame_grid(model.frontend, model.encoder, layer=layer)
     assert abs(stats["mvq_frames"] - 24_000 / grid.shift_samples) <= 3 * 2
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_without_indexes_all_is_as_in_stock(build, batch, encoder):
-    layer = ENCODERS[encoder][1][0]
-    models = build(encoder, layer), build(encoder)
-    check_equal(*(step(model, without_indexes(batch)) for model in models))
+def test_step_without_indexes_is_that_of_stock(build, batch, encoder):
+    models = build(encoder, ENCODERS[encoder][1][0]), build(encoder)
+    assert_same_as_stock(*(step(model, without(batch)) for model in models))
 
 
 CHECKPOINTED = {"gradient_checkpoint_layers": [0, 1, 2]}
@@ -150,11 +134,10 @@ def test_gradient_checkpointing_changes_nothing(build, batch, layer):
         build("e_branchformer", layer, {**dropout, **conf})
         for conf in ({}, CHECKPOINTED)
     ]
-    expected, found = (step(model, batch) for model in models)
-    assert float(found[1]["mvq_frames"]) > 0
-    torch.testing.assert_close(found[0], expected[0])
-    for name, gradient in expected[2].items():
-        torch.testing.assert_close(found[2][name], gradient)
+    plain, checkpointed = (step(model, batch) for model in models)
+    assert float(checkpointed.stats["mvq_frames"]) > 0
+    torch.testing.assert_close(checkpointed.loss, plain.loss)
+    torch.testing.assert_close(checkpointed.gradients, plain.gradients)
 
 
 @pytest.mark.parametrize(
@@ -164,35 +147,27 @@ def test_gradient_checkpointing_changes_nothing(build, batch, layer):
         ("torchaudiohubert", {"encoder_layer_drop": 0.5}),
     ],
 )
-def test_dropped_layer_teaches_nothing_in_that_step(build, batch, encoder, conf):
+def test_dropped_layer_adds_no_loss_in_that_step(build, batch, encoder, conf):
     """ESPnet's other encoders take the option too, but drop no layer."""
     model, stock = build(encoder, 1, conf), build(encoder, None, conf)
     dropped = []
     for seed in range(8):
-        results = []
-        for candidate, data in ((model, batch), (stock, without_indexes(batch))):
-            torch.manual_seed(seed)
-            candidate.zero_grad()
-            loss, stats, _ = candidate(**{k: v.clone() for k, v in data.items()})
-            loss.backward()
-            gradients = {n: p.grad for n, p in candidate.named_parameters()}
-            results.append((loss.detach(), stats, gradients))
-        assert set(STATS) <= set(results[0][1])
-        dropped.append(bool(results[0][1]["mvq_frames"].isnan()))
-        # DDP wants a gradient all the same
-        head = head_gradient(results[0][2])
+        result = step(model, batch, seed)
+        assert set(STATS) <= set(result.stats)
+        dropped.append(bool(result.stats["mvq_frames"].isnan()))
+        # DDP needs a gradient in any case.
+        head = head_gradient(result.gradients)
         assert head is not None and head.any() != dropped[-1]
         if dropped[-1]:
-            check_equal(*results)
+            assert_same_as_stock(result, step(stock, without(batch), seed))
     assert set(dropped) == {True, False}
 
 
 @pytest.mark.parametrize("encoder", ["conformer", "branchformer"])
-def test_stochastic_depth_teaches_in_every_step(build, batch, encoder):
-    model = build(encoder, 1, {"stochastic_depth_rate": 0.5})
-    stock = build(encoder, None, {"stochastic_depth_rate": 0.5})
-    plain = without_indexes(batch)
-    check_equal(step(model, plain), step(stock, plain))
+def test_stochastic_depth_keeps_the_loss_in_every_step(build, batch, encoder):
+    conf, plain = {"stochastic_depth_rate": 0.5}, without(batch)
+    model, stock = build(encoder, 1, conf), build(encoder, None, conf)
+    assert_same_as_stock(step(model, plain), step(stock, plain))
     for _ in range(6):
         assert model(**batch)[1]["mvq_frames"] > 0
 
@@ -201,13 +176,11 @@ def test_stochastic_depth_teaches_in_every_step(build, batch, encoder):
 @pytest.mark.parametrize("encoder", ["transformer", "conformer", "e_branchformer"])
 def test_intermediate_ctc(build, batch, encoder, layer):
     """The encoder's output is then a pair."""
-    conf = {"interctc_layer_idx": [1], "interctc_use_conditioning": True}
-    options = {"model_conf": {"ctc_weight": 0.5, "interctc_weight": 0.5}}
-    model = build(encoder, layer, conf, **options)
-    stock = build(encoder, None, conf, **options)
-    plain = without_indexes(batch)
-    check_equal(step(model, plain), step(stock, plain))
-    _, stats, gradients = step(model, batch)
+    options, plain = {"model_conf": {"interctc_weight": 0.5}}, without(batch)
+    model = build(encoder, layer, INTERCTC, **options)
+    stock = build(encoder, None, INTERCTC, **options)
+    assert_same_as_stock(step(model, plain), step(stock, plain))
+    _, stats, _, gradients = step(model, batch)
     assert float(stats["mvq_frames"]) > 0 and head_gradient(gradients).any()
     assert "loss_interctc_layer1" in stats
 
@@ -223,7 +196,7 @@ def test_intermediate_ctc(build, batch, encoder, layer):
     ],
 )
 @pytest.mark.parametrize("frame", [8, 17])
-def test_encoders_that_read_speech_hear_it_where_they_say(build, encoder, layer, frame):
+def test_encoders_of_waveforms_see_speech_of_their_time(build, encoder, layer, frame):
     """By the middle of the gradient: they normalise over the whole utterance too."""
     model = build(encoder, layer).eval()
     grid = student_frame_grid(None, model.encoder, layer=layer)

@@ -6,11 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[3]
+from builders import python_environment
 
 # Slurm's part: `slurm.pl OPTIONS LOG srun --export=ALL COMMAND` runs the command once
 # on each of two nodes.
@@ -66,13 +64,8 @@ def launch(folder, config):
     command += ["--init_file_prefix", f"{folder}/.dist_init_"]
     command += ["--multiprocessing_distributed", "true", "--"]
     command += [*python, "-m", "espnet2.bin.asr_train", "--config", str(config)]
-    environment = {
-        **os.environ,
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    environment = {**python_environment(folder), "PATH": path}
     # In a session of its own: ranks that wait for each other must be ended too
     process = subprocess.Popen(
         command,

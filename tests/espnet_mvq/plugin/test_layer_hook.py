@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import build_model
 
 from espnet_mvq.plugin import layer_hook
 from espnet_mvq.plugin.layer_hook import LayerHook
@@ -23,19 +24,14 @@ def features():
     return torch.randn(2, 40, 8), torch.tensor([40, 33])
 
 
-@pytest.fixture
-def build_encoder(build_model):
-    """Return a function that builds an encoder of 2 blocks of 8 channels."""
-
-    def build(encoder="transformer", **conf):
-        model = build_model(model="espnet", encoder=encoder, encoder_conf=conf)
-        return model.encoder.eval()
-
-    return build
+def build_encoder(encoder="transformer", **conf):
+    """Build an encoder of 2 blocks of 8 channels."""
+    model = build_model(model="espnet", encoder=encoder, encoder_conf=conf)
+    return model.encoder.eval()
 
 
 @pytest.mark.parametrize("layer, path", [(1, "encoders.0"), (2, "encoders.1")])
-def test_number_and_path_mean_the_same(build_encoder, features, layer, path):
+def test_number_and_path_mean_the_same(features, layer, path):
     encoder = build_encoder()
     by_number, by_path = LayerHook(encoder, layer), LayerHook(encoder, path)
     assert by_number.num_channels == by_path.num_channels == 8
@@ -54,9 +50,7 @@ def test_number_and_path_mean_the_same(build_encoder, features, layer, path):
         ("embed", 8),
     ],
 )
-def test_channels_are_those_of_the_submodule(
-    build_encoder, features, path, num_channels
-):
+def test_channels_are_those_of_the_submodule(features, path, num_channels):
     encoder = build_encoder(linear_units=16)
     hook = LayerHook(encoder, path)
     frames, lengths = record(hook, encoder, *features)
@@ -64,7 +58,7 @@ def test_channels_are_those_of_the_submodule(
     assert lengths.tolist() == encoder(*features)[1].tolist()
 
 
-def test_output_of_another_shape_is_named(build_encoder, features):
+def test_output_of_another_shape_is_named(features):
     encoder = build_encoder()
     hook = LayerHook(encoder, "embed.conv")
     message = r"layer embed.conv: puts out \(2, 8, 9, 1\), expected .* = \(2, 9, 8\)"
@@ -72,13 +66,13 @@ def test_output_of_another_shape_is_named(build_encoder, features):
         record(hook, encoder, *features)
 
 
-def test_time_and_channels_the_other_way_round_are_refused(build_encoder, features):
+def test_time_and_channels_the_other_way_round_are_refused(features):
     encoder = build_encoder("e_branchformer", **E_BRANCHFORMER, input_layer="conv1d2")
     with pytest.raises(ValueError, match=r"\(2, 8, 18\), expected .* = \(2, 18, 8\)"):
         record(LayerHook(encoder, "embed.conv"), encoder, *features)
 
 
-def test_longer_outputs_are_cut_to_the_encoders_lengths(build_encoder, features):
+def test_longer_outputs_are_cut_to_the_encoders_lengths(features):
     """Blocks of the Longformer work on whole windows."""
     encoder = build_encoder()
     hook = LayerHook(encoder, 1)
@@ -88,7 +82,7 @@ def test_longer_outputs_are_cut_to_the_encoders_lengths(build_encoder, features)
     assert frames.shape[1] == 9 and int(lengths.max()) == 9
 
 
-def test_lengths_do_not_exceed_the_frames(build_encoder, features):
+def test_lengths_do_not_exceed_the_frames(features):
     encoder = build_encoder()
     stock = encoder.forward
 
@@ -103,7 +97,7 @@ def test_lengths_do_not_exceed_the_frames(build_encoder, features):
 
 @pytest.mark.parametrize("kind", ["transformer", "conformer"])
 @pytest.mark.parametrize("layer", [1, 2, "encoders.0", "encoders.1.norm1"])
-def test_blocks_that_work_on_chunks_are_refused_at_once(build_encoder, kind, layer):
+def test_blocks_that_work_on_chunks_are_refused_at_once(kind, layer):
     blocks = {"block_size": 8, "hop_size": 4, "look_ahead": 2}
     encoder = build_encoder(f"contextual_block_{kind}", **blocks)
     with pytest.raises(ValueError, match="on chunks: use layer: -1, the encoder outp"):
@@ -113,7 +107,7 @@ def test_blocks_that_work_on_chunks_are_refused_at_once(build_encoder, kind, lay
     LayerHook(encoder, layer)
 
 
-def test_layer_that_layer_drop_skips_has_no_frames(build_encoder, features):
+def test_layer_that_layer_drop_skips_has_no_frames(features):
     conf = {**E_BRANCHFORMER, "layer_drop_rate": 1.0}
     encoder = build_encoder("e_branchformer", **conf).train()
     assert record(LayerHook(encoder, 1), encoder, *features) is None
@@ -121,9 +115,7 @@ def test_layer_that_layer_drop_skips_has_no_frames(build_encoder, features):
     assert record(LayerHook(encoder, 1), encoder.eval(), *features) is not None
 
 
-def test_nothing_is_kept_of_what_runs_again_in_the_backward_pass(
-    build_encoder, features
-):
+def test_nothing_is_kept_of_what_runs_again_in_the_backward_pass(features):
     conf = {**E_BRANCHFORMER, "gradient_checkpoint_layers": [0, 1, 2]}
     encoder, runs = build_encoder("e_branchformer", **conf).train(), []
     hook = LayerHook(encoder, 1)
@@ -135,16 +127,15 @@ def test_nothing_is_kept_of_what_runs_again_in_the_backward_pass(
 
 
 @pytest.mark.parametrize("path", ["encoders", "encoders.0.norm1"])
-def test_layer_that_never_runs_is_refused(build_encoder, features, monkeypatch, path):
+def test_layer_that_never_runs_is_refused(features, monkeypatch, path):
     """The encoder runs the blocks one by one, not the list of them."""
     monkeypatch.setattr(layer_hook, "MAX_RUNS_WITHOUT_LAYER", 3)
     encoder = build_encoder()
     hook = LayerHook(encoder, path)
     if path != "encoders":
         assert record(hook, encoder, *features) is not None
-        encoder.encoders[0].norm1 = (
-            torch.nn.Identity()
-        )  # LayerDrop, as it has run before
+        # As with LayerDrop: it has run before.
+        encoder.encoders[0].norm1 = torch.nn.Identity()
     for _ in range(2):
         assert record(hook, encoder, *features) is None
     if path == "encoders":

@@ -1,19 +1,15 @@
 """ESPnet's training by Lightning, which does not begin in `main_worker`."""
 
-import os
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from builders import run_python
 
 import espnet_mvq
 from espnet_mvq.plugin import registration
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -75,15 +71,8 @@ def test_it_trains(write_training, tmp_path):
         lightning_conf={**trainer, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
     )
     (tmp_path / "exp").mkdir()
-    command = [sys.executable, "-m", "espnet_mvq.run", "-m"]
-    command += ["espnet2.bin.lightning_train", "--task", "asr", "--config", str(config)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = ["-m", "espnet_mvq.run", "-m", "espnet2.bin.lightning_train"]
+    done = run_python(*command, "--task", "asr", "--config", config)
     assert done.returncode == 0, done.stderr
     saved = yaml.safe_load((tmp_path / "exp" / "config.yaml").read_text())
     assert saved["model_conf"]["mvq_conf"]["codebook_size"] == 4

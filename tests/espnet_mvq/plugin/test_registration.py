@@ -1,15 +1,10 @@
 """Registration is one explicit act, and importing changes nothing."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from builders import run_python
 
 import espnet_mvq
 from espnet_mvq.plugin import registration
-
-ROOT = Path(__file__).resolve().parents[3]
 
 IMPORT_CHANGES_NOTHING = """
 from espnet2.tasks.asr import ASRTask, model_choices
@@ -35,12 +30,7 @@ else:
 
 
 def test_importing_changes_nothing_and_names_of_others_are_safe():
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_CHANGES_NOTHING],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run_python("-c", IMPORT_CHANGES_NOTHING)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if "registered model" in line]
     tasks = "asr, slu, s2t, s2t_ctc, asr_transducer, st"

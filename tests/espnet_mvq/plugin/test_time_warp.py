@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+from builders import build_model
 
 from espnet_mvq.plugin.time_warp import (
     TimeWarpHook,
@@ -41,8 +42,8 @@ class Frontend(torch.nn.Module):
 
 
 @pytest.mark.parametrize("lengths", [[100, 100, 100], [100, 80, 60]])
-def test_map_is_what_the_warp_did(lengths):
-    """Features that are their own frame numbers give the frame that each shows."""
+def test_map_is_that_of_the_warp(lengths):
+    """Features that are their own frame numbers tell which frame each one was."""
     specaug = build_specaug()
     hook = TimeWarpHook(specaug, Frontend())
     lengths = torch.tensor(lengths)
@@ -57,17 +58,16 @@ def test_map_is_what_the_warp_did(lengths):
     # Neither the features nor the random numbers that follow have changed.
     assert torch.equal(plain, warped) and torch.equal(torch.get_rng_state(), after)
     times = 160.0 * torch.arange(100)
-    shown = warp(times) / 160
-    assert (shown - times / 160).abs().max() > 0.5
-    for row, feature, length in zip(shown, warped, lengths.tolist()):
+    sources = warp(times) / 160
+    assert (sources - times / 160).abs().max() > 0.5
+    for row, feature, length in zip(sources, warped, lengths.tolist()):
         torch.testing.assert_close(row[:length], feature[:length, 0])
-        # Padding shows nothing else than itself.
+        # Padding is not moved.
         torch.testing.assert_close(row[length:], torch.arange(100.0)[length:])
 
 
 def test_times_between_and_outside_of_frames():
-    shown = torch.tensor([[0.0, 2.0, 3.0]])
-    warp = WarpedTime(160, 80, shown)
+    warp = WarpedTime(160, 80, torch.tensor([[0.0, 2.0, 3.0]]))
     times = torch.tensor([80.0, 160.0, 240.0, 400.0, 560.0, 0.0])
     expected = torch.tensor([[80.0, 240.0, 400.0, 560.0, 720.0, 0.0]])
     torch.testing.assert_close(warp(times), expected)
@@ -98,34 +98,32 @@ def test_warp_inside_of_the_encoder_is_refused():
         refuse_warp_inside(encoder)
 
 
-def test_targets_move_with_the_features(build_model, batch):
-    """Indexes that are their own frame numbers show which frames are predicted."""
+def test_targets_move_with_the_features(batch):
+    """Indexes that are their own frame numbers tell which frames are predicted."""
     model = build_model({"codebook_size": 64, "num_codebooks": 1}, **SPECAUG).train()
     target = model.mvq.codebook_indexes
-    seen = {}
     targets, gather = target.aligner.targets, target.aligner.gather
+    calls = []
 
-    def spy(*args):
-        *others, shown = args
+    def record(*args):
+        *others, times = args
         # `targets` gathers too
         with mock.patch.object(target.aligner, "gather", gather):
-            found, plain = targets(*others, shown), targets(*others)
-        seen.update(found=found, plain=plain, shown=shown)
+            calls.append((targets(*others, times), targets(*others), times))
         return gather(*args)
 
-    target.aligner.gather = spy
+    target.aligner.gather = record
     numbers = torch.arange(30).reshape(1, 30, 1).expand(3, -1, -1)
     model(**{**batch, "codebook_indexes": numbers})
-    found, plain = seen["found"], seen["plain"]
-    both = (found >= 0) & (plain >= 0)
-    moved = (found - plain)[both]
+    [(warped, plain, times)] = calls
+    moved = (warped - plain)[(warped >= 0) & (plain >= 0)]
     assert moved.any() and moved.abs().max() <= 10 * 160 / 320 + 1
-    centres = 320 * found.reshape(3, -1) + 199.5
-    there = found.reshape(3, -1) >= 0
-    assert ((centres - seen["shown"]).abs()[there] <= 160).all()
+    frames = warped.reshape(3, -1)
+    misses = (320 * frames + 199.5 - times).abs()
+    assert (misses[frames >= 0] <= 160).all()
 
 
-def test_evaluation_is_not_warped(build_model, batch):
+def test_evaluation_is_not_warped(batch):
     model = build_model(**SPECAUG).eval()
     loss = model(**batch)[1]["loss_mvq"]
     plain = build_model().eval()(**batch)[1]["loss_mvq"]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from builders import build_model, without
 
 from espnet_mvq.distillation import build_weighting
 from espnet_mvq.indexes.teacher_losses import TeacherLossMetadata
@@ -12,8 +13,8 @@ from espnet_mvq.plugin.data_type import list_reader, teacher_loss_reader
 from espnet_mvq.plugin.training_checks import complete_weighting
 
 ADAKD = {"type": "adakd", "k_start": 2.0, "threshold": 1.0, "scale": 0.5}
-# No dropout anywhere, so that an utterance alone has the loss it has in a batch
-STILL = {"decoder_conf": {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}}
+# Without dropout an utterance alone has the loss that it has in a batch.
+NO_DROPOUT = {"decoder_conf": {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}}
 TEACHER_LOSSES = torch.tensor([[0.2], [1.0], [1.9]])
 
 
@@ -38,52 +39,48 @@ def alone(batch, number):
     return part
 
 
-def parts(build_model, batch, **options):
+def parts(batch, **options):
     """Return task loss and MVQ loss of each utterance, of a model without weighting."""
-    model = build_model(**STILL, **options).train()
-    found = []
+    model = build_model(**NO_DROPOUT, **options).train()
+    losses = []
     for number in range(len(batch["speech"])):
         loss, stats, _ = model(**alone(batch, number))
-        found.append((float(loss) - float(stats["loss_mvq"]), float(stats["loss_mvq"])))
-    return found
+        mvq = float(stats["loss_mvq"])
+        losses.append((float(loss) - mvq, mvq))
+    return losses
 
 
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3, 1.0])
-def test_adakd_is_its_formula(build_model, batch, ctc_weight):
+def test_adakd_is_its_formula(batch, ctc_weight):
     options = {"model_conf": {"ctc_weight": ctc_weight}}
-    model = build_model({"weighting": ADAKD}, **STILL, **options).train()
+    model = build_model({"weighting": ADAKD}, **NO_DROPOUT, **options).train()
     loss, stats, _ = model(**batch, teacher_loss=TEACHER_LOSSES)
-    alphas = [
-        math.exp(-math.exp(2.0 * (x - 1.0) / 0.5 / 2))
-        for x in TEACHER_LOSSES.flatten().tolist()
-    ]
-    each = parts(build_model, batch, **options)
+    distances = [2.0 * (x - 1.0) / 0.5 for x in TEACHER_LOSSES.flatten().tolist()]
+    alphas = [math.exp(-math.exp(distance / 2)) for distance in distances]
+    each = parts(batch, **options)
     expected = sum((1 - a) * task + a * kd for a, (task, kd) in zip(alphas, each)) / 3
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     assert float(stats["mvq_alpha"]) == pytest.approx(sum(alphas) / 3, rel=1e-5)
 
 
-def test_gradients_are_those_of_the_weighted_sum(build_model, batch):
-    model = build_model({"weighting": ADAKD}, **STILL).train()
+def test_gradients_are_those_of_the_weighted_sum(batch):
+    model = build_model({"weighting": ADAKD}, **NO_DROPOUT).train()
     model(**batch, teacher_loss=TEACHER_LOSSES)[0].backward()
     alphas = build_weighting(ADAKD).alphas(0, TEACHER_LOSSES.flatten())
-    plain = build_model(**STILL).train()
+    plain = build_model(**NO_DROPOUT).train()
     total = 0
     for number, alpha in enumerate(alphas):
         part = alone(batch, number)
         both = plain(**part)[0]
-        indexes = {k: v for k, v in part.items() if not k.startswith("codebook")}
-        task = plain(**indexes)[0]
+        task = plain(**without(part))[0]
         total = total + ((1 - alpha) * task + alpha * (both - task)) / 3
     total.backward()
-    for (name, mine), other in zip(model.named_parameters(), plain.parameters()):
-        torch.testing.assert_close(
-            mine.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}"
-        )
+    gradients, expected = ([p.grad for p in m.parameters()] for m in (model, plain))
+    torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["fixed", "warmup", "focal"])
-def test_siblings_need_no_teacher_loss(build_model, batch, kind):
+def test_siblings_need_no_teacher_loss(batch, kind):
     model = build_model({"weighting": {"type": kind}}).train()
     for _ in range(2):
         loss, stats, _ = model(**batch)
@@ -93,39 +90,39 @@ def test_siblings_need_no_teacher_loss(build_model, batch, kind):
         assert float(stats["mvq_alpha"]) == pytest.approx(0.5 / 10_000)
 
 
-def test_fixed_half_is_half_of_both(build_model, batch):
-    model = build_model({"weighting": {"type": "fixed"}}, **STILL).train()
+def test_fixed_half_is_half_of_both(batch):
+    model = build_model({"weighting": {"type": "fixed"}}, **NO_DROPOUT).train()
     loss = model(**batch)[0]
-    plain = build_model(**STILL).train()(**batch)[0]
+    plain = build_model(**NO_DROPOUT).train()(**batch)[0]
     torch.testing.assert_close(2 * loss, plain)
 
 
 @pytest.mark.parametrize("length", [0, 20])
-def test_utterances_without_indexes_learn_from_their_texts(build_model, batch, length):
+def test_utterances_without_indexes_are_trained_by_their_texts(batch, length):
     """As those do whose indexes do not fit their speech, and are left out."""
     lengths = batch["codebook_indexes_lengths"]
     lengths[1:] = length
     weighting = {"type": "fixed", "alpha": 0.25}
-    model = build_model({"weighting": weighting}, **STILL).train()
+    model = build_model({"weighting": weighting}, **NO_DROPOUT).train()
     loss, stats, _ = model(**batch)
     assert float(stats["mvq_alpha"]) == pytest.approx(0.25 / 3)
-    each = parts(build_model, {**batch, "codebook_indexes_lengths": lengths * 0 + 30})
+    each = parts({**batch, "codebook_indexes_lengths": lengths * 0 + 30})
     first, *others = each
     expected = 0.75 * first[0] + 0.25 * first[1] + sum(task for task, _ in others)
     expected /= 3
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
-def test_evaluation_weighs_nothing(build_model, batch):
+def test_evaluation_weighs_nothing(batch):
     model = build_model({"weighting": ADAKD}).eval()
     plain = build_model().eval()
     assert torch.equal(model(**batch)[0], plain(**batch)[0])
 
 
-def test_weight_that_is_0_leaves_the_task_alone(build_model, batch):
-    model = build_model({"weighting": ADAKD, "weight": 0.0}, **STILL).train()
+def test_weight_that_is_0_leaves_the_task_alone(batch):
+    model = build_model({"weighting": ADAKD, "weight": 0.0}, **NO_DROPOUT).train()
     loss = model(**batch, teacher_loss=TEACHER_LOSSES)[0]
-    plain = build_model({"weight": 0.0}, **STILL).train()(**batch)[0]
+    plain = build_model({"weight": 0.0}, **NO_DROPOUT).train()(**batch)[0]
     torch.testing.assert_close(loss, plain)
 
 
@@ -146,18 +143,16 @@ def unlabelled(batch, number):
 
 @pytest.mark.parametrize("ctc_type", ["builtin", "builtin2"])
 @pytest.mark.parametrize("training", [True, False])
-def test_empty_text_that_is_not_in_the_list_is_a_text(
-    build_model, batch, training, ctc_type
-):
-    options = {**STILL, "ctc_conf": {"ctc_type": ctc_type}}
+def test_empty_text_that_is_not_in_the_list_is_a_text(batch, training, ctc_type):
+    options = {**NO_DROPOUT, "ctc_conf": {"ctc_type": ctc_type}}
     batch = empty(batch, 1)
-    stock = {k: v for k, v in batch.items() if not k.startswith("codebook")}
-    plain = build_model(model="espnet", **options).train(training)(**stock)[0]
+    stock = build_model(model="espnet", **options).train(training)
+    plain = stock(**without(batch))[0]
     loss, stats, _ = build_model(**options).train(training)(**batch)
     assert torch.equal(loss, plain + stats["loss_mvq"])
 
 
-def test_criteria_that_cannot_be_weighed_are_refused_before_training(build_model):
+def test_criteria_that_cannot_be_weighed_are_refused_before_training():
     options = {"ctc_conf": {"ctc_type": "builtin2"}}
     build_model(**options)
     message = "its loss cannot be weighed .* got ctc_type builtin2, expected builtin"
@@ -172,11 +167,11 @@ def test_criteria_that_cannot_be_weighed_are_refused_before_training(build_model
 @pytest.mark.parametrize("number", [0, 2])
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.5, 1.0])
 def test_utterance_without_text_learns_from_the_teacher_alone(
-    build_model, batch, number, ctc_weight
+    batch, number, ctc_weight
 ):
     options = {"model_conf": {"ctc_weight": ctc_weight}}
-    each = parts(build_model, batch, **options)
-    model = build_model(**STILL, **options).train()
+    each = parts(batch, **options)
+    model = build_model(**NO_DROPOUT, **options).train()
     loss, stats, _ = model(**unlabelled(batch, number))
     tasks = [task for i, (task, _) in enumerate(each) if i != number]
     expected = (sum(tasks) + sum(kd for _, kd in each)) / 3
@@ -186,37 +181,36 @@ def test_utterance_without_text_learns_from_the_teacher_alone(
 
 
 @pytest.mark.parametrize("text", [2, 4])
-def test_utterance_in_the_list_may_have_any_text(build_model, batch, text):
+def test_utterance_in_the_list_may_have_any_text(batch, text):
     """Even one that is longer than the speech, which CTC cannot align."""
-    each = parts(build_model, batch)
+    each = parts(batch)
     texts = torch.full((3, 99), -1)
     texts[:, :3] = batch["text"]
     texts[1] = text
     lengths = torch.tensor([3, 99, 1])
-    model = build_model(**STILL).train()
-    unlabelled = torch.tensor([[0.0], [1.0], [0.0]])
-    loss = model(
-        **{**batch, "text": texts, "text_lengths": lengths}, unlabelled=unlabelled
-    )[0]
+    model = build_model(**NO_DROPOUT).train()
+    flags = torch.tensor([[0.0], [1.0], [0.0]])
+    changes = {"text": texts, "text_lengths": lengths, "unlabelled": flags}
+    loss = model(**{**batch, **changes})[0]
     expected = (each[0][0] + each[2][0] + sum(kd for _, kd in each)) / 3
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_batch_without_any_text(build_model, batch):
+def test_batch_without_any_text(batch):
     none = batch["text_lengths"] * 0
     for text in (batch["text"][:, :0], batch["text"] * 0 - 1):
-        model = build_model(**STILL).train()
+        model = build_model(**NO_DROPOUT).train()
         texts = {"text": text, "text_lengths": none, "unlabelled": torch.ones(3, 1)}
         loss, stats, _ = model(**{**batch, **texts})
         torch.testing.assert_close(loss.detach(), stats["loss_mvq"])
 
 
-def test_adakd_and_utterances_without_text(build_model, batch):
+def test_adakd_and_utterances_without_text(batch):
     losses = TEACHER_LOSSES.clone()
     losses[2] = math.nan
-    model = build_model({"weighting": ADAKD}, **STILL).train()
+    model = build_model({"weighting": ADAKD}, **NO_DROPOUT).train()
     loss, stats, _ = model(**unlabelled(batch, 2), teacher_loss=losses)
     assert loss.isfinite()
     with pytest.raises(ValueError, match="got NaN as teacher loss of 1 of 3 utter"):
@@ -278,7 +272,7 @@ def test_utterances_that_the_teacher_could_not_align_learn_from_text(
         ("a 1.0\nb nan\n", "utterance b has 'nan', expected one finite number"),
     ],
 )
-def test_losses_that_are_not_there_are_refused(training, losses, message):
+def test_missing_losses_are_refused(training, losses, message):
     args, conf = training(losses, {"type": "adakd"})
     with pytest.raises(ValueError, match=message):
         complete_weighting(conf, args)

@@ -1,10 +1,8 @@
 """The compiled search against the same search in torch."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from builders import run_python
 
 from espnet_mvq.quantization import Quantizer, compiled_search, search, torch_search
 from espnet_mvq.quantization.gram import GramTables
@@ -24,7 +22,7 @@ EFFORTS = [
 SIZES = [(1, 20), (2, 33), (5, 7), (8, 64)]  # number of codebooks, codebook size
 
 
-def random_tables(num_codebooks, codebook_size, num_frames=150, dim=12):
+def random_tables(num_codebooks, codebook_size, num_frames=60, dim=12):
     """Return Gram tables of unequal codebooks, and costs of random frames."""
     codebooks = torch.randn(num_codebooks, codebook_size, dim)
     codebooks /= torch.arange(1, num_codebooks + 1).reshape(-1, 1, 1)
@@ -99,5 +97,5 @@ def test_quantizer_is_importable_without_numba():
         "import torch; from espnet_mvq.quantization import Quantizer\n"
         "print(Quantizer(torch.randn(2, 4, 8)).encode(torch.randn(3, 8)).shape)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code)
     assert "torch.Size([3, 2])" in done.stdout, done.stderr

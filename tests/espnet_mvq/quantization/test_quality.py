@@ -50,9 +50,8 @@ def test_report_agrees_with_the_quantizer(quantizer, x):
     assert report.num_frames == 300
     assert report.relative_error == quantizer.relative_reconstruction_error(x)
     assert report.effort[-2].relative_error == report.relative_error
-    assert report.usage.dead_entries.tolist() == [
-        8 - len(set(column)) for column in indexes.T.tolist()
-    ]
+    dead = [8 - len(set(column)) for column in indexes.T.tolist()]
+    assert report.usage.dead_entries.tolist() == dead
     assert [s.noise_power for s in report.stability] == [0.001, 0.01, 0.1]
     assert report.codebook_correlation.shape == (3, 3)
 
@@ -60,12 +59,8 @@ def test_report_agrees_with_the_quantizer(quantizer, x):
 def test_effort_lowers_the_error(quantizer, x, monkeypatch):
     monkeypatch.setattr(module, "_MOST_PASSES", 2)
     errors = error_by_effort(quantizer, x)
-    assert [e.search for e in errors] == [
-        "beam, 0 passes",
-        "beam, 1 pass",
-        "beam, 2 passes",
-        "beam, 2 passes, 16 perturbations",
-    ]
+    names = ["0 passes", "1 pass", "2 passes", "2 passes, 16 perturbations"]
+    assert [e.search for e in errors] == [f"beam, {name}" for name in names]
     values = [e.relative_error for e in errors]
     assert values == sorted(values, reverse=True)
     for effort in errors:
@@ -78,12 +73,8 @@ def test_effort_of_a_quantizer_with_a_classifier(x, monkeypatch):
     monkeypatch.setattr(module, "_MOST_PASSES", 2)
     trained = QuantizerTrainer(8, 2, codebook_size=8, num_iterations=2).fit(x)
     errors = error_by_effort(with_classifier(trained), x)
-    assert [e.search for e in errors] == [
-        "classifier, 0 passes",
-        "classifier, 1 pass",
-        "classifier, 2 passes",
-        "beam, 2 passes, 16 perturbations",
-    ]
+    names = [f"classifier, {name}" for name in ("0 passes", "1 pass", "2 passes")]
+    assert [e.search for e in errors] == [*names, "beam, 2 passes, 16 perturbations"]
     values = [e.relative_error for e in errors]
     assert values[0] > values[1] >= values[2]
     assert values[3] == error_by_effort(trained, x)[-1].relative_error
@@ -135,17 +126,17 @@ def test_noise_changes_indexes(quantizer, x, monkeypatch):
     torch.testing.assert_close(parts.unchanged, once.unchanged, atol=0.1, rtol=0)
 
 
-def test_noise_is_as_strong_as_said(quantizer, x, monkeypatch):
-    seen = []
-    indexes = quantizer.encode(x.repeat(30, 1))
+def test_noise_has_the_given_power(quantizer, x, monkeypatch):
+    inputs, repeated = [], x.repeat(30, 1)
+    indexes = quantizer.encode(repeated)
 
     def encode(frames):
-        seen.append(frames)
+        inputs.append(frames)
         return indexes[: len(frames)]
 
     monkeypatch.setattr(quantizer, "encode", encode)
-    label_stability(quantizer, x.repeat(30, 1), indexes, 0.01)
-    noise = torch.cat(seen) - x.repeat(30, 1)
+    label_stability(quantizer, repeated, indexes, 0.01)
+    noise = torch.cat(inputs) - repeated
     power = noise.var(0) / x.var(0, correction=0)
     torch.testing.assert_close(power, torch.full((8,), 0.01), rtol=0.1, atol=0)
 
@@ -197,20 +188,9 @@ def test_report_is_the_same_again_and_survives_json(quantizer, x):
     assert first == second
     assert json.loads(json.dumps(first, allow_nan=False)) == first
     assert first["errors"]["channel_error"][3] is None
-    assert set(first) == {
-        "num_frames",
-        "relative_error",
-        "effort",
-        "usage",
-        "codebook_variance_share",
-        "codebook_correlation",
-        "errors",
-        "stability",
-        "probe",
-    }
-
-
-def test_two_frames_are_enough_to_run(quantizer, x):
+    fields = "num_frames relative_error effort usage codebook_variance_share "
+    fields += "codebook_correlation errors stability probe"
+    assert set(first) == set(fields.split())
     assert measure_quality(quantizer, x[:2]).num_frames == 2
 
 
@@ -251,9 +231,6 @@ def test_usage_of_known_counts(dtype):
     assert usage.entropy_bits.tolist() == pytest.approx([1.5, 0])
     assert usage.perplexity.tolist() == pytest.approx([2**1.5, 1])
     assert usage.dead_entries.tolist() == [1, 3]
-
-
-def test_even_use_has_all_bits():
     usage = index_usage(torch.arange(512).remainder(256)[:, None], 256)
     assert usage.entropy_bits.item() == pytest.approx(8)
     assert usage.perplexity.item() == pytest.approx(256)
@@ -287,12 +264,8 @@ def test_correlation_of_equal_and_of_orthogonal_codebooks():
     expected = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.float64)
     result = codebook_correlation(codebooks)
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
-
-
-def test_codebook_of_equal_entries_has_no_correlation():
-    codebooks = torch.stack([torch.randn(4, 3), torch.ones(4, 3)])
-    result = codebook_correlation(codebooks)
-    assert result[0, 0] == pytest.approx(1)
+    result = codebook_correlation(torch.stack([left, torch.ones(8, 6)]))
+    assert result[0, 0] == pytest.approx(1)  # equal entries have no correlation
     assert result[1].isnan().all() and result[0, 1].isnan()
 
 
@@ -336,6 +309,8 @@ def test_entries_that_were_not_trained_on_are_possible():
     scores = linear_probe(train, test, 4)
     assert scores.accuracy.item() == 0
     assert math.log(4) < scores.cross_entropy_nats.item() < math.inf
+    one = torch.randn(1, 3), torch.tensor([[2]])
+    assert linear_probe(one, one, 4).accuracy.item() == 1  # enough to run
 
 
 def test_size_of_channels_does_not_matter():
@@ -358,11 +333,6 @@ def test_same_seed_same_scores_and_no_global_state():
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.cross_entropy_nats, second.cross_entropy_nats)
     assert not torch.equal(first.cross_entropy_nats, other.cross_entropy_nats)
-
-
-def test_one_frame_is_enough_to_run():
-    data = torch.randn(1, 3), torch.tensor([[2]])
-    assert linear_probe(data, data, 4).accuracy.item() == 1
 
 
 def test_channel_statistics(monkeypatch):

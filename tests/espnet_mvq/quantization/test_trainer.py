@@ -21,12 +21,10 @@ def frames():
 def test_error_is_below_that_of_residual_kmeans():
     frames = torch.randn(1200, 8) @ torch.randn(8, 8) + 3
     held_out, frames = frames[:200], frames[200:]
-    trained = QuantizerTrainer(8, 4, codebook_size=8, num_iterations=8).fit(
-        frames, held_out
-    )
-    codebooks = residual_kmeans(
-        frames - frames.mean(0), 4, 8, 10, torch.Generator().manual_seed(0)
-    )
+    trained = QuantizerTrainer(8, 4, codebook_size=8, num_iterations=8)
+    trained = trained.fit(frames, held_out)
+    generator = torch.Generator().manual_seed(0)
+    codebooks = residual_kmeans(frames - frames.mean(0), 4, 8, 10, generator)
     start = Quantizer(codebooks, frames.mean(0))
     for x in (frames, held_out):
         error = trained.relative_reconstruction_error(x)
@@ -47,9 +45,8 @@ def test_training_leaves_the_global_random_state_alone(frames):
 
 @pytest.mark.parametrize("num_codebooks", [1, 3])
 def test_any_number_of_codebooks(frames, num_codebooks):
-    quantizer = QuantizerTrainer(
-        8, num_codebooks, codebook_size=4, num_iterations=2
-    ).fit(frames)
+    sizes = {"codebook_size": 4, "num_iterations": 2}
+    quantizer = QuantizerTrainer(8, num_codebooks, **sizes).fit(frames)
     assert quantizer.codebooks.shape == (num_codebooks, 4, 8)
     assert quantizer.relative_reconstruction_error(frames) < 0.95
 
@@ -79,9 +76,7 @@ def test_a_twentieth_is_held_out_by_default(frames):
         (12, torch.randn(2, 8), True),
     ],
 )
-def test_error_of_training_frames_is_named_so(
-    caplog, num_frames, held_out, is_held_out
-):
+def test_error_is_named_by_its_frames(caplog, num_frames, held_out, is_held_out):
     caplog.set_level("INFO")
     frames = torch.randn(num_frames, 8)
     quantizer = trainer(codebook_size=4).fit(frames, held_out)
@@ -108,19 +103,16 @@ def test_patience_ends_training_early(frames):
     assert quantizer.provenance["rounds"] < 60
 
 
-def test_arrays_and_memory_maps_are_as_tensors(frames, tmp_path):
+def test_arrays_and_iterators_are_as_tensors(frames, tmp_path):
     expected = trainer().fit(frames).id
     np.save(tmp_path / "frames.npy", frames.numpy())
-    mapped = np.load(tmp_path / "frames.npy", mmap_mode="r")
-    assert trainer().fit(mapped).id == expected
-    assert trainer().fit(frames.numpy().astype(np.float64)).id == expected
-
-
-def test_iterator_short_enough_is_as_a_tensor(frames):
-    expected = trainer().fit(frames).id
-    assert trainer().fit(iter(frames.split(70))).id == expected
-    chunks = (chunk.numpy() for chunk in frames.split(70))
-    assert trainer().fit(chunks).id == expected
+    for same in (
+        np.load(tmp_path / "frames.npy", mmap_mode="r"),
+        frames.numpy().astype(np.float64),
+        iter(frames.split(70)),
+        (chunk.numpy() for chunk in frames.split(70)),
+    ):
+        assert trainer().fit(same).id == expected
 
 
 def test_iterator_is_sampled_down(frames):
@@ -158,7 +150,7 @@ def test_mean_std_scales_channels_but_constant_ones(frames, caplog):
         (1e300 * torch.ones(50, 8).double(), "frames: got NaN or infinity in 50"),
     ],
 )
-def test_frames_nothing_can_be_learned_from_are_refused(frames, message):
+def test_unusable_frames_are_refused(frames, message):
     with pytest.raises(ValueError, match=message):
         trainer().fit(frames, torch.randn(20, 8))
 

@@ -39,7 +39,7 @@ def interrupt(frames, checkpoint, monkeypatch, after=2, held_out=None, **options
             trainer(checkpoint=checkpoint, **options).fit(frames, held_out)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("after", [0, 1, 3])
 def test_resumed_training_gives_the_same_quantizer(
     frames, checkpoint, monkeypatch, caplog, after
 ):
@@ -47,16 +47,10 @@ def test_resumed_training_gives_the_same_quantizer(
     interrupt(frames, checkpoint, monkeypatch, after)
     caplog.set_level("INFO")
     resumed = trainer(checkpoint=checkpoint).fit(frames)
-    assert f"resumed after round {after}" in caplog.text
+    assert (f"resumed after round {after}" in caplog.text) == (after > 0)
     assert resumed.id == expected.id
     assert resumed.provenance == expected.provenance
-
-
-def test_interrupted_before_the_first_round_starts_anew(
-    frames, checkpoint, monkeypatch
-):
-    interrupt(frames, checkpoint, monkeypatch, after=0)
-    assert trainer(checkpoint=checkpoint).fit(frames).id == trainer().fit(frames).id
+    assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
 
 
 def test_finished_training_is_not_done_again(frames, checkpoint, monkeypatch):
@@ -67,12 +61,8 @@ def test_finished_training_is_not_done_again(frames, checkpoint, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"seed": 1},
-        {"ridge": (40.0, 5.0)},
-        {"perturbation_rounds": 1},
-        {"normalize": "mean_std"},
-    ],
+    [{"seed": 1}, {"ridge": (40.0, 5.0)}, {"perturbation_rounds": 1}]
+    + [{"normalize": "mean_std"}],
 )
 def test_checkpoint_of_other_settings_is_ignored(
     frames, checkpoint, monkeypatch, caplog, options
@@ -171,8 +161,3 @@ def test_more_rounds_after_an_interruption_are_as_many_rounds_at_once(
     interrupt(frames, checkpoint, monkeypatch, num_iterations=4)
     result = trainer(checkpoint=checkpoint, num_iterations=8).fit(frames)
     assert result.id == trainer(num_iterations=8).fit(frames).id
-
-
-def test_no_half_written_checkpoint_stays(frames, checkpoint):
-    trainer(checkpoint=checkpoint).fit(frames)
-    assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
