@@ -21,15 +21,16 @@ from espnet_mvq.indexes.metadata import (
     IndexMetadata,
 )
 from espnet_mvq.indexes.teacher_losses import read_teacher_losses
+from espnet_mvq.options import check_options
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     EMBEDDINGS_NAME,
     TEACHER_LOSS_NAME,
     TEACHER_NAME,
     UNLABELLED_NAME,
+    MVQConfig,
     as_mapping,
     check_name,
-    checked_types,
     from_metadata,
     is_of,
     lone_name,
@@ -74,7 +75,8 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     names += [name for name in paths if name not in names]
     completed = {}
     for name in names:
-        options = checked_types({**shared, **targets.get(name, {})})
+        options = {**shared, **targets.get(name, {})}
+        check_options("mvq_conf", MVQConfig, options)
         values = missing_values(options, name, paths.get(name, []), args)
         if {**options, **values}.get("level") == "utterance":
             refuse_means_of_padding(args, name, options)

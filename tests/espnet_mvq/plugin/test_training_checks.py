@@ -194,7 +194,7 @@ def test_other_data_of_ours_have_one_name(options, kind, name):
     [
         (
             {"wieght": 1},
-            "unknown option wieght; expected some of loss, weight, schedule",
+            "unknown option: wieght; expected some of loss, weight, schedule",
         ),
         ({"num_codebooks": None}, "num_codebooks missing.*espnet_mvq.run"),
         ({"weight": -1}, "weight: got -1, expected at least 0"),
