@@ -2,8 +2,9 @@
 
 6 commands (bin, run.py, __main__.py), 5 plugin, 4 extraction and exchange, 3 teachers
 and indexes, 2 frame_timing, 1 quantization and distillation, 0 files (so that the
-quantizer's file is written as all others are) and options.py. Imports go downwards or
-stay inside one folder; distillation is pure torch and imports options.py alone.
+quantizer's file is written as all others are), -1 errors.py and options.py, which use
+the standard library alone. Imports go downwards or stay inside one folder; distillation
+is pure torch and imports only options.py.
 """
 
 import ast
@@ -29,14 +30,16 @@ LAYERS = {
     "distillation": 1,
     "quantization": 1,
     "files": 0,
-    "options": 0,
+    "errors": -1,
+    "options": -1,
 }
 # What these folders may import besides the standard library and the package
 THIRD_PARTY = {
     "quantization": {"torch", "numpy", "numba", "safetensors", "tqdm"},
     "distillation": {"torch"},
     "frame_timing": {"torch"},
-    "files": {"h5py", "kaldiio", "numpy"},
+    "files": {"h5py", "kaldiio", "numpy", "torch", "yaml"},
+    "errors": set(),
     "options": set(),
 }
 

@@ -10,10 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-import yaml
-
 from espnet_mvq import __version__
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
+from espnet_mvq.files import experiment
 from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.frame_timing.tasks import TASKS
 from espnet_mvq.plugin import export
@@ -130,19 +129,7 @@ def read_config(asr_exp: Path) -> Dict[str, Any]:
             f"{path}: no such file; expected in --asr_exp the folder of a training "
             "with model: mvq (asr.sh: exp/asr_...)"
         )
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        message = " ".join(str(error).split())
-        raise ValueError(
-            f"{path}: not readable as yaml ({message}); copy it again"
-        ) from error
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{path}: got a {type(config).__name__}, expected the options of a "
-            "training by name, as ESPnet writes them"
-        )
-    return config
+    return experiment.read_config(path)
 
 
 def check_stats_file(config: Dict[str, Any], asr_exp: Path) -> None:

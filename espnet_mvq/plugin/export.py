@@ -14,6 +14,7 @@ import torch
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
 from espnet_mvq import register
+from espnet_mvq.files.experiment import read_checkpoint
 from espnet_mvq.frame_timing.tasks import TASKS
 from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME, NAME
 from espnet_mvq.plugin.encode_noise import PREFIX, encode_noise
@@ -108,21 +109,7 @@ def read_state(path: Path) -> Dict[str, torch.Tensor]:
     Raises:
         ValueError: If the file is damaged or holds other objects than weights.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # pickle's, zip's and torch's, by kind of damage
-        raise ValueError(
-            f"{path}: damaged, or holds other objects than weights, which are not "
-            f"loaded because they could run code ({type(error).__name__}); copy it "
-            "again, or name the checkpoints to export with --checkpoints"
-        ) from error
-    if not isinstance(state, dict):
-        raise ValueError(
-            f"{path}: got a {type(state).__name__}, expected weights by name, as "
-            "ESPnet's trainings write"
-        )
+    state = read_checkpoint(path)
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(

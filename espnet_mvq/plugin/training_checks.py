@@ -7,13 +7,12 @@ that do not fit them, the speech or an earlier training are refused.
 import argparse
 import dataclasses
 import logging
-import pickle
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set
 
 import torch
-import yaml
 
+from espnet_mvq.files.experiment import read_checkpoint, read_config
 from espnet_mvq.files.scp import read_list
 from espnet_mvq.indexes.metadata import (
     EmbeddingMetadata,
@@ -151,11 +150,9 @@ def _read_counter(path: str) -> int:
     if not Path(path).is_file():
         return 0
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):
+        return int(read_checkpoint(Path(path)).get(COUNTER, 0))
+    except ValueError:
         return 0
-    state = state.get("module", state)
-    return int(state.get(COUNTER, 0))
 
 
 def refuse_lost_heads(args: argparse.Namespace) -> None:
@@ -433,7 +430,7 @@ def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None
     has_checkpoint = (folder / "checkpoint.pth").is_file() and written.is_file()
     if not (getattr(args, "resume", False) and has_checkpoint):
         return
-    before = yaml.safe_load(written.read_text(encoding="utf-8")) or {}
+    before = read_config(written)
     before = _quantizers((before.get("model_conf") or {}).get("mvq_conf") or {})
     for name, quantizer in _quantizers(conf).items():
         if None not in (quantizer, before.get(name)) and quantizer != before[name]:

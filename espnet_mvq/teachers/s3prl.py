@@ -9,6 +9,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 
+from espnet_mvq.errors import one_line
 from espnet_mvq.teachers.base import (
     EmbeddingError,
     Teacher,
@@ -18,7 +19,6 @@ from espnet_mvq.teachers.base import (
     resolve_layer,
 )
 from espnet_mvq.teachers.model_id import s3prl_settings, weights_hash
-from espnet_mvq.teachers.speech_model import one_line
 
 _SAMPLE_RATE = 16_000  # of all upstreams, in Hz
 _SAMPLES_PER_MS = 16

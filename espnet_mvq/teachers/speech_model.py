@@ -12,7 +12,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_MAX_ERROR_TEXT = 300  # characters of an error raised by another library
 
 
 class TeacherError(ValueError):
@@ -67,9 +66,3 @@ class SpeechModel(ABC):
         if self.dtype == torch.float32:
             return torch.autocast(self.device.type, enabled=False)
         return torch.autocast(self.device.type, self.dtype)
-
-
-def one_line(error: Exception) -> str:
-    """Return the text of an error in one line, cut to a readable length."""
-    words = " ".join(str(error).split())
-    return words if len(words) <= _MAX_ERROR_TEXT else f"{words[:_MAX_ERROR_TEXT]}..."

@@ -5,10 +5,10 @@ from typing import Any, Dict, Tuple
 
 import torch
 
+from espnet_mvq.errors import one_line
 from espnet_mvq.teachers.base import Teacher, TeacherError, check_frames, resolve_layer
 from espnet_mvq.teachers.build import check_options, load_factory
 from espnet_mvq.teachers.model_id import transformers_settings, weights_hash
-from espnet_mvq.teachers.speech_model import one_line
 
 # Model type -> file and class, see `build.BACKENDS`
 MODEL_TYPES = {

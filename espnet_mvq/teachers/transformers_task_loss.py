@@ -4,9 +4,10 @@ from typing import Any, List, Sequence, Tuple
 
 import torch
 
+from espnet_mvq.errors import one_line
 from espnet_mvq.teachers.build import check_options, load_factory
 from espnet_mvq.teachers.model_id import tokenizer_settings, weights_hash
-from espnet_mvq.teachers.speech_model import TeacherError, one_line
+from espnet_mvq.teachers.speech_model import TeacherError
 from espnet_mvq.teachers.task_loss import WITH_TASK_HEAD, TaskLoss, TextError
 from espnet_mvq.teachers.transformers import WaveModel, read_model_config
 
