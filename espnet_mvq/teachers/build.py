@@ -118,15 +118,10 @@ def load_factory(entry: str) -> Callable[..., Any]:
 
 
 def check_options(spec: str, factory: Callable[..., Any], conf: Dict[str, Any]) -> None:
-    """Refuse unknown options of a back end, and values of a wrong type.
-
-    Args:
-        spec: The whole name, for messages.
-        factory: Class or function, as in `espnet_mvq.options.check_options`.
-        conf: The options.
+    """Check options of a back end: see `espnet_mvq.options.check_options`.
 
     Raises:
-        TeacherError: If an option is unknown or of a wrong type.
+        TeacherError: If an option is unknown or of another type.
     """
     try:
         options.check_options(f"teacher {spec}", factory, conf)
