@@ -2,8 +2,9 @@
 
 6 commands (bin, run.py, __main__.py), 5 plugin, 4 extraction and exchange, 3 teachers
 and indexes, 2 frame_timing, 1 quantization and distillation, 0 files (so that the
-quantizer's file is written as all others are). Imports go downwards or stay inside one
-folder; distillation is pure torch and imports no other folder.
+quantizer's file is written as all others are), -1 errors.py and options.py, which use
+the standard library alone. Imports go downwards or stay inside one folder; distillation
+is pure torch and imports only options.py.
 """
 
 import ast
@@ -29,13 +30,17 @@ LAYERS = {
     "distillation": 1,
     "quantization": 1,
     "files": 0,
+    "errors": -1,
+    "options": -1,
 }
 # What these folders may import besides the standard library and the package
 THIRD_PARTY = {
     "quantization": {"torch", "numpy", "numba", "safetensors", "tqdm"},
     "distillation": {"torch"},
     "frame_timing": {"torch"},
-    "files": {"h5py", "kaldiio", "numpy"},
+    "files": {"h5py", "kaldiio", "numpy", "torch", "yaml"},
+    "errors": set(),
+    "options": set(),
 }
 
 
@@ -89,7 +94,7 @@ def is_downward(path, module):
     if there == "__init__" or there == folder:
         return True  # the version; a sibling
     if folder == "distillation":
-        return False
+        return there == "options"
     return LAYERS[there] < LAYERS[folder]
 
 
@@ -118,6 +123,8 @@ def test_imports_go_down(path):
         ("distillation/a.py", "from espnet_mvq.quantization import Quantizer"),
         ("distillation/a.py", "from espnet_mvq.files.scp import read_scp"),
         ("files/a.py", "from espnet_mvq.quantization import Quantizer"),
+        ("options.py", "from espnet_mvq.files.scp import read_scp"),
+        ("options.py", "import torch"),
         ("teachers/a.py", "from espnet_mvq.indexes import reader"),
         ("exchange/a.py", "from espnet_mvq.extraction import read_ahead"),
         ("teachers/a.py", "import espnet2"),
@@ -140,6 +147,7 @@ def test_checker_catches(path, source):
         ("quantization/a.py", "import math, torch, numpy as np, safetensors"),
         ("quantization/a.py", "from espnet_mvq.quantization.search import refine"),
         ("frame_timing/a.py", "from espnet_mvq.distillation import FrameGrid"),
+        ("distillation/a.py", "from espnet_mvq.options import check_options"),
         ("teachers/espnet.py", "from espnet2.tasks.asr import ASRTask"),
         ("plugin/a.py", "import espnet2\nfrom espnet_mvq.indexes import reader"),
         ("bin/a.py", "from espnet_mvq import __version__, plugin"),

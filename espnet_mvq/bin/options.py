@@ -10,8 +10,9 @@ from typing import Any, Callable, Dict, Tuple
 import torch
 import yaml
 
+from espnet_mvq.errors import one_line
 from espnet_mvq.teachers import Teacher, build_teacher
-from espnet_mvq.teachers.speech_model import DTYPES, one_line
+from espnet_mvq.teachers.speech_model import DTYPES
 from espnet_mvq.teachers.task_loss import TaskLoss, build_task_loss
 
 _GPU_BATCH_S = 120.0  # about 10 utterances

@@ -1,8 +1,11 @@
 """Weight of the distillation loss over the course of training."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional
+
+from espnet_mvq.options import check_options, check_ranges
 
 
 @dataclass(frozen=True)
@@ -47,36 +50,15 @@ class WeightSchedule:
             weight: The full weight if conf does not give it.
 
         Raises:
-            ValueError: If an option is unknown or out of range.
+            ValueError: If an option is unknown, of another type or out of range.
         """
-        conf = dict(conf or {})
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(map(str, conf)) - set(known))
-        if unknown:
-            raise ValueError(
-                f"weight schedule: unknown option {', '.join(unknown)}; expected some "
-                f"of {', '.join(known)}"
-            )
-        return cls(**{"weight": weight, **conf})
+        options = {"weight": weight, **(conf or {})}
+        check_options("weight schedule", cls, options)
+        return cls(**options)
 
     def __post_init__(self) -> None:
-        weight = self.weight
-        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not (is_number and 0 <= weight < float("inf")):
-            raise ValueError(
-                f"weight schedule: weight: got {weight!r}, expected a number of at "
-                "least 0"
-            )
-        updates = dataclasses.asdict(self)
-        del updates["weight"]
-        for name, value in updates.items():
-            if value is None and name != "warmup_updates":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(
-                    f"weight schedule: {name}: got {value!r}, expected a whole number "
-                    "of updates, at least 0"
-                )
+        ranges = {field.name: (0, math.inf) for field in dataclasses.fields(self)}
+        check_ranges("weight schedule", self, ranges)
         if (self.decay_start_update is None) != (self.decay_end_update is None):
             raise ValueError(
                 f"weight schedule: got decay_start_update {self.decay_start_update} "
@@ -87,7 +69,7 @@ class WeightSchedule:
             ("decay_start_update", "decay_end_update"),
             ("warmup_updates", "stop_update"),
         ):
-            start, end = updates[first], updates[second]
+            start, end = getattr(self, first), getattr(self, second)
             if None not in (start, end) and start > end:
                 raise ValueError(
                     f"weight schedule: got {first} {start} and {second} {end}, "

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Tuple, Type, Union
+from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple, Type, Union
 
 import torch
+
+from espnet_mvq.options import Ranges, check_options, check_ranges, is_of_type
 
 # Shares of the training set whose loss lies below the threshold
 PERCENTILES = {"p25": 0.25, "median": 0.5, "p75": 0.75}
@@ -27,11 +29,13 @@ class Weighting:
         type: Name in yaml.
         needs_teacher_loss: Whether `alphas` needs the teacher's task losses.
         needs_task_loss: Whether `alphas` needs the student's task losses.
+        ranges: Smallest and largest values of the options.
     """
 
     type: ClassVar[str] = ""
     needs_teacher_loss: ClassVar[bool] = False
     needs_task_loss: ClassVar[bool] = False
+    ranges: ClassVar[Ranges] = {}
 
     @classmethod
     def from_dict(cls, conf: Mapping[str, Any]) -> "Weighting":
@@ -62,19 +66,11 @@ class Weighting:
             raise ValueError(
                 f"weighting: got type {kind!r}, expected one of {', '.join(types)}"
             )
-        known = [field.name for field in dataclasses.fields(WEIGHTINGS[kind])]
-        unknown = sorted(set(map(str, options)) - set(known))
-        if unknown:
-            raise ValueError(
-                f"weighting {kind}: unknown option {', '.join(unknown)}; expected some "
-                f"of {', '.join(known)}"
-            )
+        check_options(f"weighting {kind}", WEIGHTINGS[kind], options)
         return WEIGHTINGS[kind](**options)
 
     def __post_init__(self) -> None:
-        problems = self._problems()
-        if problems:
-            raise ValueError(f"weighting {self.type}: {'; '.join(problems)}")
+        check_ranges(f"weighting {self.type}", self, self.ranges)
 
     def alphas(
         self,
@@ -128,10 +124,6 @@ class Weighting:
             )
         return self._alphas(update, **losses)
 
-    def _problems(self) -> List[str]:
-        """List the errors of the options."""
-        raise NotImplementedError
-
     def _alphas(self, update: int, **losses: torch.Tensor) -> torch.Tensor:
         """Return the shares; losses, float32, (B,), by "teacher" and "task"."""
         raise NotImplementedError
@@ -168,12 +160,31 @@ class AdaKD(Weighting):
 
     type: ClassVar[str] = "adakd"
     needs_teacher_loss: ClassVar[bool] = True
+    ranges: ClassVar[Ranges] = {
+        "k_start": (-1000, 1000),
+        "k_end": (-1000, 1000),
+        "k_updates": (1, math.inf),
+    }
 
     k_start: float = 2.0
     k_end: float = 0.0
     k_updates: Optional[int] = None
     threshold: Union[str, float] = "mean"
     scale: Optional[float] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_threshold(self.threshold)
+        if self.k_updates is None and self.k_end != 0:
+            raise ValueError(
+                f"weighting {self.type}: got k_end {self.k_end!r} without k_updates, "
+                "expected both or none"
+            )
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(
+                f"weighting {self.type}: scale: got {self.scale!r}, expected a number "
+                "above 0"
+            )
 
     def k_at(self, update: int) -> float:
         """Return k after a number of updates."""
@@ -191,22 +202,6 @@ class AdaKD(Weighting):
         threshold, scale = resolve_threshold(losses, self.threshold)
         scale = scale if self.scale is None else self.scale
         return dataclasses.replace(self, threshold=threshold, scale=scale)
-
-    def _problems(self) -> List[str]:
-        problems = [
-            *_check_number("k_start", self.k_start, -1000, 1000),
-            *_check_number("k_end", self.k_end, -1000, 1000),
-            *_check_threshold(self.threshold),
-        ]
-        if self.k_updates is not None:
-            problems += _check_updates("k_updates", self.k_updates)
-        elif self.k_end != 0:
-            problems.append(
-                f"got k_end {self.k_end!r} without k_updates, expected both or none"
-            )
-        if self.scale is not None and not (_is_number(self.scale) and self.scale > 0):
-            problems.append(f"scale: got {self.scale!r}, expected a number above 0")
-        return problems
 
     def _alphas(self, update: int, **losses: torch.Tensor) -> torch.Tensor:
         if isinstance(self.threshold, str) or self.scale is None:
@@ -230,11 +225,9 @@ class Fixed(Weighting):
     """
 
     type: ClassVar[str] = "fixed"
+    ranges: ClassVar[Ranges] = {"alpha": (0, 1)}
 
     alpha: float = 0.5
-
-    def _problems(self) -> List[str]:
-        return _check_number("alpha", self.alpha, 0, 1)
 
     def _alphas(self, update: int, **losses: torch.Tensor) -> torch.Tensor:
         return torch.full_like(next(iter(losses.values())), self.alpha)
@@ -255,15 +248,13 @@ class Warmup(Weighting):
     """
 
     type: ClassVar[str] = "warmup"
+    ranges: ClassVar[Ranges] = {
+        "alpha": (0, 1),
+        "warmup_updates": (1, math.inf),
+    }
 
     alpha: float = 0.5
     warmup_updates: int = 10_000
-
-    def _problems(self) -> List[str]:
-        return [
-            *_check_number("alpha", self.alpha, 0, 1),
-            *_check_updates("warmup_updates", self.warmup_updates),
-        ]
 
     def _alphas(self, update: int, **losses: torch.Tensor) -> torch.Tensor:
         share = min(1.0, update / self.warmup_updates)
@@ -287,11 +278,9 @@ class Focal(Weighting):
 
     type: ClassVar[str] = "focal"
     needs_task_loss: ClassVar[bool] = True
+    ranges: ClassVar[Ranges] = {"gamma": (0, 1000)}
 
     gamma: float = 2.0
-
-    def _problems(self) -> List[str]:
-        return _check_number("gamma", self.gamma, 0, 1000)
 
     def _alphas(self, update: int, **losses: torch.Tensor) -> torch.Tensor:
         # NaN keeps its weight, so that ESPnet sees it as without the plugin.
@@ -330,16 +319,18 @@ def resolve_threshold(
         >>> resolve_threshold(torch.tensor([1.0, 2.0, 6.0, 3.0]), "median")[0]
         2.5
     """
-    problems = _check_threshold(threshold)
+    _check_threshold(threshold)
     losses = torch.as_tensor(losses).detach().flatten().double()
     num_nan = int(losses.isnan().sum())
     finite = losses[losses.isfinite()]
     if num_nan:
-        problems.append(f"got NaN as {num_nan} of {len(losses)} teacher losses")
-    elif not len(finite):
-        problems.append(f"got {len(losses)} teacher losses, none of them finite")
-    if problems:
-        raise ValueError(f"weighting adakd: {'; '.join(problems)}")
+        raise ValueError(
+            f"weighting adakd: got NaN as {num_nan} of {len(losses)} teacher losses"
+        )
+    if not len(finite):
+        raise ValueError(
+            f"weighting adakd: got {len(losses)} teacher losses, none of them finite"
+        )
     mean = float(finite.mean())
     scale = float((finite - mean).square().mean().sqrt())
     if scale <= 1e-6 * max(1.0, abs(mean)):  # rounding
@@ -359,29 +350,10 @@ def _percentile(values: torch.Tensor, share: float) -> float:
     return float(values[low] + (position - low) * (values[high] - values[low]))
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number; yaml's true and false are not."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> List[str]:
-    """List the errors of a number."""
-    if _is_number(value) and low <= value <= high:
-        return []
-    return [f"{name}: got {value!r}, expected a number from {low} to {high}"]
-
-
-def _check_updates(name: str, value: Any) -> List[str]:
-    """List the errors of a number of updates."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return []
-    return [f"{name}: got {value!r}, expected a whole number of updates, at least 1"]
-
-
-def _check_threshold(threshold: Any) -> List[str]:
-    """List the errors of a threshold."""
-    if _is_number(threshold) or threshold in THRESHOLDS:
-        return []
-    names = ", ".join(THRESHOLDS)
-    return [f"threshold: got {threshold!r}, expected a number or one of {names}"]
+def _check_threshold(threshold: Union[str, float]) -> None:
+    """Refuse a threshold that is no finite number and no name of one."""
+    if not is_of_type(threshold, float) and threshold not in THRESHOLDS:
+        raise ValueError(
+            f"weighting adakd: threshold: got {threshold!r}, expected a number or one "
+            f"of {', '.join(THRESHOLDS)}"
+        )

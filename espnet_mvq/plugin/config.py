@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, Union, get_args, get_type_hints
+from typing import Any, Dict, Optional, Tuple, Union
 
 from espnet_mvq.distillation import (
     EMBEDDING_LOSSES,
@@ -13,6 +13,7 @@ from espnet_mvq.distillation import (
     build_weighting,
 )
 from espnet_mvq.indexes.metadata import LEVELS
+from espnet_mvq.options import check_options, check_ranges
 
 # Names of our data in ESPnet's batches: one of these, or one of these, "_" and a word
 DATA_NAME = "codebook_indexes"
@@ -29,24 +30,17 @@ CODEBOOKS = "codebooks"
 LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
 HEAD_INITS = ("random", "quantizer")
 _CHOICES = {"loss": LOSSES, "head": HEADS, "head_init": HEAD_INITS, "level": LEVELS}
-_AT_LEAST = {
-    "weight": 0,
-    "soft_target_temperature": 0,
-    "embedding_weight": 0,
-    "head_hidden_size": 1,
-    "tolerance_frames": 0,
-    "chance_warning_updates": 0,
-    "num_codebooks": 1,
-    "codebook_size": 2,
-    "dim": 1,
-}
-# Names of types in messages
-_TYPES = {
-    float: "a number",
-    int: "a whole number",
-    str: "a text",
-    bool: "true or false",
-    dict: "a mapping",
+_RANGES = {
+    "weight": (0, math.inf),
+    "head_hidden_size": (1, math.inf),
+    "label_smoothing": (0, 1),
+    "soft_target_temperature": (0, math.inf),
+    "embedding_weight": (0, math.inf),
+    "tolerance_frames": (0, math.inf),
+    "chance_warning_updates": (0, math.inf),
+    "num_codebooks": (1, math.inf),
+    "codebook_size": (2, math.inf),
+    "dim": (1, math.inf),
 }
 
 
@@ -104,7 +98,7 @@ class MVQConfig:
 
     loss: str = CODEBOOKS
     weight: float = 1.0
-    schedule: dict = field(default_factory=dict)
+    schedule: Optional[dict] = field(default_factory=dict)
     layer: Union[int, str] = -1
     head: str = "independent"
     head_hidden_size: int = 512
@@ -115,7 +109,7 @@ class MVQConfig:
     quantizer: Optional[str] = None
     teacher: Optional[str] = None
     teacher_layer: int = -1
-    teacher_conf: dict = field(default_factory=dict)
+    teacher_conf: Optional[dict] = field(default_factory=dict)
     delay_s: float = 0.0
     tolerance_frames: int = 3
     chance_warning_updates: int = 1000
@@ -142,7 +136,8 @@ class MVQConfig:
         Raises:
             ValueError: If an option is unknown, missing or has a bad value.
         """
-        config = cls(**checked_types(conf))
+        check_options("mvq_conf", cls, conf)
+        config = cls(**conf)
         config._check_choices()
         config._check_source(name)
         missing = [
@@ -157,7 +152,7 @@ class MVQConfig:
                 "codebook indexes or embeddings (type mvq_ark) in "
                 "train_data_path_and_name_and_type"
             )
-        config._check_ranges()
+        check_ranges("mvq_conf", config, _RANGES)
         config.weight_schedule()
         return config
 
@@ -213,18 +208,6 @@ class MVQConfig:
             raise ValueError(
                 f"mvq_conf quantizer: got {self.quantizer}, but {name} are embeddings "
                 "already; leave it out"
-            )
-
-    def _check_ranges(self) -> None:
-        for name, low in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise ValueError(
-                    f"mvq_conf {name}: got {value}, expected at least {low}"
-                )
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(
-                f"mvq_conf label_smoothing: got {self.label_smoothing}, expected 0 to 1"
             )
 
 
@@ -290,48 +273,6 @@ def parse_weighting(conf: Dict[str, Any]) -> Optional[Weighting]:
     return build_weighting(options) if options else None
 
 
-def checked_types(conf: Dict[str, Any]) -> Dict[str, Any]:
-    """Check names and types of a target's options, before anything uses them.
-
-    Args:
-        conf: Options of the yaml.
-
-    Returns:
-        The options, with an empty mapping for one that the yaml leaves empty.
-
-    Raises:
-        ValueError: If an option is unknown or of another type.
-    """
-    hints = get_type_hints(MVQConfig)
-    unknown = [name for name in conf if name not in hints]
-    if unknown:
-        raise ValueError(
-            f"mvq_conf: unknown option {', '.join(map(str, unknown))}; expected some "
-            f"of {', '.join(hints)}"
-        )
-    checked = {}
-    for name, value in conf.items():
-        types = get_args(hints[name]) or (hints[name],)
-        if value is None and types == (dict,):
-            value = {}
-        if not any(_is_a(value, kind) for kind in types):
-            words = " or ".join(_TYPES[kind] for kind in types if kind in _TYPES)
-            if isinstance(value, str) and float in types:
-                words += " (yaml takes 1e-1 for a text, and 1.0e-1 for a number)"
-            raise ValueError(f"mvq_conf {name}: got {value!r}, expected {words}")
-        checked[name] = value
-    return checked
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    """Whether a value of the yaml is of a type; numbers are finite."""
-    if isinstance(value, bool):
-        return kind is bool
-    if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind)
-
-
 def as_mapping(name: str, value: Any) -> Dict[str, Any]:
     """Return a copy of a part of `mvq_conf`, empty if the yaml leaves it out.
 
@@ -344,7 +285,7 @@ def as_mapping(name: str, value: Any) -> Dict[str, Any]:
     """
     whole = f"mvq_conf {name}".strip()
     if not isinstance(value, (dict, type(None))):
-        raise ValueError(f"{whole}: got {value!r}, expected {_TYPES[dict]}")
+        raise ValueError(f"{whole}: got {value!r}, expected a mapping")
     for key in value or {}:
         if not isinstance(key, str):
             raise ValueError(f"{whole}: got the name {key!r}, expected a text")

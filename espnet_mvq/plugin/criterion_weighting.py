@@ -72,7 +72,7 @@ class CriterionWeighting:
         with contextlib.ExitStack() as stack:
             stack.callback(vars(self).update, _weigh=None)  # it need not be picklable
             for owner, name, replacement in self._replacements():
-                stack.enter_context(_replaced(owner, name, replacement))
+                stack.enter_context(replaced(owner, name, replacement))
             yield
         if self._num_calls == 0:
             raise ValueError(
@@ -176,7 +176,7 @@ class CriterionWeighting:
         criterion = getattr(self._model, name)
         divisor = len(labels) if criterion.reduction == "mean" else 1
         logits = logits.view_as(logits)  # not the caller's: its gradient is cut
-        with _replaced(criterion, "reduction", "none"):
+        with replaced(criterion, "reduction", "none"):
             losses = stock(logits, targets, frames, labels)
         weights = self._weights(name, losses, labels)
         _cut_gradient(logits, weights, dim=0)
@@ -191,7 +191,7 @@ class CriterionWeighting:
         if problems:
             raise ValueError(f"{type(self._model).__name__}: {problems[0]}")
         function = functools.partial(self._transducer, name, criterion.forward)
-        with _replaced(criterion, "forward", function):
+        with replaced(criterion, "forward", function):
             return stock(*args)
 
     def _s2t_ctc(
@@ -267,7 +267,7 @@ class _Intercepting(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Replace an attribute of an object while the block runs."""
     attributes = vars(owner)
     before = attributes.get(name, _ABSENT)

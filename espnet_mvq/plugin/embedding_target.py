@@ -87,7 +87,7 @@ class EmbeddingTarget(Target):
                     self.config.teacher,
                     layer=self.config.teacher_layer,
                     device=speech.values.device,
-                    **{"batch_s": BATCH_S, **self.config.teacher_conf},
+                    **{"batch_s": BATCH_S, **(self.config.teacher_conf or {})},
                 )
             self._teacher.append(teacher)
         embeddings, lengths = self._teacher[0].embed(speech.values, speech.lengths)

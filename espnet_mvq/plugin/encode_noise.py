@@ -75,6 +75,7 @@ def _explained(problem: str, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # As errors.one_line, which cannot be imported by this file
         text = " ".join(str(error).split())
         text = text if len(text) <= 300 else f"{text[:300]} ..."
         raise ValueError(

@@ -1,7 +1,6 @@
 """Export of an experiment with `model: mvq` to plain ESPnet, and the proof of it."""
 
 import copy
-import importlib
 import inspect
 import logging
 import subprocess
@@ -13,10 +12,11 @@ from typing import Any, Dict, List, Type
 import torch
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
-from espnet_mvq import register
+from espnet_mvq.files.experiment import read_checkpoint
 from espnet_mvq.frame_timing.tasks import TASKS
 from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME, NAME
 from espnet_mvq.plugin.encode_noise import PREFIX, encode_noise
+from espnet_mvq.plugin.registration import import_task, register
 
 # The original has hooks in its encoder. Torch's own transformer layers, which some
 # encoders use, do not take their fused path then, and that rounds differently.
@@ -36,12 +36,9 @@ def find_task(name: str) -> Type:
     Raises:
         ValueError: If the installed ESPnet is older than the task.
     """
-    try:
-        module = importlib.import_module(f"espnet2.tasks.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"espnet2.tasks.{name}":
-            raise
-        raise ValueError(f"the installed ESPnet has no task {name}") from error
+    module = import_task(name)
+    if module is None:
+        raise ValueError(f"the installed ESPnet has no task {name}")
     return getattr(module, TASKS[name].class_name)
 
 
@@ -108,21 +105,7 @@ def read_state(path: Path) -> Dict[str, torch.Tensor]:
     Raises:
         ValueError: If the file is damaged or holds other objects than weights.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # pickle's, zip's and torch's, by kind of damage
-        raise ValueError(
-            f"{path}: damaged, or holds other objects than weights, which are not "
-            f"loaded because they could run code ({type(error).__name__}); copy it "
-            "again, or name the checkpoints to export with --checkpoints"
-        ) from error
-    if not isinstance(state, dict):
-        raise ValueError(
-            f"{path}: got a {type(state).__name__}, expected weights by name, as "
-            "ESPnet's trainings write"
-        )
+    state = read_checkpoint(path)
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(

@@ -10,13 +10,14 @@ import functools
 import importlib
 import sys
 from types import ModuleType
-from typing import Any, Dict, Iterator, Optional, Type
+from typing import Dict, Optional, Type
 
 import torch
 from espnet2.torch_utils.initialize import initialize
 
 from espnet_mvq import __version__
 from espnet_mvq.frame_timing.tasks import TASKS, ESPnetTask
+from espnet_mvq.plugin.criterion_weighting import replaced
 from espnet_mvq.plugin.data_type import register_data_types
 from espnet_mvq.plugin.model import make_mvq_model
 from espnet_mvq.plugin.training_checks import complete_mvq_conf
@@ -52,14 +53,18 @@ def import_tasks() -> Dict[str, ModuleType]:
     Returns:
         Modules by name. Tasks that an older ESPnet lacks are left out.
     """
-    modules = {}
-    for name in TASKS:
-        try:
-            modules[name] = importlib.import_module(f"espnet2.tasks.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"espnet2.tasks.{name}":
-                raise
-    return modules
+    modules = {name: import_task(name) for name in TASKS}
+    return {name: module for name, module in modules.items() if module is not None}
+
+
+def import_task(name: str) -> Optional[ModuleType]:
+    """Import the module of a task; None if the installed ESPnet is older than it."""
+    try:
+        return importlib.import_module(f"espnet2.tasks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"espnet2.tasks.{name}":
+            raise
+        return None
 
 
 def _refuse_taken_names(row: ESPnetTask, module: ModuleType) -> None:
@@ -137,9 +142,9 @@ def _wrap_build_model(
             init = None  # asr_transducer refuses --init, and still has to
         with contextlib.ExitStack() as stack:
             if only_model is not None:
-                stack.enter_context(_set(module, row.only_model, only_model))
+                stack.enter_context(replaced(module, row.only_model, only_model))
             if init is not None:
-                stack.enter_context(_set(args, "init", None))
+                stack.enter_context(replaced(args, "init", None))
             model = original(cls, args)
             # Before the training starts: the model alone does not know the data.
             refuse_unweighable(model, args)
@@ -157,17 +162,6 @@ def _trains_with_lightning(args: argparse.Namespace) -> bool:
     does not import ESPnet's module for Lightning.
     """
     return hasattr(args, "lightning_conf") and _LIGHTNING_MODULE in sys.modules
-
-
-@contextlib.contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute during the block."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _initialize_student(model: torch.nn.Module, init: str) -> None:

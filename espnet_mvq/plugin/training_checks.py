@@ -1,19 +1,18 @@
 """Checks before a training starts.
 
 Missing values of `mvq_conf` are read from the metadata of the training data. Options
-that do not fit them, the speech or an earlier training are refused.
+that disagree with the metadata, the speech or an earlier training are refused.
 """
 
 import argparse
 import dataclasses
 import logging
-import pickle
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set
 
 import torch
-import yaml
 
+from espnet_mvq.files.experiment import read_checkpoint, read_config
 from espnet_mvq.files.scp import read_list
 from espnet_mvq.indexes.metadata import (
     EmbeddingMetadata,
@@ -21,15 +20,16 @@ from espnet_mvq.indexes.metadata import (
     IndexMetadata,
 )
 from espnet_mvq.indexes.teacher_losses import read_teacher_losses
+from espnet_mvq.options import check_options
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     EMBEDDINGS_NAME,
     TEACHER_LOSS_NAME,
     TEACHER_NAME,
     UNLABELLED_NAME,
+    MVQConfig,
     as_mapping,
     check_name,
-    checked_types,
     from_metadata,
     is_of,
     lone_name,
@@ -59,10 +59,10 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
         args: Options of an ESPnet training; `model_conf` is changed.
 
     Raises:
-        ValueError: If there are no index files, or they disagree with each other or
-            with the yaml; if the speech is changed in a way that indexes cannot
-            follow; if the weights to start from count updates; if a checkpoint to
-            resume from has other indexes; or if new checkpoints would lack our weights.
+        ValueError: If index files are missing, or disagree with each other or with the
+            yaml; if augmentation moves the speech under its indexes; if `--init_param`
+            copies the count of updates; if the checkpoint to resume from has other
+            indexes; or if new checkpoints would lack the plugin's weights.
     """
     refuse_moving_effects(args)
     refuse_counted_updates(args)
@@ -74,7 +74,8 @@ def complete_mvq_conf(args: argparse.Namespace) -> None:
     names += [name for name in paths if name not in names]
     completed = {}
     for name in names:
-        options = checked_types({**shared, **targets.get(name, {})})
+        options = {**shared, **targets.get(name, {})}
+        check_options("mvq_conf", MVQConfig, options)
         values = missing_values(options, name, paths.get(name, []), args)
         if {**options, **values}.get("level") == "utterance":
             refuse_means_of_padding(args, name, options)
@@ -101,8 +102,8 @@ def refuse_moving_effects(args: argparse.Namespace) -> None:
     if moving and conf.get("data_aug_prob", 0) > 0:
         raise ValueError(
             f"preprocessor_conf data_aug_effects: got {', '.join(moving)}, which move "
-            "the speech under its codebook indexes; take them out. Speed perturbation "
-            "before the extraction (speed_perturb_factors of asr.sh) is fine"
+            "the speech under its codebook indexes; remove them. Speed perturbation "
+            "before the extraction (speed_perturb_factors of asr.sh) is supported"
         )
 
 
@@ -138,26 +139,24 @@ def refuse_counted_updates(args: argparse.Namespace) -> None:
         if number > 0:
             raise ValueError(
                 f"--init_param {init_param}: got a model after {number} updates with "
-                "the MVQ loss, expected weights without their count, which schedules, "
-                f"AdaKD's k and head_init go by. Write {path}:::{COUNTER} to keep its "
-                f"heads, or {path}:::mvq. for new ones"
+                "the MVQ loss, expected weights without the count, on which "
+                f"schedules, AdaKD's k and head_init depend. Write {path}:::{COUNTER} "
+                f"to keep the model's heads, or {path}:::mvq. for new heads"
             )
 
 
 def _read_counter(path: str) -> int:
-    """Return the updates that a checkpoint counts; 0 if it is left to ESPnet."""
+    """Return the updates in a checkpoint; 0 if unreadable, which ESPnet reports."""
     if not Path(path).is_file():
         return 0
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):
+        return int(read_checkpoint(Path(path)).get(COUNTER, 0))
+    except ValueError:
         return 0
-    state = state.get("module", state)
-    return int(state.get(COUNTER, 0))
 
 
 def refuse_lost_heads(args: argparse.Namespace) -> None:
-    """Refuse checkpoints of adapters alone: a training would go on with new heads.
+    """Refuse checkpoints of adapters alone: a resumed training would get new heads.
 
     Args:
         args: Options of an ESPnet training.
@@ -169,16 +168,16 @@ def refuse_lost_heads(args: argparse.Namespace) -> None:
     if getattr(args, "use_adapter", False) and strategy == "adapter_only":
         raise ValueError(
             f"save_strategy: got {strategy}, whose checkpoints lack the weights of the "
-            "MVQ loss and its count of updates, so that a training cannot go on; "
+            "MVQ loss and its count of updates, so that a training cannot resume; "
             "expected required_grad_only or all"
         )
 
 
 def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
-    """Return the paths of our frames in training and validation data, by name.
+    """Return the paths of indexes and embeddings in the data of a training, by name.
 
     Raises:
-        ValueError: If data of ours have a name that the model does not know.
+        ValueError: If data of the plugin have a name that the model does not know.
     """
     train = list(args.train_data_path_and_name_and_type or [])
     data = train + list(args.valid_data_path_and_name_and_type or [])
@@ -194,8 +193,8 @@ def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
             continue
         if name not in in_training:
             raise ValueError(
-                f"{path} of type {DATA_TYPE!r}: {name} are data of the validation "
-                "alone, expected some in train_data_path_and_name_and_type too"
+                f"{path} of type {DATA_TYPE!r}: {name} is in the validation data "
+                "alone, expected it in train_data_path_and_name_and_type too"
             )
         try:
             check_name(name)
@@ -208,7 +207,7 @@ def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
 def missing_values(
     options: Dict[str, Any], name: str, paths: List[str], args: argparse.Namespace
 ) -> Dict[str, Any]:
-    """Return the values that the files or the teacher of a target give.
+    """Read missing values of a target from its files or its teacher.
 
     Args:
         options: Options of the target in the yaml.
@@ -272,8 +271,9 @@ def _build_teacher(options: Dict[str, Any]) -> Teacher:
     teacher = build_teacher(spec, layer=options.get("teacher_layer", -1), **conf)
     if not teacher.reads_audio:
         raise ValueError(
-            f"mvq_conf teacher: got {spec}, which are embeddings of a corpus, expected "
-            "a model that can hear; store them with mvq.sh --target embeddings"
+            f"mvq_conf teacher: got {spec}, which are stored embeddings, expected a "
+            "model that reads speech; to train on stored embeddings, extract them with "
+            "mvq.sh --target embeddings"
         )
     return teacher
 
@@ -286,8 +286,8 @@ def _read_metadata(name: str, paths: List[str]) -> FrameMetadata:
         differences = metadata.differences(other)
         if differences:
             raise ValueError(
-                f"{first} and {path} do not mean the same: {'; '.join(differences)}. "
-                "Extract both with one teacher and quantizer"
+                f"{first} and {path} have different metadata: "
+                f"{'; '.join(differences)}. Extract both with one teacher and quantizer"
             )
     return metadata
 
@@ -297,9 +297,9 @@ def _refuse_other_rate(args: argparse.Namespace, rate: int, source: str) -> None
     student = sample_rate_hz("student", vars(args))
     if student != rate:
         raise ValueError(
-            f"mvq_conf: {source} is of speech at {rate} Hz, but the student hears "
+            f"mvq_conf: {source} is of speech at {rate} Hz, but the student reads "
             f"{student} Hz (frontend_conf fs), expected the same; train at {rate} Hz, "
-            "or take a teacher for the student's rate"
+            "or use a teacher for the student's rate"
         )
 
 
@@ -317,8 +317,8 @@ def refuse_means_of_padding(
     if _has_padding_preprocessor(args) or options.get("speech_is_padded"):
         raise ValueError(
             f"mvq_conf level of {name}: got utterance where the preprocessor pads the "
-            "speech, so that the mean over the student's frames would be one of "
-            "silence; expected frame, or a task whose preprocessor does not pad"
+            "speech, so that the mean over the student's frames would include the "
+            "padding; expected frame, or a task whose preprocessor does not pad"
         )
 
 
@@ -334,9 +334,10 @@ def pads_speech(args: argparse.Namespace) -> bool:
     silence = conf.get("speech_init_silence", 1.0)  # ESPnet's default
     if silence > 0:
         raise ValueError(
-            f"preprocessor_conf speech_init_silence: got {silence}, up to so many "
+            f"preprocessor_conf speech_init_silence: got {silence}, the maximum "
             "seconds of silence before the speech, which move it under its codebook "
-            "indexes; set it to 0, or take a teacher in the loop"
+            "indexes; set it to 0, or use a teacher that runs in training (mvq_conf "
+            "teacher)"
         )
     return True
 
@@ -431,14 +432,14 @@ def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None
     has_checkpoint = (folder / "checkpoint.pth").is_file() and written.is_file()
     if not (getattr(args, "resume", False) and has_checkpoint):
         return
-    before = yaml.safe_load(written.read_text(encoding="utf-8")) or {}
+    before = read_config(written)
     before = _quantizers((before.get("model_conf") or {}).get("mvq_conf") or {})
     for name, quantizer in _quantizers(conf).items():
         if None not in (quantizer, before.get(name)) and quantizer != before[name]:
             raise ValueError(
                 f"{folder}: was trained with {name} of quantizer {before[name]}, but "
-                f"those here are of {quantizer}; name another experiment (asr.sh: "
-                "--asr_tag, our recipes: --exp_tag), or delete this one"
+                f"the data are of quantizer {quantizer}; start a new experiment "
+                "(asr.sh: --asr_tag, our recipes: --exp_tag), or delete this one"
             )
 
 

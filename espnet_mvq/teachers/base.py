@@ -7,14 +7,10 @@ from typing import Iterator, List, Sequence, Tuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_mvq.errors import one_line
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.batching import Segment, cut_into_segments, group_by_length
-from espnet_mvq.teachers.speech_model import (
-    SpeechModel,
-    SpeechSource,
-    TeacherError,
-    one_line,
-)
+from espnet_mvq.teachers.speech_model import SpeechModel, SpeechSource, TeacherError
 
 
 class EmbeddingError(AudioError):

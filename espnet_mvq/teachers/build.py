@@ -1,12 +1,11 @@
 """From the name of a teacher to the teacher, and checks of its options."""
 
 import importlib
-import inspect
-import math
-from typing import Any, Callable, Dict, Union, get_args
+from typing import Any, Callable, Dict, Union
 
 import torch
 
+from espnet_mvq import options
 from espnet_mvq.teachers.base import FrameSource
 from espnet_mvq.teachers.speech_model import DTYPES, SpeechModel, TeacherError
 
@@ -89,7 +88,11 @@ def build_from(
     Raises:
         TeacherError: If an option is unknown or invalid, or the factory raises it.
     """
-    if dtype not in list(DTYPES) or not _is_of(batch_s, float) or batch_s < 0:
+    if (
+        dtype not in list(DTYPES)
+        or not options.is_of_type(batch_s, float)
+        or batch_s < 0
+    ):
         raise TeacherError(
             f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s!r}, expected a "
             f"dtype of {', '.join(DTYPES)} and 0 s or more"
@@ -115,50 +118,12 @@ def load_factory(entry: str) -> Callable[..., Any]:
 
 
 def check_options(spec: str, factory: Callable[..., Any], conf: Dict[str, Any]) -> None:
-    """Refuse unknown options of a back end, and values of a wrong type.
-
-    Args:
-        spec: The whole name, for messages.
-        factory: Class or function; its options are the parameters with a default. A
-            factory with `**` passes other options on, and checks them itself.
-        conf: The options.
+    """Check options of a back end: see `espnet_mvq.options.check_options`.
 
     Raises:
-        TeacherError: If an option is unknown or of a wrong type.
+        TeacherError: If an option is unknown or of another type.
     """
-    parameters = inspect.signature(factory).parameters
-    kinds = {
-        name: get_args(parameter.annotation) or (parameter.annotation,)
-        for name, parameter in parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for key, value in conf.items():
-        if key not in kinds:
-            if passes_on and key not in parameters:
-                continue
-            raise TeacherError(
-                f"teacher {spec}: unknown option: {key}; expected "
-                f"{' or '.join(kinds) or 'none here'}"
-            )
-        if not any(_is_of(value, kind) for kind in kinds[key]):
-            words = [_KINDS[kind] for kind in kinds[key] if kind in _KINDS]
-            raise TeacherError(
-                f"teacher {spec}: got {key} {value!r}, expected {' or '.join(words)}"
-            )
-
-
-_KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a finite number",
-    str: "a text (in quotes if yaml takes it for something else)",
-}
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value read from yaml is of a Python type."""
-    if kind is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
-    return type(value) is kind
+    try:
+        options.check_options(f"teacher {spec}", factory, conf)
+    except ValueError as error:
+        raise TeacherError(str(error)) from None

@@ -8,8 +8,8 @@ from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
 import torch
-import yaml
 
+from espnet_mvq.files import experiment
 from espnet_mvq.teachers.speech_model import TeacherError
 
 # In order of preference; asr.sh decodes with the first one.
@@ -39,18 +39,18 @@ def read_config(spec: str, path: Path) -> Dict[str, Any]:
             "folder, with config.yaml and a checkpoint"
         )
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TeacherError(f"teacher {spec}: {path} is no yaml: {error}") from error
+        config = experiment.read_config(path)
+    except ValueError as error:
+        raise TeacherError(f"teacher {spec}: {error}") from error
     problem = _find_problem(config)
     if problem:
         raise TeacherError(f"teacher {spec}: {path} {problem}")
     return config
 
 
-def _find_problem(config: Any) -> Optional[str]:
+def _find_problem(config: Dict[str, Any]) -> Optional[str]:
     """Return why a config is not that of a supported model, else None."""
-    if not isinstance(config, dict) or not config.get("encoder"):
+    if not config.get("encoder"):
         return "names no encoder; expected the config of an ASR, SSL or HuBERT model"
     for name in _MAPPINGS:
         if not isinstance(config.get(name) or {}, dict):
@@ -90,20 +90,11 @@ def find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
 def read_state(spec: str, path: Path) -> Dict[str, torch.Tensor]:
     """Read a state dict; code in its pickle is not run."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many kinds
+        state = experiment.read_checkpoint(path)
+    except ValueError as error:
         raise TeacherError(
-            f"teacher {spec}: {path} is not a checkpoint of weights alone "
-            f"({type(error).__name__}; pickled objects are not loaded, they could run "
-            "code): copy it again, or name another with --teacher_conf checkpoint=FILE"
+            f"teacher {spec}: {error} with --teacher_conf checkpoint=FILE"
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("module"), dict):
-        state = state["module"]  # of deepspeed
-    if not isinstance(state, dict):
-        raise TeacherError(
-            f"teacher {spec}: {path} holds a {type(state).__name__}, expected weights "
-            "by name"
-        )
     return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 

@@ -7,6 +7,7 @@ from typing import Iterator
 
 import torch
 
+from espnet_mvq.errors import one_line
 from espnet_mvq.teachers.audio import read_audio
 
 DTYPES = {
@@ -14,7 +15,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_MAX_ERROR_TEXT = 300  # characters of an error raised by another library
 
 
 class TeacherError(ValueError):
@@ -78,12 +78,6 @@ class SpeechModel(SpeechSource):
         if self.dtype == torch.float32:
             return torch.autocast(self.device.type, enabled=False)
         return torch.autocast(self.device.type, self.dtype)
-
-
-def one_line(error: Exception) -> str:
-    """Return the text of an error in one line; the middle of a long text is cut out."""
-    words, half = " ".join(str(error).split()), _MAX_ERROR_TEXT // 2
-    return words if len(words) <= 2 * half else f"{words[:half]}...{words[-half:]}"
 
 
 @contextlib.contextmanager

@@ -15,10 +15,11 @@ import soundfile
 import torch
 import yaml
 
-from espnet_mvq.bin.export import NOTE_NAME, main
+from espnet_mvq.bin.export import main
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.plugin import export
+from espnet_mvq.plugin.export_folder import NOTE_NAME
 
 EXP = "exp/asr_mvq"
 CONFIG = """

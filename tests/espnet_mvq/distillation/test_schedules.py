@@ -55,7 +55,7 @@ def test_weight_never_leaves_its_range():
 @pytest.mark.parametrize(
     "conf, message",
     [
-        ({"warm_up": 3}, "unknown option warm_up; expected some of weight, warmup_"),
+        ({"warm_up": 3}, "unknown option: warm_up; expected some of weight, warmup_"),
         ({"weight": -1.0}, "weight: got -1.0"),
         ({"weight": "1"}, "weight: got '1'"),
         ({"weight": float("nan")}, "weight: got nan"),

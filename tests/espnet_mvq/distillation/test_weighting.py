@@ -195,8 +195,14 @@ def test_bad_losses_are_refused(weighting, losses, message):
         ("adakd", "got 'adakd', expected options with a type, one of adakd, fixed"),
         ({}, "got type '', expected one of adakd, fixed, warmup, focal"),
         ({"type": ["adakd"]}, r"got type \['adakd'\], expected one of"),
-        ({"type": "fixed", "a": 1, "b": 2}, "unknown option a, b; expected some of al"),
-        ({"type": "fixed", "alpha": 1.1}, "fixed: alpha: got 1.1, expected a number"),
+        (
+            {"type": "fixed", "a": 1, "b": 2},
+            "unknown option: a, b; expected some of alp",
+        ),
+        (
+            {"type": "fixed", "alpha": 1.1},
+            "fixed: alpha: got 1.1, expected 0 to 1",
+        ),
         ({"type": "fixed", "alpha": True}, "alpha: got True"),
         ({"type": "fixed", "alpha": "0.5"}, "alpha: got '0.5'"),
         (
@@ -210,9 +216,14 @@ def test_bad_losses_are_refused(weighting, losses, message):
         ({"type": "adakd", "k_end": 1.0}, "got k_end 1.0 without k_updates, expected"),
         ({"type": "adakd", "threshold": "q3"}, "threshold: got 'q3', expected a num"),
         ({"type": "adakd", "scale": 0}, "scale: got 0, expected a number above 0"),
+        ({"type": "adakd", "scale": -1}, "scale: got -1, expected a number above 0"),
         (
-            {"type": "adakd", "k_start": 1e4, "threshold": None, "scale": -1},
-            "k_start: got 10000.0.*; threshold: got None.*; scale: got -1",
+            {"type": "adakd", "k_start": 1e4, "k_end": -1e4},
+            "k_start: got 10000.0, expected -1000 to 1000; k_end: got -10000.0",
+        ),
+        (
+            {"type": "adakd", "threshold": None, "scale": "1"},
+            "threshold: got None, expected a text .*; scale: got '1', expected a fin",
         ),
     ],
 )

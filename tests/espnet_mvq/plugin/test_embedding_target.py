@@ -333,7 +333,7 @@ def test_properties_of_the_teacher_are_stored_in_the_options(options, teacher):
 def test_teacher_of_another_sample_rate_is_refused(options, teacher):
     args = options("teacher", None, {"loss": "l2", "teacher": teacher})
     args.frontend_conf = {"fs": "8k"}
-    with pytest.raises(ValueError, match="at 16000 Hz, but the student hears 8000 Hz"):
+    with pytest.raises(ValueError, match="at 16000 Hz, but the student reads 8000 Hz"):
         complete_mvq_conf(args)
 
 
@@ -343,7 +343,7 @@ def test_teacher_in_the_loop_cannot_be_stored_features(options, tmp_path):
     conf = {"teacher": f"feats/{tmp_path / 'feats.scp'}"}
     conf["teacher_conf"] = {"frame_shift_samples": 320}
     args = options("teacher", None, {"loss": "l2", **conf})
-    with pytest.raises(ValueError, match="expected a model that can hear"):
+    with pytest.raises(ValueError, match="expected a model that reads speech"):
         complete_mvq_conf(args)
 
 

@@ -49,12 +49,12 @@ def test_options_of_a_target_are_its_own_or_those_of_all():
     "conf, message",
     [
         ({"targets": {"codes": {}}}, "got the name 'codes', expected 'codebook_ind"),
-        ({"targets": {"codebook_indexes_a": {"hed": 1}}}, "_a: .* unknown option hed"),
+        ({"targets": {"codebook_indexes_a": {"hed": 1}}}, "_a: .* unknown option: hed"),
         ({"head": "both"}, "head: got 'both', expected one of independent, joint"),
         ({"label_smoothing": 2}, "label_smoothing: got 2, expected 0"),
         ({"soft_target_temperature": 0.1}, "need the codebooks; give quantizer"),
         ({"embedding_weight": 0.1}, "need the codebooks; give quantizer"),
-        ({"schedule": {"warmup": 3}}, "weight schedule: unknown option warmup"),
+        ({"schedule": {"warmup": 3}}, "weight schedule: unknown option: warmup"),
         ({"schedule": {"stop_update": -3}}, "stop_update: got -3"),
     ],
 )

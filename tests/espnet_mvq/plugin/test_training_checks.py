@@ -73,7 +73,7 @@ def test_yaml_that_disagrees_is_refused_naming_both(options, name):
 
 def test_training_and_validation_that_disagree_are_refused(options):
     other = dataclasses.replace(METADATA, quantizer_id="ffff", layer=4)
-    with pytest.raises(ValueError, match="do not mean the same: layer: 3 and 4; quant"):
+    with pytest.raises(ValueError, match="have different metadata: layer: 3 and 4; q"):
         complete(options(valid=other))
 
 
@@ -86,7 +86,7 @@ def test_training_or_validation_may_have_no_indexes_where_all_is_given(options):
     "valid, message",
     [
         (None, "codebook_indexes.scp,codebook_indexes,mvq"),
-        (METADATA, "data of the validation alone"),
+        (METADATA, "in the validation data alone"),
     ],
 )
 def test_training_without_indexes_is_refused(options, valid, message):
@@ -99,7 +99,7 @@ def test_student_at_another_rate_is_refused(options):
     args.frontend_conf = {"fs": 16_000}
     complete(args)
     args.frontend_conf = {"fs": "8k"}
-    with pytest.raises(ValueError, match="at 16000 Hz, but the student hears 8000"):
+    with pytest.raises(ValueError, match="at 16000 Hz, but the student reads 8000"):
         complete(args)
 
 
@@ -170,7 +170,7 @@ def test_other_data_of_ours_have_one_name(options, kind, name):
 @pytest.mark.parametrize(
     "conf, message",
     [
-        ({"wieght": 1}, "unknown option wieght; expected some of loss, weight, sch"),
+        ({"wieght": 1}, "unknown option: wieght; expected some of loss, weight, sch"),
         ({"num_codebooks": None}, "num_codebooks missing.*espnet_mvq.run"),
         ({"weight": -1}, "weight: got -1, expected at least 0"),
         ({"codebook_size": 1}, "codebook_size: got 1, expected at least 2"),
@@ -246,7 +246,7 @@ def experiment(tmp_path):
 def test_training_does_not_go_on_with_other_indexes(experiment, before, several):
     now = {"quantizer_id": "new"}
     now = {"targets": {"codebook_indexes": now}} if several else now
-    with pytest.raises(ValueError, match="of quantizer old, but those .* are of new"):
+    with pytest.raises(ValueError, match="quantizer old, but the data are of .* new"):
         refuse_other_indexes(experiment(before), now)
 
 

@@ -129,7 +129,7 @@ def test_options_say_what_files_do_not(write):
         ({"frame_shift_samples": 0}, "frame_shift_samples 0 and .* above 0"),
         ({"frame_offset_samples": -1.0}, "offset_samples -1.0, expected .* 0 or more"),
         ({"sample_rate": 0}, "sample_rate 0, expected both above 0"),
-        ({"sample_rate": "16k"}, "got sample_rate '16k', expected a whole number"),
+        ({"sample_rate": "16k"}, "sample_rate: got '16k', expected a whole number"),
     ],
 )
 def test_options_that_cannot_be(write, options, message):
@@ -142,7 +142,7 @@ def test_json_beside_the_file_that_cannot_be(write):
     path = write()
     said = {"format": "espnet_mvq.embeddings", "frame_shift_samples": "x"}
     path.with_suffix(".json").write_text(json.dumps(said))
-    message = "feats.json beside it: got frame_shift_samples 'x', expected a whole"
+    message = "feats.json beside it: frame_shift_samples: got 'x', expected a whole"
     with pytest.raises(TeacherError, match=message):
         build_teacher(f"feats/{path}")
 
