@@ -7,7 +7,6 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 
-from espnet_mvq.errors import one_line
 from espnet_mvq.teachers.base import (
     Teacher,
     TeacherError,

@@ -5,7 +5,6 @@ from typing import Any, Dict, Tuple
 
 import torch
 
-from espnet_mvq.errors import one_line
 from espnet_mvq.teachers.base import Teacher, TeacherError, check_frames, resolve_layer
 from espnet_mvq.teachers.build import check_options, load_factory
 from espnet_mvq.teachers.model_id import transformers_settings, weights_hash

@@ -4,7 +4,6 @@ from typing import Any, List, Sequence, Tuple
 
 import torch
 
-from espnet_mvq.errors import one_line
 from espnet_mvq.teachers.build import check_options, load_factory
 from espnet_mvq.teachers.model_id import tokenizer_settings, weights_hash
 from espnet_mvq.teachers.speech_model import TeacherError, loading
