@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 
-# Template of this repository's recipes: from a corpus to the scores of a baseline and of
-# MVQ students with the same configuration and seed, on pip-installed ESPnet alone. Stages
-# are numbered as in ESPnet's asr.sh; stages 6 to 8 run mvq.sh.
+# Template of this repository's recipes. It trains and scores a baseline, and MVQ students
+# with the same configuration and seed. It needs only pip-installed ESPnet. Stages are
+# numbered as in ESPnet's asr.sh; stages 6 to 8 run mvq.sh.
 
 set -euo pipefail
 
 . utils/common.sh
 
-# Empty options of the quantizer have the defaults of mvq.sh.
+# Empty options of the quantizer take the defaults of mvq.sh.
 
 # General
 stage=1             # First stage to run.
@@ -21,18 +21,18 @@ num_threads=        # CPU threads of training and quantizer; empty: all cores.
 python=python3      # Python of all commands; MVQ students: "${python} -m espnet_mvq.run".
 dumpdir=dump        # Formatted data, codebook indexes.
 expdir=exp          # Experiments and results.
-exp_tag=            # Ends the names of the experiments.
-asr_stats_dir=      # Statistics; empty: in expdir. Of another run: with --skip_stages 10.
-token_list_dir=     # Token list; empty: below data/. Of another run: with --skip_stages 5.
+exp_tag=            # Suffix of the names of the experiments.
+asr_stats_dir=      # Statistics; empty: in expdir. To reuse others, add --skip_stages 10.
+token_list_dir=     # Token list; empty: below data/. To reuse another, add --skip_stages 5.
 
 # Data
 train_set=          # Training set, a folder below data/ (required).
 valid_set=          # Validation set (required).
 test_sets=          # Test sets, separated by spaces (required).
 local_data_opts=    # Options of local/data.sh.
-min_wav_duration=0.1  # Shorter training and validation utterances are left out, in s.
-max_wav_duration=30   # Longer ones too.
-sample_rate=16000   # In Hz.
+min_wav_duration=0.1  # Shortest training and validation utterance, in s.
+max_wav_duration=30   # Longest training and validation utterance, in s.
+sample_rate=16000   # Sample rate, in Hz.
 lang=en             # Part of the token list's name.
 nbpe=100            # Size of the token list.
 bpemode=unigram     # unigram, bpe or char.
@@ -45,18 +45,18 @@ teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by 
 mvq_dir=            # Quantizer, arks, logs; empty: in dumpdir, named after teacher and layer.
 num_codebooks=8     # Bytes per teacher frame.
 max_frames=         # Training frames of the quantizer.
-quantizer_hours=    # Hours of speech to draw them from.
-quantizer_iterations=  # Rounds of the quantizer's training.
-on_error=           # stop or skip: what happens on utterances with unusable audio.
+quantizer_hours=    # Hours of speech from which these frames are drawn.
+quantizer_iterations=  # Training rounds of the quantizer.
+on_error=           # Action on utterances with unusable audio: stop or skip.
 mvq_args=           # More options of mvq.sh; they override those above.
 
 # Students
-asr_config=conf/train_asr.yaml          # Baseline; empty: none.
-mvq_asr_config=conf/train_asr_mvq.yaml  # The same with the MVQ loss; several, separated by
-                                        # spaces; empty: none, no teacher, no report.
-asr_args=           # Options of all trainings, in addition to the configurations.
-inference_config=conf/decode_asr.yaml   # Decoding.
-inference_asr_model=valid.loss.ave.pth  # Checkpoint to decode with.
+asr_config=conf/train_asr.yaml          # Baseline; empty: no baseline.
+mvq_asr_config=conf/train_asr_mvq.yaml  # MVQ students, separated by spaces; empty: no
+                                        # student, no teacher, no report.
+asr_args=           # More options of all trainings, in addition to the configurations.
+inference_config=conf/decode_asr.yaml   # Configuration of decoding.
+inference_asr_model=valid.loss.ave.pth  # Checkpoint for decoding.
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N --skip_stages \"N N\" [${stage} to ${stop_stage}]

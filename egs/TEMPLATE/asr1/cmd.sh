@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Commands that run jobs; the same variables as in ESPnet's recipes. Here: as processes of
-# this machine. On a cluster, inside an ESPnet checkout, use its back ends, for example
+# Commands that run jobs, in the same variables as in ESPnet's recipes. These commands run
+# local processes. On a cluster, use the back ends of an ESPnet checkout, for example
 #   export train_cmd="slurm.pl"; export cuda_cmd="slurm.pl"
 
 # No more parallel jobs than cores

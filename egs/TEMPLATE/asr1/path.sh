@@ -2,13 +2,13 @@
 # Sourced by the recipes after common.sh: selects the Python that has espnet_mvq.
 MAIN_ROOT=$(cd ../../.. && pwd)
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -f "${MAIN_ROOT}/.venv/bin/activate" ]; then
-    # Made by `make venv`
+    # `make venv` creates it.
     # shellcheck source=/dev/null
     . "${MAIN_ROOT}/.venv/bin/activate"
 fi
 check_python "run 'make venv' in ${MAIN_ROOT}, or activate the environment that has it"
 
-# Each parallel job is one thread; the training sets its own number.
+# Each parallel job uses one thread. The training sets its own number.
 export OMP_NUM_THREADS=1
 # Spinning threads make small models up to 40 times slower as soon as another process
 # needs one of the cores.

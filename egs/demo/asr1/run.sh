@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole of MVQ distillation in minutes on a CPU, with what the repository holds:
-# a small synthetic corpus and a small teacher. See local/README.md for both.
+# MVQ distillation in minutes on a CPU, with a small synthetic corpus and a small teacher from
+# this repository. See local/README.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

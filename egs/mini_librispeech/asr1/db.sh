@@ -1,4 +1,4 @@
 # shellcheck shell=bash
-# Where LibriSpeech is: the folder that holds train-clean-5, dev-clean and test-clean
-# (official layout; .flac, .wav or .opus). Empty: downloaded from openslr.org.
+# Folder of train-clean-5, dev-clean and test-clean of LibriSpeech (official layout; .flac,
+# .wav or .opus). Empty: the recipe downloads them from openslr.org.
 LIBRISPEECH=${LIBRISPEECH:-}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 
-# Continual learning: a student that meets one domain after the other, and what it
-# forgets. After DeCoR (Jiang et al. 2023, arXiv:2305.18441): when a new domain comes, the
-# present model turns that domain's audio into indexes; the next model starts from its
-# weights and trains on the new domain alone, predicting those indexes beside its task. No
-# old audio is kept, and no old model.
+# Continual learning: a student trains on one domain after the other, and the script measures
+# its forgetting. Method: DeCoR (Jiang et al. 2023, arXiv:2305.18441). The current model turns
+# the audio of a new domain into indexes. The next model starts from the weights of the
+# current one, trains on the new domain and predicts these indexes in addition to its task.
+# Old audio and old models are not needed.
 #
-# Domains are groups of train_clean_5's speakers, each in another condition. All work is
-# done by asr_mvq.sh, once for each step and method; conf/losses has what methods add.
+# Domains are groups of speakers of train_clean_5, each with its own acoustic condition. Each
+# step of each method runs asr_mvq.sh; conf/losses has the configurations of the methods.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -20,29 +20,30 @@ stop_stage=6        # Last stage to run.
 ngpu=0              # GPUs for teachers and trainings; 0: CPU.
 nj=2                # Parallel jobs of extraction, statistics and decoding.
 num_threads=        # CPU threads of training and quantizer; empty: all cores.
-python=python3      # Python that espnet_mvq is installed in.
+python=python3      # Python with espnet_mvq.
 dumpdir=dump/continual  # Formatted data, codebook indexes, embeddings.
 expdir=exp/continual    # Experiments and results.
 
 # Domains
-domains="clean telephone fast"  # In this order; conditions that make_domain.py knows.
+domains="clean telephone fast"  # Conditions of make_domain.py, in order.
 shares="2 1 1"      # Shares of the training speech.
 num_valid=60        # Validation utterances of each domain.
 num_test=60         # Test utterances of each domain (ESPnet decodes one in a second).
-nbpe=100            # Size of the token list, which is made of the first domain's text.
+nbpe=100            # Size of the token list, from the text of the first domain.
 
 # Models
 methods="finetune decor_utterance decor_frame embedding_kd"
-asr_config=conf/train_asr_debug.yaml  # What all trainings have in common.
-first_teacher=transformers/openai/whisper-tiny.en  # Of the first model; empty: none.
+asr_config=conf/train_asr_debug.yaml  # Configuration of all trainings.
+first_teacher=transformers/openai/whisper-tiny.en  # Of the first model; empty: no teacher.
 first_teacher_layer=3
 first_teacher_conf=window_s=0
-first_args="--max_epoch 8 --batch_bins 500000"  # Options of the first model's training,
-next_args="--max_epoch 4 --optim_conf lr=0.001 --scheduler_conf warmup_steps=50"  # of others'.
-inference_config=conf/decode_asr_debug.yaml  # Decoding.
-layer=-1            # Layer that is target, and predicts, from 1; -1: the encoder output.
-utterance_codebook_size=64  # decor_utterance: entries of its one codebook.
-num_codebooks=4     # decor_frame: indexes of a frame.
+first_args="--max_epoch 8 --batch_bins 500000"  # Options of the first training.
+# Options of the other trainings
+next_args="--max_epoch 4 --optim_conf lr=0.001 --scheduler_conf warmup_steps=50"
+inference_config=conf/decode_asr_debug.yaml  # Configuration of decoding.
+layer=-1            # Layer of teacher and student, counted from 1; -1: encoder output.
+utterance_codebook_size=64  # Entries of the codebook of decor_utterance.
+num_codebooks=4     # Indexes per frame of decor_frame.
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The same student with one loss after the other: none, embedding KD, MVQ, MVQ of two
-# layers, AdaKD; and with the text of one utterance in four.
+# The same student with each loss: no KD, embedding KD, MVQ, MVQ of two layers, AdaKD, and
+# with the text of one utterance in four.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -10,7 +10,7 @@ stage=1             # First stage to run.
 stop_stage=6        # Last stage to run.
 nj=2                # Parallel jobs.
 num_threads=        # CPU threads of training and quantizer; empty: all cores.
-python=python3      # Python of everything.
+python=python3      # Python of all commands.
 expdir=exp          # Experiments and results.
 asr_stats_dir=exp/asr_stats_raw_en_bpe100  # Statistics of the features.
 asr_config=conf/train_asr_debug.yaml
@@ -21,13 +21,13 @@ losses+=" text_quarter mvq_text_quarter"
 teacher=transformers/openai/whisper-tiny.en
 teacher_conf=window_s=0
 layer=3             # Teacher layer, counted from 1.
-second_layer=4      # The other one of mvq_two_layers.
-loss_teacher=       # Teacher of AdaKD, with a task head (see bin/teacher_loss); empty: the
-                    # MVQ student, which is trained for it first.
-k_updates=900       # AdaKD: updates in which k falls.
-max_frames=40000    # Frames the quantizer is trained on.
-num_test=120        # Utterances of test_clean to decode, evenly spread; ESPnet's CTC search
-                    # takes a second for each. Empty: all.
+second_layer=4      # Second teacher layer of mvq_two_layers.
+loss_teacher=       # Teacher of AdaKD, with a task head (see bin/teacher_loss.py); empty:
+                    # the MVQ student, which is trained first.
+k_updates=900       # Updates in which AdaKD's k falls.
+max_frames=40000    # Training frames of the quantizer.
+num_test=120        # Utterances of test_clean to decode, evenly spread, at a second each.
+                    # Empty: all.
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
@@ -120,7 +120,7 @@ fi
 
 if runs 4; then
     log "stage 4: Train students of ${asr_config} with ${losses}"
-    # For *_text_quarter. Not named unlabelled: teacher_loss would obey it.
+    # For *_text_quarter. Not named unlabelled, because teacher_loss reads that file.
     awk 'NR % 4 != 1 { print $1 }' "${data}/wav.scp" >"${data}/no_text"
     recipe "${losses}" --stage 11 --stop_stage 11
 fi

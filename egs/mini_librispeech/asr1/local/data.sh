@@ -2,7 +2,7 @@
 # Data preparation: LibriSpeech's folders -> data/{train_clean_5,dev_clean,test_clean}
 set -euo pipefail
 
-on_error=stop  # stop or skip: what to do about unusable utterances.
+on_error=stop  # Action on unusable utterances: stop or skip.
 python=python3
 
 . utils/parse_options.sh
