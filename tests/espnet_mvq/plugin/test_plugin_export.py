@@ -207,13 +207,10 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, content, message):
 def test_damaged_copy_is_noticed(tmp_path, monkeypatch):
     torch.save({"weight": torch.ones(2)}, tmp_path / "a.pth")
     save = torch.save
-    for other, message in (-1, ""), (
-        torch.zeros(2),
-        "weight does not read back as wri",
-    ):
+    for other in (-1, torch.zeros(2)):
         damaged = {"weight": other}
         monkeypatch.setattr(torch, "save", lambda state, path: save(damaged, path))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match="b.pth: .*weight"):
             export.strip_checkpoint(tmp_path / "a.pth", tmp_path / "b.pth")
 
 
