@@ -1,7 +1,6 @@
 """A small world of good and bad files for the table of bad inputs."""
 
 import json
-import os
 import pickle
 import shutil
 
@@ -10,34 +9,16 @@ import pytest
 import soundfile
 import torch
 import yaml
+from corpus_builders import (
+    QUANTIZER_SIZES,
+    SAMPLE_RATE,
+    MakeFile,
+    save_transformers,
+    write_speech,
+    write_table,
+)
 from safetensors.numpy import load_file, save_file
 
-RATE = 16_000
-TEACHER = dict(
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=16,
-    conv_dim=(8,) * 7,
-    num_conv_pos_embeddings=4,
-    num_conv_pos_embedding_groups=2,
-)
-WHISPER = dict(
-    d_model=16,
-    encoder_layers=2,
-    decoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    encoder_ffn_dim=16,
-    decoder_ffn_dim=16,
-    vocab_size=16,
-    max_source_positions=50,
-    max_target_positions=8,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-    decoder_start_token_id=1,
-)
 STUDENT = {
     "token_list": ["<blank>", "<unk>", "a", "b", "<sos/eos>"],
     "frontend_conf": {"n_fft": 128, "hop_length": 160, "n_mels": 8},
@@ -68,16 +49,6 @@ STUDENT = {
 }
 
 
-class _Malice:
-    """A pickle that makes a file when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch '{self.path}'",)
-
-
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Return a folder with a corpus, teachers, a quantizer, indexes and bad files.
@@ -85,8 +56,12 @@ def world(tmp_path_factory):
     The commands themselves make what they need, so the good rows of the table work.
     """
     folder = tmp_path_factory.mktemp("world")
-    _write_corpus(folder / "data")
-    _save_teachers(folder)
+    utt_ids = [f"u{n}" for n in range(4)]
+    data = write_speech(folder / "data", dict.fromkeys(utt_ids, 8000))
+    write_table(data / "text", dict.fromkeys(utt_ids, "2 3"))
+    write_table(data / "utt2spk", dict.fromkeys(utt_ids, "s"))
+    save_transformers(folder / "hubert", "Hubert")
+    save_transformers(folder / "whisper", "Whisper")
     _run_commands(folder)
     _write_training(folder)
     for name in ("bad", "out", "recipe"):
@@ -100,29 +75,6 @@ def world(tmp_path_factory):
     return folder
 
 
-def _write_corpus(data):
-    data.mkdir()
-    noise = np.random.default_rng(0)
-    lines = {"wav.scp": "", "utt2num_samples": "", "text": "", "utt2spk": ""}
-    for n in range(4):
-        wav = data / f"u{n}.wav"
-        soundfile.write(wav, 0.1 * noise.standard_normal(8000), RATE)
-        lines["wav.scp"] += f"u{n} {wav}\n"
-        lines["utt2num_samples"] += f"u{n} 8000\n"
-        lines["text"] += f"u{n} 2 3\n"
-        lines["utt2spk"] += f"u{n} s\n"
-    for name, text in lines.items():
-        (data / name).write_text(text)
-
-
-def _save_teachers(folder):
-    from transformers import HubertConfig, HubertModel, WhisperConfig, WhisperModel
-
-    torch.manual_seed(0)
-    HubertModel(HubertConfig(**TEACHER)).save_pretrained(folder / "hubert")
-    WhisperModel(WhisperConfig(**WHISPER)).save_pretrained(folder / "whisper")
-
-
 def _run_commands(folder):
     from espnet_mvq.bin import combine_indexes, extract, train_quantizer
     from espnet_mvq.quantization import Quantizer
@@ -130,8 +82,7 @@ def _run_commands(folder):
     teacher = ["--teacher", f"transformers/{folder}/hubert", "--layer", "1"]
     speech = ["--wav_scp", f"{folder}/data/wav.scp", *teacher]
     quantizer = f"{folder}/quantizer.safetensors"
-    sizes = ["--num_codebooks", "2", "--codebook_size", "4", "--num_iterations", "2"]
-    train_quantizer.main([*speech, "--quantizer", quantizer, *sizes])
+    train_quantizer.main([*speech, "--quantizer", quantizer, *QUANTIZER_SIZES])
     shards = f"{folder}/shards"
     extract.main([*speech, "--quantizer", quantizer, "--outdir", shards])
     data = ["--data_dir", f"{folder}/data"]
@@ -194,13 +145,13 @@ def _write_bad_lists(folder):
 
 def _write_bad_audio(folder):
     bad, noise = folder / "bad", 0.1 * np.random.default_rng(1).standard_normal(8000)
-    soundfile.write(bad / "stereo.wav", np.stack([noise, noise], 1), RATE)
+    soundfile.write(bad / "stereo.wav", np.stack([noise, noise], 1), SAMPLE_RATE)
     soundfile.write(bad / "8k.wav", noise, 8000)
-    soundfile.write(bad / "none.wav", noise[:0], RATE)
+    soundfile.write(bad / "none.wav", noise[:0], SAMPLE_RATE)
     noise[7] = np.nan
-    soundfile.write(bad / "nan.wav", noise, RATE, subtype="FLOAT")
+    soundfile.write(bad / "nan.wav", noise, SAMPLE_RATE, subtype="FLOAT")
     (bad / "text.wav").write_text("no audio")
-    record = b"u0 PKL" + pickle.dumps(_Malice(folder / "executed"))
+    record = b"u0 PKL" + pickle.dumps(MakeFile(folder / "executed"))
     (bad / "malice.ark").write_bytes(record)
     for name in ("stereo", "8k", "none", "nan", "text"):
         (bad / f"{name}.scp").write_text(f"u0 {bad}/{name}.wav\n")

@@ -162,9 +162,9 @@ def test_more_options_of_mvq_sh_come_last(run):
         (["--expdir", "a b"], "--expdir: got 'a b', expected a path without spaces"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(recipe, run, options, message):
-    there = sorted(recipe.rglob("*"))
+def test_wrong_options_are_named(recipe, run, options, message):
+    before = sorted(recipe.rglob("*"))
     done, calls = run(*options)
     assert done.returncode == 2 and message in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not calls and sorted(recipe.rglob("*")) == there
+    assert not calls and sorted(recipe.rglob("*")) == before

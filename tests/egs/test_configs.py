@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from corpus_builders import INDEXES
 
 import espnet_mvq
 
@@ -21,14 +22,7 @@ LOSSES = [path for path in CONFIGS if path.parent.name == "losses"]
 DECODING = [path for path in CONFIGS if path.name.startswith("decode_")]
 MVQ_TRAINING = [path for path in TRAINING if "_mvq" in path.name]
 # What the metadata say of 16 codebooks of WavLM-large, or of HuBERT-large
-INDEXES = {
-    "num_codebooks": 16,
-    "codebook_size": 256,
-    "sample_rate": 16_000,
-    "frame_shift_samples": 320,
-    "frame_offset_samples": 199.5,
-    "quantizer_id": "0123456789abcdef",
-}
+INDEXES = {**INDEXES, "num_codebooks": 16, "codebook_size": 256}
 OURS = {
     "model",
     "allow_variable_data_keys",

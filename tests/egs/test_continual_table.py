@@ -57,7 +57,7 @@ def test_forgetting_looks_at_the_best_step_before_the_last(script, errors, expec
     assert script.forgetting(errors) == expected
 
 
-def test_what_is_missing_is_named(script, options, caplog, tmp_path):
+def test_missing_files_are_named(script, options, caplog, tmp_path):
     (tmp_path / "decor1/decode/a_test/score_cer/result.json").unlink()
     with pytest.raises(SystemExit):
         script.main(options)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 import yaml
+from corpus_builders import index_metadata
 
-from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.quantization import Quantizer
 
 EPOCH = (
@@ -44,18 +44,7 @@ def options(tmp_path):
             score = exp / "decode" / "test" / f"score_{unit}"
             score.mkdir(parents=True)
             (score / "result.json").write_text(json.dumps({"error_rate": wer}))
-    metadata = IndexMetadata(
-        teacher="t",
-        layer=3,
-        quantizer_id="q",
-        num_codebooks=2,
-        codebook_size=4,
-        sample_rate=16000,
-        frame_shift_samples=320,
-        frame_offset_samples=0,
-        num_utterances=5,
-        num_frames=100,
-    )
+    metadata = index_metadata(num_utterances=5, num_frames=100)
     metadata.save(tmp_path / "codebook_indexes.json")
     quantizer = Quantizer(torch.randn(2, 4, 6))
     quantizer.provenance["relative_reconstruction_error"] = 0.125
@@ -120,7 +109,7 @@ def test_each_target_has_its_curves(report, options, tmp_path):
     assert "|3|6.00|6.00|6.00|1.500|25.0|50.0|75.0|" in text
 
 
-def test_epochs_of_trainings_before_are_found(report, options, tmp_path):
+def test_epochs_of_older_logs(report, options, tmp_path):
     """ESPnet renames the logs before; a training that is done writes none anew."""
     log = tmp_path / "mvq" / "train.log"
     lines = log.read_text().splitlines(keepends=True)
@@ -161,7 +150,7 @@ def test_targets_on_disk_are_counted_once(report, options, tmp_path):
         ("quantizer.safetensors", "quantizer.safetensors: no such file"),
     ],
 )
-def test_what_is_missing_is_named(report, options, caplog, removed, message):
+def test_missing_files_are_named(report, options, caplog, removed, message):
     (options["--out"].parent / removed).unlink()
     with pytest.raises(SystemExit) as stopped:
         run(report, options)

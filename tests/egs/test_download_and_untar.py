@@ -156,7 +156,7 @@ def test_wrong_checksum(run, server, tmp_path, caplog):
     assert is_whole(tmp_path)
 
 
-def test_wrong_checksum_of_a_file_put_there_by_hand(run, server, tmp_path, caplog):
+def test_wrong_checksum_of_a_file_of_the_user(run, server, tmp_path, caplog):
     archive = tmp_path / f"{SUBSET}.tar.gz"
     archive.write_bytes(b"mine")
     assert_refused(run, caplog, str(archive), "delete it and run again")

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from corpus_builders import write_table
 
 
 @pytest.fixture
@@ -15,15 +16,12 @@ def data_dir(tmp_path):
     """Three utterances of 1, 2 and 3 s by two speakers."""
     folder = tmp_path / "data"
     folder.mkdir()
-    utterances = ["a-1", "a-2", "b-3"]
-    tables = {
-        "wav.scp": [f"{u} /audio/{u}.wav" for u in utterances],
-        "text": [f"{u} SOME TEXT {u[-1]}" for u in utterances],
-        "utt2spk": [f"{u} {u[0]}" for u in utterances],
-        "utt2num_samples": [f"{u} {int(u[-1]) * 16000}" for u in utterances],
-    }
-    for name, lines in tables.items():
-        (folder / name).write_text("\n".join(lines) + "\n")
+    seconds = {"a-1": 1, "a-2": 2, "b-3": 3}
+    write_table(folder / "wav.scp", {u: f"/audio/{u}.wav" for u in seconds})
+    write_table(folder / "text", {u: f"SOME TEXT {n}" for u, n in seconds.items()})
+    write_table(folder / "utt2spk", {u: u[0] for u in seconds})
+    num_samples = {u: n * 16_000 for u, n in seconds.items()}
+    write_table(folder / "utt2num_samples", num_samples)
     return folder
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+from corpus_builders import write_table
 
 RATE = 16_000
 
@@ -17,18 +18,18 @@ def data_dir(tmp_path):
     """Six speakers with one to six utterances of a second."""
     folder = tmp_path / "train"
     folder.mkdir()
-    tables = {name: [] for name in ("wav.scp", "text", "utt2spk", "utt2num_samples")}
+    tables = {name: {} for name in ("wav.scp", "text", "utt2spk", "utt2num_samples")}
     for speaker in range(1, 7):
+        samples = 0.1 * np.random.default_rng(speaker).standard_normal(RATE)
         for number in range(speaker):
             utt_id = f"{speaker}-{number}"
             path = folder / f"{utt_id}.wav"
-            samples = 0.1 * np.random.default_rng(speaker).standard_normal(RATE)
             soundfile.write(path, samples, RATE)
             values = (path, "TWO WORDS", speaker, RATE)
-            for name, value in zip(tables, values):
-                tables[name].append(f"{utt_id} {value}\n")
-    for name, lines in tables.items():
-        (folder / name).write_text("".join(lines))
+            for table, value in zip(tables.values(), values):
+                table[utt_id] = value
+    for name, table in tables.items():
+        write_table(folder / name, table)
     return folder
 
 
@@ -50,16 +51,16 @@ def spectrum(samples):
 
 
 def test_groups_of_speakers_are_disjoint_whole_and_of_their_shares(script, data_dir):
-    found = [
+    actual = [
         run(script, data_dir, *f"--shares 2 1 --group {group}".split(), name=str(group))
         for group in (0, 1)
     ]
-    speakers = [set(tables["utt2spk"].values()) for _, tables in found]
+    speakers = [set(tables["utt2spk"].values()) for _, tables in actual]
     assert speakers[0] | speakers[1] == set("123456")
     assert not speakers[0] & speakers[1]
-    sizes = [len(tables["wav.scp"]) for _, tables in found]
+    sizes = [len(tables["wav.scp"]) for _, tables in actual]
     assert sizes == [14, 7]
-    for _, tables in found:
+    for _, tables in actual:
         assert len({tuple(table) for table in tables.values()}) == 1
         assert set(tables["text"].values()) == {"TWO WORDS"}
 
@@ -89,8 +90,8 @@ def test_converted_audio_and_its_length(script, data_dir, condition, length):
 
 def test_telephone_keeps_its_band_in_256_levels(script):
     noise = 0.1 * np.random.default_rng(0).standard_normal(RATE)
-    heard = script.telephone(noise, RATE, None)
-    ratio = spectrum(heard) / spectrum(noise)
+    converted = script.telephone(noise, RATE, None)
+    ratio = spectrum(converted) / spectrum(noise)
     assert 0.8 < np.median(ratio[600:3000]) < 1.2
     assert np.median(ratio[4500:]) < 1e-4 and np.median(ratio[20:100]) < 0.05
     # At 8 kHz the values are those of the mu-law: F(x) = ln(1 + 255 x) / ln 256
@@ -109,14 +110,14 @@ def test_telephone_keeps_its_band_in_256_levels(script):
         expected.append(np.sign(x) * (np.exp(level * step) - 1) / 255)
     assert len(set(np.round(expected, 9))) < 256
     np.testing.assert_allclose(
-        heard, script.resample_poly(np.array(expected), 2, 1), atol=1e-9
+        converted, script.resample_poly(np.array(expected), 2, 1), atol=1e-9
     )
 
 
 def test_fast_speech_is_higher_by_a_quarter(script):
     time = np.arange(2 * RATE) / RATE
-    heard = script.fast(np.sin(2 * np.pi * 1000 * time), RATE, None)
-    assert spectrum(heard).argmax() == 1250
+    converted = script.fast(np.sin(2 * np.pi * 1000 * time), RATE, None)
+    assert spectrum(converted).argmax() == 1250
 
 
 def test_noise_is_ten_db_below_and_the_same_each_time(script, data_dir):

@@ -69,7 +69,7 @@ def test_students_of_all_losses_are_trained_in_one_run(run):
     assert options["mvq_adakd"]["weighting"]["k_updates"] == 77
 
 
-def test_loss_that_is_not_there_stops_it(run):
+def test_unknown_loss(run):
     _, done, calls = run("--stage", "4", "--stop_stage", "4", "--losses", "mvq l3")
     assert done.returncode != 0 and not calls
     assert "conf/losses/l3.yaml" in done.stdout + done.stderr

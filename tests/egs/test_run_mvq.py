@@ -154,7 +154,7 @@ def test_options_are_those_of_mvq_sh_and_the_documented_teachers_of_s3prl(run_mv
     assert teachers <= set(S3PRLUpstream.available_names())
 
 
-def test_documented_variables_are_there():
+def test_documented_variables_exist():
     script = (OVERLAY / "run_mvq.sh").read_text()
     readme = (OVERLAY / "README.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+)` \| `?([\w/]+)`? \|", readme, re.M))

@@ -93,16 +93,16 @@ def main(cmd=None) -> None:
         sizes = [p.stat().st_size for p in sorted(killed.glob("*.ark*"))]
         print(f"kill {number + 1} hit {len(running)} jobs; arks {sizes}", flush=True)
     finish(start_jobs(args, killed))
-    found: List[str] = []
+    actual: List[str] = []
     for job in range(1, args.nj + 1):
         mine, other = (shard_paths(folder, job) for folder in (killed, whole))
         if mine[0].read_bytes() != other[0].read_bytes():
             raise SystemExit(f"{mine[0]} and {other[0]} are not the same")
-        found += read_scp(mine[1])
+        actual += read_scp(mine[1])
     expected = list(read_scp(Path(args.data_dir, "wav.scp")))
-    if sorted(found) != sorted(expected):
-        raise SystemExit(f"got {len(found)} utterances, expected {len(expected)}")
-    print(f"all {len(found)} utterances once, arks byte for byte those of a whole run")
+    if sorted(actual) != sorted(expected):
+        raise SystemExit(f"got {len(actual)} utterances, expected {len(expected)}")
+    print(f"all {len(actual)} utterances once, arks byte for byte those of a whole run")
 
 
 if __name__ == "__main__":

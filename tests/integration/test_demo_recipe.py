@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = [
     *("--nbpe", "40", "--num_codebooks", "4", "--max_frames", "2000"),
     *("--quantizer_iterations", "2", "--asr_args", "--max_epoch 4"),
+    # Most of the time is that of starting processes.
+    *("--nj", "1", "--inference_nj", "1"),
 ]
+# The fixture runs all stages: far longer than one test on a machine under load
+pytestmark = pytest.mark.timeout(1800)
 
 
 def run_recipe(recipe: Path, *options: str) -> subprocess.CompletedProcess:
@@ -57,7 +61,7 @@ def recipe(tmp_path_factory):
     return target, done.stdout
 
 
-def test_ends_with_the_table_and_where_the_report_lies(recipe):
+def test_output_and_report(recipe):
     target, output = recipe
     report = (target / "exp" / "REPORT.md").read_text()
     for name, size in (("baseline", "0"), ("MVQ student", r"\d+,[\d,]+")):
@@ -114,8 +118,6 @@ def test_stages_rerun_keep_finished_work(recipe):
     [
         (["--stage", "6", "--stop_stage", "6", "--teacher", "s3prl/hubrt"], "hubrt"),
         (["--stage", "7", "--stop_stage", "7", "--layer", "9"], "quantizer"),
-        (["--stage", "11", "--asr_config", "conf/none.yaml"], "conf/none.yaml"),
-        (["--no_such_option", "1"], "no_such_option"),
     ],
 )
 def test_bad_options_end_in_a_line_that_names_them(recipe, options, named):

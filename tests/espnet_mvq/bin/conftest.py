@@ -1,18 +1,31 @@
 """Quantizer and extraction by the commands."""
 
+import shutil
+
 import pytest
+from corpus_builders import QUANTIZER_SIZES, write_speech
 
 
-@pytest.fixture
-def quantizer(data_dir, teacher_options, tmp_path):
+@pytest.fixture(scope="session")
+def trained_quantizer(teacher_dir, tmp_path_factory):
     """Train a quantizer of 2 codebooks with 4 entries by the command."""
     from espnet_mvq.bin.train_quantizer import main
 
-    path = tmp_path / "q" / "quantizer.safetensors"
-    sizes = ["--num_codebooks", "2", "--codebook_size", "4", "--num_iterations", "2"]
-    scp = ["--wav_scp", f"{data_dir}/wav.scp", "--quantizer", str(path)]
-    main([*scp, *sizes, *teacher_options])
+    folder = tmp_path_factory.mktemp("trained")
+    # The audio of data_dir
+    data = write_speech(folder / "data", {f"utt{n}": 6400 + 1600 * n for n in range(6)})
+    path = folder / "q" / "quantizer.safetensors"
+    teacher = ["--teacher", f"transformers/{teacher_dir}", "--layer", "1"]
+    words = ["--wav_scp", f"{data}/wav.scp", "--quantizer", str(path)]
+    main([*words, *QUANTIZER_SIZES, *teacher])
     return path
+
+
+@pytest.fixture
+def quantizer(trained_quantizer, data_dir, tmp_path):
+    """Copy the folder of the trained quantizer; it is that of data_dir."""
+    shutil.copytree(trained_quantizer.parent, tmp_path / "q")
+    return tmp_path / "q" / trained_quantizer.name
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_lengths_are_not_checked_without_utt2num_samples(options, data_dir, capl
     assert (data_dir / METADATA_NAME).is_file()
 
 
-def test_report_says_what_was_found(options, capsys, ends_with_error, data_dir):
+def test_report(options, capsys, ends_with_error, data_dir):
     main(options)
     report = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in report] == [
@@ -228,12 +228,6 @@ def test_text_of_other_utterances(options, data_dir, capsys, ends_with_error):
     path.write_text("UTT0 A\nUTT1 B\n")
     error = ends_with_error(main, options)
     assert "no utterance in common: the first is UTT0 in text, utt0 in wav.scp" in error
-
-
-@pytest.mark.parametrize("nj", ["0", "-2"])
-def test_number_of_shards_must_be_one(data_dir, ends_with_error, nj):
-    words = ["--data_dir", str(data_dir), "--shards", "none", "--nj", nj]
-    assert f"--nj: got {nj}, expected" in ends_with_error(main, words)
 
 
 def test_index_out_of_range_is_named(options, shards, ends_with_error):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
+from corpus_builders import index_metadata, write_speech, write_table
 
 from espnet_mvq.bin.export import main
-from espnet_mvq.indexes import IndexMetadata, ShardWriter
+from espnet_mvq.indexes import ShardWriter
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.plugin import export
 from espnet_mvq.plugin.export_folder import NOTE_NAME
@@ -41,10 +41,7 @@ allow_variable_data_keys: true
 train_data_path_and_name_and_type:
 -   [data/codebook_indexes.scp, codebook_indexes, mvq_ark]
 """
-METADATA = """
-{teacher: teacher, layer: 1, quantizer_id: "0123", num_codebooks: 2, codebook_size: 4,
- sample_rate: 16000, frame_shift_samples: 320, frame_offset_samples: 199.5}
-"""
+UTTERANCES = {f"u{n}": "abab"[n:] for n in range(4)}
 TRAINING = "--max_epoch 3 --batch_type unsorted --batch_size 2 --num_workers 0".split()
 TRAINING += "--num_att_plot 0 --use_matplotlib false --use_tensorboard false".split()
 TRAINING += [
@@ -97,18 +94,13 @@ def decode(folder):
 
 def write_data(folder):
     """Write noise of four utterances with texts, codebook indexes and statistics."""
+    write_speech(folder, dict.fromkeys(UTTERANCES, 9600))
+    write_table(folder / "text", UTTERANCES)
+    write_table(folder / "speech_shape", dict.fromkeys(UTTERANCES, 9600))
     generator = np.random.default_rng(0)
-    metadata = IndexMetadata(**yaml.safe_load(METADATA))
-    scp, text, shape = "", "", ""
-    with ShardWriter(folder, 1, metadata) as shard:
-        for n in range(4):
-            samples = 0.1 * generator.standard_normal(9600)
-            soundfile.write(folder / f"{n}.wav", samples, 16000)
-            shard.write(f"u{n}", generator.integers(0, 4, (29, 2)).astype(np.uint8))
-            scp, text = scp + f"u{n} data/{n}.wav\n", text + f"u{n} {'abab'[n:]}\n"
-            shape += f"u{n} 9600\n"
-    for name, content in (("wav.scp", scp), ("text", text), ("speech_shape", shape)):
-        (folder / name).write_text(content)
+    with ShardWriter(folder, 1, index_metadata()) as shard:
+        for utt_id in UTTERANCES:
+            shard.write(utt_id, generator.integers(0, 4, (29, 2)).astype(np.uint8))
     (folder / "tokens.txt").write_text("<blank>\n<unk>\na\nb\n<sos/eos>\n")
     _, scp, metadata_path = shard_paths(folder, 1)
     scp.rename(folder / "codebook_indexes.scp")
@@ -124,7 +116,7 @@ def recipe(tmp_path_factory):
 
     espnet_mvq.register()
     folder = tmp_path_factory.mktemp("recipe")
-    for name in ("data", "conf", "exp/stats"):
+    for name in ("conf", "exp/stats"):
         (folder / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -202,7 +194,7 @@ def test_config_differs_only_by_the_plugin(exported, recipe):
         "+ model: espnet",
         "-     mvq_conf:",
     ]
-    assert "-         quantizer_id: '0123'" in mvq_conf
+    assert "-         quantizer_id: 0123456789abcdef" in mvq_conf
 
 
 def test_folder_holds_what_later_stages_need(exported, recipe):
@@ -230,7 +222,7 @@ def test_weights_are_those_of_the_original_without_the_plugin(exported, recipe):
         assert all(torch.equal(value, original[name]) for name, value in state.items())
 
 
-def test_log_says_what_was_verified(exported):
+def test_log_names_the_verified_checkpoints(exported):
     folder, lines = exported
     for path in folder.glob("*.pth"):
         line = next(line for line in lines if line.startswith(f"{path.name}: "))
@@ -258,12 +250,12 @@ def test_stock_espnet_decodes_packs_and_fine_tunes(exported, recipe, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(recipe)
         expected = decoding["decode"](EXP)
-    found = json.loads(line[len("RESULT") :])
+    actual = json.loads(line[len("RESULT") :])
     # Scores are sums that depend on the number of threads
-    assert [scores.pop() for scores in found] == pytest.approx(
+    assert [scores.pop() for scores in actual] == pytest.approx(
         [scores.pop() for scores in expected], abs=1e-4
     )
-    assert found == expected and len(found) == 8 and all(text for text, *_ in found)
+    assert actual == expected and len(actual) == 8 and all(text for text, *_ in actual)
     assert (exported[0] / "packed.zip").is_file()
     assert (recipe / "exp/fine_tuned/1epoch.pth").is_file()
 
@@ -285,7 +277,7 @@ def test_named_checkpoints_alone(quick, names, links):
     assert config["output_dir"] == "out/plain"
 
 
-def test_links_to_nothing_or_elsewhere(quick, caplog):
+def test_broken_links_and_links_out_of_the_experiment(quick, caplog):
     Path(EXP, "valid.loss.ave_1best.till1epoch.pth").symlink_to("0epoch.pth")
     shutil.copy(Path(EXP, "3epoch.pth"), "elsewhere.pth")
     Path(EXP, "best.pth").symlink_to(Path("elsewhere.pth").resolve())

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from corpus_builders import embedding_metadata, index_metadata, write_table
 
 from espnet_mvq.bin.export_indexes import main
 from espnet_mvq.bin.import_indexes import main as import_indexes
@@ -20,17 +21,7 @@ def ours(tmp_path):
     """A data folder with indexes of 3 utterances, one of them empty."""
     data_dir = tmp_path / "data"
     data_dir.mkdir()
-    metadata = IndexMetadata(
-        teacher="teacher@1",
-        layer=2,
-        quantizer_id="0123",
-        num_codebooks=2,
-        codebook_size=4,
-        sample_rate=16000,
-        frame_shift_samples=320,
-        frame_offset_samples=0.0,
-        encode={"beam_size": 8},
-    )
+    metadata = index_metadata(frame_offset_samples=0.0, encode={"beam_size": 8})
     lengths = {"b": 7, "a-é": 0, "sp0.9-c": 5}
     arrays = {
         utt_id: np.random.randint(0, 4, (length, 2)).astype(np.uint8)
@@ -43,10 +34,9 @@ def ours(tmp_path):
     (data_dir / SCP_NAME).write_text(scp.read_text())
     metadata.save(data_dir / METADATA_NAME)
     places = {"b": "b.flac", "a-é": "sox a.wav -t wav - |", "sp0.9-c": "c.ark:17"}
-    wav_scp = "".join(f"{utt_id} {place}\n" for utt_id, place in places.items())
-    (data_dir / "wav.scp").write_text(wav_scp)
-    samples = "".join(f"{u} {320 * n + 79}\n" for u, n in lengths.items())
-    (data_dir / "utt2num_samples").write_text(samples)
+    write_table(data_dir / "wav.scp", places)
+    num_samples = {utt_id: 320 * length + 79 for utt_id, length in lengths.items()}
+    write_table(data_dir / "utt2num_samples", num_samples)
     return SimpleNamespace(dir=data_dir, ark=ark, arrays=arrays, metadata=metadata)
 
 
@@ -86,14 +76,7 @@ def test_npy_files_and_their_scp(ours, options, tmp_path):
 
 
 def test_embeddings_are_refused(tmp_path, ends_with_error):
-    metadata = EmbeddingMetadata(
-        teacher="t",
-        layer=1,
-        sample_rate=16_000,
-        frame_shift_samples=320,
-        frame_offset_samples=0.0,
-        dim=2,
-    )
+    metadata = embedding_metadata(dim=2)
     with ShardWriter(tmp_path, 1, metadata) as shard:
         shard.write("u", np.zeros((3, 2), np.float16))
     scp = shard_paths(tmp_path, 1, EmbeddingMetadata.STEM)[1]
@@ -120,7 +103,7 @@ def test_indexes_of_utterances_stay_such(ours, tmp_path):
 @pytest.mark.parametrize("target", ["--hdf5", "--npy_dir"])
 @pytest.mark.parametrize("by", ["manifest", "arrays"])
 @pytest.mark.parametrize("with_recordings", [False, True])
-def test_there_and_back_gives_the_same_bytes(
+def test_export_and_import_give_the_same_bytes(
     ours, options, tmp_path, target, by, with_recordings
 ):
     path = tmp_path / ("a.h5" if target == "--hdf5" else "npy")

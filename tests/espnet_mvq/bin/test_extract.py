@@ -32,18 +32,9 @@ def embed_alone(teacher, utt_id, place):
     return teacher.embed_batch([teacher.read(utt_id, place)])[0]
 
 
-def replace_audio(data_dir, kind):
-    """Spoil the audio of utt3."""
-    path, samples = data_dir / "3.wav", 0.1 * np.random.randn(6400)
-    if kind == "empty":
-        soundfile.write(path, samples[:0], 16000)
-    elif kind == "nan":
-        samples[100] = np.nan
-        soundfile.write(path, samples, 16000, subtype="FLOAT")
-    elif kind == "8 kHz":
-        soundfile.write(path, samples, 8000)
-    elif kind == "missing":
-        path.unlink()
+def write_empty_audio(data_dir):
+    """Replace the audio of utt3."""
+    soundfile.write(data_dir / "3.wav", np.zeros(0), 16000)
 
 
 def test_indexes_are_those_of_teacher_and_quantizer(
@@ -53,9 +44,9 @@ def test_indexes_are_those_of_teacher_and_quantizer(
 
     extract()
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
-    found = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
-    assert list(found) == [f"utt{n}" for n in (5, 4, 3, 2, 1, 0)]  # by length
-    for utt_id, indexes in found.items():
+    actual = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
+    assert list(actual) == [f"utt{n}" for n in (5, 4, 3, 2, 1, 0)]  # by length
+    for utt_id, indexes in actual.items():
         speech = read_audio(utt_id, f"{data_dir}/{utt_id[3]}.wav", 16000)
         embeddings, _ = teacher.embed(speech[None], torch.tensor([len(speech)]))
         expected = Quantizer.load(quantizer).encode(embeddings[0])
@@ -63,20 +54,20 @@ def test_indexes_are_those_of_teacher_and_quantizer(
         np.testing.assert_array_equal(indexes, expected.numpy())
 
 
-def test_metadata_say_what_the_indexes_mean(extract, shards, quantizer, teacher_dir):
+def test_metadata_describe_the_indexes(extract, shards, quantizer, teacher_dir):
     extract("--beam_size", "2")
-    found = finished_shard(shards, 1)
-    assert found.teacher.startswith(f"transformers/{teacher_dir.name}@")
-    assert found.quantizer_id == Quantizer.load(quantizer).id
-    assert (found.layer, found.num_codebooks, found.codebook_size) == (1, 2, 4)
-    assert (found.frame_shift_samples, found.frame_offset_samples) == (320, 199.5)
-    assert found.encode == {
+    actual = finished_shard(shards, 1)
+    assert actual.teacher.startswith(f"transformers/{teacher_dir.name}@")
+    assert actual.quantizer_id == Quantizer.load(quantizer).id
+    assert (actual.layer, actual.num_codebooks, actual.codebook_size) == (1, 2, 4)
+    assert (actual.frame_shift_samples, actual.frame_offset_samples) == (320, 199.5)
+    assert actual.encode == {
         "beam_size": 2,
         "refine_passes": 5,
         "pair_candidates": 1,
         "perturbation_rounds": 0,
     }
-    assert found.num_utterances == 6
+    assert actual.num_utterances == 6
 
 
 def test_finished_shard_is_kept(extract, shards):
@@ -107,41 +98,12 @@ def test_other_quantizer_makes_it_again(extract, shards, quantizer, tmp_path):
     assert finished_shard(shards, 1).quantizer_id == other.id
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"teacher": "s3prl/other@0"}, "made for teacher 's3prl/other@0'"),
-        ({"layer": 2}, "made for layer 2, but the teacher .* has 1"),
-        ({"dim": 8}, "made for dim 8, but the teacher .* has 16"),
-    ],
-)
-def test_quantizer_of_something_else_is_refused(
-    extract, quantizer, tmp_path, ends_with_error, change, message
-):
-    import re
-
-    old = Quantizer.load(quantizer)
-    codebooks = old.codebooks[:, :, : change.pop("dim", 16)]
-    path = tmp_path / "other.safetensors"
-    Quantizer(codebooks, provenance={**old.provenance, **change}).save(path)
-    assert re.search(message, ends_with_error(extract, quantizer=path))
-
-
-@pytest.mark.parametrize(
-    "kind, message",
-    [
-        ("empty", "is empty"),
-        ("nan", "contains NaN"),
-        ("8 kHz", "has 8000 Hz, expected 16000 Hz"),
-        ("missing", "could not read"),
-    ],
-)
 def test_bad_audio_stops_or_is_skipped(
-    extract, shards, data_dir, ends_with_error, caplog, kind, message
+    extract, shards, data_dir, ends_with_error, caplog
 ):
-    replace_audio(data_dir, kind)
+    write_empty_audio(data_dir)
     error = ends_with_error(extract)
-    assert error.startswith("utterance utt3: ") and message in error
+    assert error.startswith("utterance utt3: ") and "is empty" in error
     assert finished_shard(shards, 1) is None
     caplog.clear()
     extract("--on_error", "skip")
@@ -168,9 +130,10 @@ def test_nan_of_the_teacher_stops_or_is_skipped(
     embed_batch = Teacher.embed_batch
 
     def broken(teacher, waveforms):
-        found = embed_batch(teacher, waveforms)
+        actual = embed_batch(teacher, waveforms)
         return [
-            e * float("nan" if len(w) == 11200 else 1) for w, e in zip(waveforms, found)
+            e * float("nan" if len(w) == 11200 else 1)
+            for w, e in zip(waveforms, actual)
         ]
 
     monkeypatch.setattr(Teacher, "embed_batch", broken)
@@ -180,15 +143,6 @@ def test_nan_of_the_teacher_stops_or_is_skipped(
     assert finished_shard(shards, 1).skipped == ["utt3"]
     assert finished_shard(shards, 1).num_utterances == 5
     assert f"skipped: {error}" in caplog.text
-
-
-def test_shard_with_skipped_utterances_is_kept_too(extract, shards, data_dir):
-    """Else a rerun computes all of it again because of one bad file."""
-    replace_audio(data_dir, "empty")
-    extract("--on_error", "skip")
-    before = shard_paths(shards, 1)[0].stat().st_mtime_ns
-    extract("--on_error", "skip")
-    assert shard_paths(shards, 1)[0].stat().st_mtime_ns == before
 
 
 def test_mended_audio_is_added_to_the_shard(extract, shards, data_dir, monkeypatch):
@@ -219,16 +173,16 @@ def test_mended_audio_is_added_to_the_shard(extract, shards, data_dir, monkeypat
     extract()
     assert written == ["utt3", "utt1"] and finished_shard(shards, 1).skipped == []
     assert shard_paths(shards, 1)[0].read_bytes().startswith(before)
-    found = kaldi_arrays(shards)
-    assert sorted(found) == sorted(whole) and len(found) == 6
+    actual = kaldi_arrays(shards)
+    assert sorted(actual) == sorted(whole) and len(actual) == 6
     for utt_id, indexes in whole.items():
-        np.testing.assert_array_equal(found[utt_id], indexes)
+        np.testing.assert_array_equal(actual[utt_id], indexes)
 
 
 def test_unusable_audio_stops_without_harm_to_a_finished_shard(
     extract, shards, data_dir, ends_with_error
 ):
-    replace_audio(data_dir, "empty")
+    write_empty_audio(data_dir)
     extract("--on_error", "skip")
     before = [path.read_bytes() for path in shard_paths(shards, 1)]
     assert "utterance utt3: " in ends_with_error(extract)
@@ -257,14 +211,6 @@ def test_interruption_leaves_what_is_whole_to_go_on_from(
     shard_paths(shards, 1)[2].unlink()
     extract()
     assert shard_paths(shards, 1)[0].read_bytes() == resumed
-
-
-def test_missing_files_are_named(extract, ends_with_error, tmp_path):
-    assert "--job: got 0, expected at least 1" in ends_with_error(extract, job=0)
-    error = ends_with_error(extract, quantizer=tmp_path / "none")
-    assert f"quantizer {tmp_path}/none: no such file" in error
-    error = ends_with_error(extract, wav_scp=tmp_path / "none.scp")
-    assert "none.scp: no such file" in error
 
 
 def test_batches_change_nothing(extract, shards):
@@ -326,9 +272,9 @@ def test_embeddings_are_those_of_the_teacher(embed, shards, teacher_dir, data_di
     embed()
     metadata = EmbeddingMetadata.load(shards / "embeddings.1.json")
     assert (metadata.dim, metadata.layer, metadata.num_utterances) == (16, 1, 6)
-    found = kaldiio.load_scp(str(shards / "embeddings.1.scp"))
+    actual = kaldiio.load_scp(str(shards / "embeddings.1.scp"))
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
-    for utt_id, embeddings in found.items():
+    for utt_id, embeddings in actual.items():
         expected = embed_alone(teacher, utt_id, f"{data_dir}/{utt_id[3]}.wav")
         assert embeddings.dtype == np.float16
         np.testing.assert_array_equal(embeddings, expected.half().numpy())
@@ -339,16 +285,16 @@ def test_embeddings_can_be_a_teacher(embed, shards, data_dir, tmp_path, teacher_
     embed()
     spec = f"feats/{shards}/embeddings.1.scp"
     json_path = shards / "embeddings.1.json"
-    said = json.loads(json_path.read_text())
-    json_path.write_text(json.dumps({**said, "frame_offset_samples": 7.5}))
+    content = json.loads(json_path.read_text())
+    json_path.write_text(json.dumps({**content, "frame_offset_samples": 7.5}))
     again = build_teacher(spec, 1)
     direct = build_teacher(f"transformers/{teacher_dir}", 1)
     assert again.frame_shift_samples == direct.frame_shift_samples
     assert (again.frame_offset_samples, again.sample_rate) == (7.5, 16_000)
     assert build_teacher(spec, 1, frame_offset_samples=3).frame_offset_samples == 3
     place = f"{data_dir}/4.wav"
-    found, expected = (embed_alone(t, "utt4", place) for t in (again, direct))
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    actual, expected = (embed_alone(t, "utt4", place) for t in (again, direct))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-3)
 
 
 def test_embeddings_too_big_for_float16(embed, monkeypatch, ends_with_error):
@@ -366,9 +312,9 @@ def test_embeddings_of_utterances_are_means(embed, shards, teacher_dir, data_dir
     embed("--level", "utterance")
     metadata = EmbeddingMetadata.load(shards / "embeddings.1.json")
     assert (metadata.level, metadata.num_frames) == ("utterance", 6)
-    found = kaldiio.load_scp(str(shards / "embeddings.1.scp"))
+    actual = kaldiio.load_scp(str(shards / "embeddings.1.scp"))
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
-    for utt_id, embedding in found.items():
+    for utt_id, embedding in actual.items():
         frames = embed_alone(teacher, utt_id, f"{data_dir}/{utt_id[3]}.wav").numpy()
         expected = sum(frames[t] for t in range(len(frames))) / len(frames)
         np.testing.assert_allclose(embedding, expected[None], atol=2e-3)
@@ -395,9 +341,9 @@ def test_index_of_an_utterance_is_that_of_its_mean(
     assert (metadata.level, metadata.num_codebooks) == ("utterance", 1)
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
     codebook = Quantizer.load(utterance_quantizer).decode(torch.arange(3)[:, None])
-    found = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
-    assert len(found) == 6
-    for utt_id, indexes in found.items():
+    actual = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
+    assert len(actual) == 6
+    for utt_id, indexes in actual.items():
         frames = embed_alone(teacher, utt_id, f"{data_dir}/{utt_id[3]}.wav")
         distances = torch.cdist(frames.mean(0)[None], codebook)[0]
         assert indexes.dtype == np.uint8 and indexes.shape == (1, 1)
@@ -417,10 +363,3 @@ def test_level_is_part_of_what_a_shard_is(
     assert "made for --level frame, got --level utterance" in error
     error = ends_with_error(extract, quantizer=utterance_quantizer)
     assert "made for --level utterance, got --level frame" in error
-
-
-def test_quantizer_goes_with_indexes(extract, embed, quantizer, ends_with_error):
-    error = ends_with_error(embed, "--quantizer", str(quantizer))
-    assert "none with --target embeddings" in error
-    error = ends_with_error(extract, "--target", "embeddings")
-    assert "none with --target embeddings" in error

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from corpus_builders import write_features, write_table
 
 from espnet_mvq.bin.import_indexes import main
 from espnet_mvq.exchange.lhotse import make_cut, write_manifest
@@ -34,10 +35,9 @@ def corpus(tmp_path):
     """A data folder, arrays in HDF5, a manifest, and a function to change them."""
     data_dir = tmp_path / "data"
     data_dir.mkdir()
-    scp = [f"{utt_id} {utt_id}.wav\n" for utt_id in LENGTHS]
-    (data_dir / "wav.scp").write_text("".join(scp))
-    samples = [f"{u} {320 * length + 80}\n" for u, length in LENGTHS.items()]
-    (data_dir / "utt2num_samples").write_text("".join(samples))
+    write_table(data_dir / "wav.scp", {utt_id: f"{utt_id}.wav" for utt_id in LENGTHS})
+    num_samples = {utt_id: 320 * length + 80 for utt_id, length in LENGTHS.items()}
+    write_table(data_dir / "utt2num_samples", num_samples)
     names = dict(zip(["utt1", "sp0.9-utt0", "utt0"], NAMES))
     arrays = {
         names[u]: np.random.randint(0, 4, (LENGTHS[u], 2)).astype(np.uint8)
@@ -98,29 +98,17 @@ def test_importing_again_replaces_the_files(corpus, options):
     )
 
 
-def test_int64_arrays_become_bytes(corpus, options):
-    corpus.write({n: array.astype(np.int64) for n, array in corpus.arrays.items()})
-    main(options)
-    reader = FrameReader(corpus.scp)
-    np.testing.assert_array_equal(reader["utt1"], corpus.arrays["utt1"])
-
-
-@pytest.mark.parametrize("form", ["h5", "npy"])
+@pytest.mark.parametrize("form", ["hdf5", "npy"])
 def test_arrays_without_a_manifest(corpus, options, form, tmp_path):
-    lines = []
-    for name, array in corpus.arrays.items():
-        np.save(tmp_path / f"{name}.npy", array)
-        lines.append(f"{name} {tmp_path}/{name}.npy\n")
-    (tmp_path / "npy.scp").write_text("".join(lines))
-    write_hdf5(tmp_path / "plain.h5", corpus.arrays.items())
-    arrays = tmp_path / ("npy.scp" if form == "npy" else "plain.h5")
+    name = {"hdf5": "plain", "npy": "npy"}[form]
+    arrays = write_features(tmp_path, corpus.arrays, form, name)
     options[2:4] = ["--arrays", str(arrays), "--frame_shift_samples", "320"]
     main(options)
     reader = FrameReader(corpus.scp)
     np.testing.assert_array_equal(reader["utt1"], corpus.arrays["utt1"])
 
 
-def test_quantizer_says_what_the_indexes_mean(corpus, options, tmp_path):
+def test_quantizer_describes_the_indexes(corpus, options, tmp_path):
     path = tmp_path / "quantizer.safetensors"
     origin = {"teacher": "own", "layer": 3}
     quantizer = Quantizer(torch.randn(2, 4, 8), provenance=origin)
@@ -185,22 +173,11 @@ def test_other_arrays_are_refused_and_old_files_kept(
     assert len(FrameReader(corpus.scp)["utt1"]) == 7
 
 
-def test_wrong_number_of_codebooks(options, ends_with_error):
-    error = ends_with_error(main, [*options, "--num_codebooks", "3"])
-    assert "got shape (5, 2), expected integers (T, 3)" in error
-
-
 @pytest.mark.parametrize(
     "option, value, expected",
     [
-        ("frame_shift_samples", "0", "a finite number >= 1"),
-        ("frame_shift_samples", "-5", "a finite number >= 1"),
         ("frame_offset_samples", "nan", "a finite number"),
-        ("frame_offset_samples", "inf", "a finite number"),
-        ("sample_rate", "0", "a finite number >= 1"),
-        ("num_codebooks", "0", "a whole number >= 1"),
         ("codebook_size", "0", "a whole number from 1 to 256"),
-        ("codebook_size", "257", "a whole number from 1 to 256"),
         ("layer", "-2", "a whole number >= -1"),
     ],
 )
@@ -226,28 +203,17 @@ def test_lengths_that_do_not_fit_the_speech(corpus, options, ends_with_error):
     assert "utt1 has 7, expected 14.5" in error and not corpus.scp.exists()
 
 
-@pytest.mark.parametrize("damage", ["no file", "no dataset", "truncated", "no gzip"])
-def test_damaged_sources_are_named(corpus, options, ends_with_error, damage):
-    if damage == "no file":
-        corpus.hdf5.unlink()
-        expected = f"cut utt0-7: {corpus.hdf5}: no such file"
-    elif damage == "no dataset":
-        corpus.write({"a": corpus.arrays["utt0"]}, {n: (9, 2) for n in NAMES})
-        expected = f"{corpus.hdf5} has no dataset 'utt0-7'"
-    else:
-        content = corpus.manifest.read_bytes()[:-20]
-        corpus.manifest.write_bytes(content if damage == "truncated" else b"x")
-        expected = f"manifest {corpus.manifest}: not readable"
-    assert expected in ends_with_error(main, options)
+def test_damaged_sources_are_named(corpus, options, ends_with_error):
+    corpus.hdf5.unlink()
+    error = ends_with_error(main, options)
+    assert f"cut utt0-7: {corpus.hdf5}: no such file" in error
+    corpus.manifest.write_bytes(corpus.manifest.read_bytes()[:-20])
+    error = ends_with_error(main, options)
+    assert f"manifest {corpus.manifest}: not readable" in error
     assert not corpus.scp.exists()
 
 
-def test_utterance_twice_is_refused(corpus, options, ends_with_error):
-    options.insert(4, str(corpus.manifest))
-    assert "utterance utt1 again" in ends_with_error(main, options)
-
-
-def test_storage_dir_is_where_relative_paths_begin(corpus, options):
+def test_storage_dir_is_the_root_of_relative_paths(corpus, options):
     shapes = {name: array.shape for name, array in corpus.arrays.items()}
     cuts = [cut_of(name, corpus.hdf5.name, shape) for name, shape in shapes.items()]
     write_manifest(corpus.manifest, cuts)

@@ -22,10 +22,6 @@ def run(data_dir, teacher_dir, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (
-            "--teacher_conf layer=3",
-            "layer=3: expected an option .* use --layer instead",
-        ),
         ("--teacher_conf device=cuda", "device=cuda: .* use --ngpu instead"),
         ("--teacher_conf dtype=float16", "dtype=float16: .* use --dtype instead"),
         ("--teacher_conf batch_s=1", "batch_s=1: .* use --batch_s instead"),
@@ -33,13 +29,7 @@ def run(data_dir, teacher_dir, tmp_path):
         ("--teacher_conf name=x", "name=x: .* use --teacher instead"),
         ("--teacher_conf config=x", "unknown option: config; expected none here"),
         ("--teacher_conf self=x", "unknown option: self; expected none here"),
-        ("--batch_s nan", "batch_s nan, .* 0 s or more"),
         ("--batch_s inf", "batch_s inf, .* 0 s or more"),
-        ("--batch_s -1", "batch_s -1.0, .* 0 s or more"),
-        ("--ngpu -1", "--ngpu: got -1, expected 0"),
-        ("--layer 99", "got layer 99, expected 1 to 2"),
-        ("--layer -2", "got layer -2, expected 1 to 2"),
-        ("--teacher transformers", "got 'transformers', expected BACKEND/NAME"),
         ("--teacher /x", "got '/x', expected BACKEND/NAME"),
         ("--teacher s3prl/:x", "s3prl has no upstream ''"),
         ("--teacher s3prl/Path", "s3prl could not load it"),
@@ -69,8 +59,8 @@ def test_full_memory_of_a_gpu(ends_with_error):
     assert error.startswith("the GPU's memory is full: use a smaller --batch_s (CUDA")
 
 
-@pytest.mark.parametrize("text", ["window_s=[1", "window_s={", "window_s", "=1", "a=@"])
-def test_what_is_no_key_and_value(run, capsys, text):
+@pytest.mark.parametrize("text", ["window_s={", "=1", "a=@"])
+def test_malformed_key_and_value(run, capsys, text):
     with pytest.raises(SystemExit) as ended:
         run("--teacher_conf", text)
     assert ended.value.code == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from corpus_builders import QUANTIZER_SIZES
 
 from espnet_mvq.bin import train_quantizer as module
 from espnet_mvq.bin.options import device_from_options
@@ -24,9 +25,8 @@ from espnet_mvq.teachers import build_teacher
 def options(data_dir, teacher_options, tmp_path):
     """The options `quantizer` was trained with."""
     path = tmp_path / "q" / "quantizer.safetensors"
-    words = f"--wav_scp {data_dir}/wav.scp --quantizer {path} --num_codebooks 2"
-    words += " --codebook_size 4 --num_iterations 2"
-    return [*words.split(), *teacher_options]
+    words = ["--wav_scp", f"{data_dir}/wav.scp", "--quantizer", str(path)]
+    return [*words, *QUANTIZER_SIZES, *teacher_options]
 
 
 def test_quantizer_knows_how_it_was_made(quantizer, teacher_dir):
@@ -75,13 +75,6 @@ def test_damaged_file_is_trained_anew(quantizer, options, caplog):
     assert any("not a whole safetensors file" in r.message for r in caplog.records)
 
 
-def test_same_options_give_the_same_quantizer(quantizer, options):
-    before = Quantizer.load(quantizer).id
-    quantizer.unlink()
-    main(options)
-    assert Quantizer.load(quantizer).id == before
-
-
 def test_vectors_of_utterances(options, tmp_path, ends_with_error):
     """Of six utterances one is held out: a codebook can have five entries."""
     words = [*options, "--level", "utterance", "--codebook_size"]
@@ -95,7 +88,7 @@ def test_vectors_of_utterances(options, tmp_path, ends_with_error):
     assert "--codebook_size: got 6, expected at most 5" in error
 
 
-def test_utterance_level_has_one_codebook_if_not_said(options):
+def test_default_number_of_codebooks_by_level(options):
     at = options.index("--num_codebooks")
     words = options[:at] + options[at + 2 :]
     main([*words, "--level", "utterance"])
@@ -116,13 +109,6 @@ def test_file_older_than_the_level_is_of_frames(quantizer, options):
     assert Quantizer.load(quantizer).id != made.id
 
 
-def test_one_utterance_is_too_few(data_dir, options, ends_with_error):
-    line = (data_dir / "wav.scp").read_text().splitlines()[0]
-    (data_dir / "wav.scp").write_text(line)
-    error = ends_with_error(main, options)
-    assert f"got 1 utterances in {data_dir}/wav.scp, expected at least 2" in error
-
-
 @pytest.fixture
 def no_teacher(monkeypatch):
     """Let the test fail if the teacher is loaded."""
@@ -133,21 +119,11 @@ def no_teacher(monkeypatch):
     "words, message",
     [
         ("--num_codebooks 0", "--num_codebooks: got 0, expected at least 1"),
-        ("--num_codebooks -1", "--num_codebooks: got -1, expected at least 1"),
         ("--num_codebooks 999999", "--num_codebooks: got 999999 .* expected at most"),
-        ("--codebook_size 0", "--codebook_size: got 0, expected"),
         ("--codebook_size 1", "--codebook_size: got 1, expected 2 to 256"),
-        ("--codebook_size 257", "--codebook_size: got 257, expected 2 to 256"),
-        ("--max_frames 0", "--max_frames: got 0, expected at least 4"),
-        ("--max_frames -5", "--max_frames: got -5, expected at least 4"),
         ("--max_frames 3", "--max_frames: got 3, expected at least 4"),
         ("--num_iterations 0", "--num_iterations: got 0, expected at least 1"),
-        (
-            "--oversampling 0",
-            "--oversampling: got 0.0, expected a number of at least 1",
-        ),
         ("--oversampling nan", "--oversampling: got nan, expected"),
-        ("--oversampling inf", "--oversampling: got inf, expected"),
         ("--seed 99999999999999999999", "--seed: got 9*, expected a whole number"),
         ("--quantizer {data}", "--quantizer: got the folder .*/data, expected a file"),
         ("--quantizer {data}/wav.scp/q", "wav.scp is a file; expected a folder"),
@@ -163,16 +139,6 @@ def test_options_out_of_range_end_before_the_teacher_is_loaded(
     words = words.format(data=data_dir).split()
     assert re.search(message, ends_with_error(main, [*options, *words]))
     assert (data_dir / "wav.scp").read_bytes() == before
-
-
-@pytest.mark.parametrize("words", ["--seed abc", "--max_frames 2.5", "--level word"])
-def test_options_of_another_kind(words, options, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([*options, *words.split()])
-    assert ended.value.code == 2
-    name, value = words.split()
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert f"argument {name}: invalid" in error and f"'{value}'" in error
 
 
 @pytest.fixture
@@ -203,7 +169,7 @@ class FullDisk(io.BytesIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_full_disk_is_found_before_the_teacher_runs(
+def test_full_disk_stops_before_the_teacher_runs(
     quantizer, options, no_frames, ends_with_error, monkeypatch
 ):
     before = quantizer.read_bytes()
@@ -270,9 +236,11 @@ def test_speakers_of_other_utterances(options, data_dir, caplog):
     assert "5 of 6 utterances are not in it, first utt1" in caplog.text
 
 
-def test_no_usable_held_out_utterance(options, data_dir, ends_with_error):
+def test_unusable_audio_stops_or_is_skipped(options, data_dir, ends_with_error):
     for number in range(6):
         (data_dir / f"{number}.wav").write_bytes(b"RIFF")
+    error = ends_with_error(main, options)
+    assert error.startswith("utterance utt") and ".wav" in error
     error = ends_with_error(main, [*options, "--on_error", "skip"])
     assert "no utterance is left, all 1 were skipped" in error
 
@@ -282,19 +250,7 @@ def test_too_few_frames_for_the_codebooks(options, ends_with_error):
     assert "expected at least the codebook size 256" in error
 
 
-def test_bad_audio_names_the_utterance(data_dir, options, ends_with_error):
-    for number in range(6):
-        (data_dir / f"{number}.wav").write_bytes(b"RIFF")
-    error = ends_with_error(main, options)
-    assert error.startswith("utterance utt") and ".wav" in error
-
-
-def test_layer_out_of_range(options, ends_with_error):
-    error = ends_with_error(main, [*options, "--layer", "3"])
-    assert "got layer 3, expected 1 to 2" in error
-
-
-def test_gpu_that_is_not_there(options, ends_with_error, monkeypatch):
+def test_missing_gpu(options, ends_with_error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "torch sees no GPU here" in ends_with_error(main, [*options, "--ngpu", "1"])
 
@@ -302,11 +258,11 @@ def test_gpu_that_is_not_there(options, ends_with_error, monkeypatch):
 def test_jobs_share_the_gpus_that_they_see(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    found = [
+    actual = [
         device_from_options(argparse.Namespace(ngpu=1, batch_s=None, job=job))[0]
         for job in (1, 2, 3)
     ]
-    assert [str(device) for device in found] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [str(device) for device in actual] == ["cuda:0", "cuda:1", "cuda:0"]
     alone = argparse.Namespace(ngpu=1, batch_s=3.0)
     assert device_from_options(alone) == (torch.device("cuda:0"), 3.0)
 
@@ -324,9 +280,3 @@ def test_all_frames_asked_for_are_trained_on(options, tmp_path, monkeypatch):
     monkeypatch.setattr(QuantizerTrainer, "__init__", spy)
     main([*options, "--max_frames", "200000"])
     assert seen["max_frames"] == 200_000
-
-
-@pytest.mark.parametrize("conf", ["no_such=1", "window_s=3"])
-def test_unknown_option_of_the_teacher(options, ends_with_error, conf):
-    error = ends_with_error(main, [*options, "--teacher_conf", conf])
-    assert "unknown option" in error and conf.split("=")[0] in error

@@ -68,7 +68,7 @@ def test_manifest_of_lhotse(write, cut, name):
     "id_source, utt_id",
     [("supervision", "84-1-0000"), ("cut", "84-1-0000-7"), ("recording", "rec")],
 )
-def test_whose_id_is_the_utterances(write, cut, id_source, utt_id):
+def test_source_of_the_utterance_id(write, cut, id_source, utt_id):
     assert list(read_manifests([write(cut)], id_source)) == [utt_id]
 
 

@@ -1,11 +1,8 @@
 """Arrays of codebook indexes in HDF5 and .npy: found, loaded, checked, written."""
 
-import builtins
-
 import numpy as np
 import pytest
 
-from espnet_mvq.exchange import stored_arrays as module
 from espnet_mvq.exchange.stored_arrays import (
     ArrayReader,
     StoredIndexes,
@@ -47,13 +44,6 @@ def assert_equal(stored_arrays, arrays):
 def test_hdf5_round_trip(hdf5, arrays, tmp_path):
     assert_equal(find_arrays(hdf5), arrays)
     assert list(tmp_path.iterdir()) == [hdf5]
-
-
-def test_hdf5_holds_plain_bytes(hdf5, arrays):
-    import h5py
-
-    with h5py.File(hdf5) as file:
-        assert file["b"].dtype == np.uint8 and file["b"].shape == (5, 3)
 
 
 def test_hdf5_groups_are_no_utterances(tmp_path):
@@ -142,19 +132,6 @@ def test_damaged_files_are_named(hdf5, tmp_path):
         np.savez(file, np.zeros((1, 3), np.uint8))
     with pytest.raises(ValueError, match="m:1: .*b.npy .*got an archive of arrays"):
         load(StoredIndexes("numpy_files", str(tmp_path), "b.npy", "m:1"))
-
-
-def test_missing_h5py_is_told(hdf5, monkeypatch):
-    original = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name == "h5py":
-            raise ImportError("none here")
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ValueError, match="a.h5: .*none here.*pip install h5py"):
-        module.find_arrays(hdf5)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])

@@ -64,11 +64,11 @@ def test_unusable_audio_stops_or_is_skipped(data_dir, teacher_dir, caplog):
     places["utt2"] = f"{data_dir}/gone.wav"
     with pytest.raises(AudioError, match="utterance utt2: could not read"):
         sample_frames(teacher, places, 10_000)
-    found = list(embed_utterances(teacher, list(places), places, on_error="skip"))
-    assert [utt_id for utt_id, _ in found] == [u for u in places if u != "utt2"]
+    actual = list(embed_utterances(teacher, list(places), places, on_error="skip"))
+    assert [utt_id for utt_id, _ in actual] == [u for u in places if u != "utt2"]
     assert "skipped: utterance utt2" in caplog.text
     frames = sample_frames(teacher, places, 10_000, on_error="skip")
-    assert len(frames) == sum(len(embeddings) for _, embeddings in found)
+    assert len(frames) == sum(len(embeddings) for _, embeddings in actual)
 
 
 def test_utterances_are_either_trained_on_or_held_out(data_dir, teacher_dir):
@@ -104,7 +104,7 @@ def test_speakers_are_read_from_beside_wav_scp(tmp_path, caplog):
     assert read_speakers(None, str(tmp_path / "wav.scp")) is None
     assert "drawn without regard to it" in caplog.text
     (tmp_path / "utt2spk").write_text("a spk1\nb spk2\n")
-    found = read_speakers(None, str(tmp_path / "wav.scp"))
-    assert found == {"a": "spk1", "b": "spk2"}
+    actual = read_speakers(None, str(tmp_path / "wav.scp"))
+    assert actual == {"a": "spk1", "b": "spk2"}
     with pytest.raises(FileNotFoundError, match="none: no such file"):
         read_speakers(str(tmp_path / "none"), str(tmp_path / "wav.scp"))

@@ -7,6 +7,7 @@ import kaldiio
 import numpy as np
 import pytest
 import soundfile
+from corpus_builders import MakeFile, index_metadata
 
 from espnet_mvq.bin.combine_indexes import main as combine_indexes
 from espnet_mvq.bin.export_indexes import main as export_indexes
@@ -35,16 +36,6 @@ def numpy_record(array):
     file = io.BytesIO()
     kaldiio.save_ark(file, {"": array}, write_function="numpy")
     return file.getvalue()[1:]
-
-
-class Payload:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
 
 
 @pytest.mark.parametrize(
@@ -125,16 +116,7 @@ def corpus(tmp_path):
     data_dir.mkdir()
     soundfile.write(data_dir / "a.wav", np.zeros(1600), 16000)
     (data_dir / "wav.scp").write_text(f"utt {data_dir}/a.wav\n")
-    metadata = IndexMetadata(
-        teacher="t",
-        layer=1,
-        quantizer_id="q",
-        num_codebooks=2,
-        codebook_size=8,
-        sample_rate=16000,
-        frame_shift_samples=320,
-        frame_offset_samples=0.0,
-    )
+    metadata = index_metadata(codebook_size=8)
     with ShardWriter(tmp_path / "shards", 1, metadata) as shard:
         shard.write("utt", INDEXES)
     metadata.save(data_dir / METADATA_NAME)
@@ -202,11 +184,11 @@ def test_nothing_is_run_or_unpickled(corpus, tmp_path, kind, read, caplog, monke
     elif kind == "pipe in front":
         place = f"| touch {marker}"
     elif kind == "pickle":
-        record = b"PKL" + pickle.dumps(Payload(marker))
+        record = b"PKL" + pickle.dumps(MakeFile(marker))
         place = write_record(tmp_path / "a.ark", record)
     elif kind == "npy":
         place = str(tmp_path / "utt.npy")
-        np.save(place, np.array([[Payload(marker)]], dtype=object), allow_pickle=True)
+        np.save(place, np.array([[MakeFile(marker)]], dtype=object), allow_pickle=True)
     with pytest.raises((ValueError, OSError, SystemExit)) as caught:
         read(corpus, place)
     assert not marker.exists()

@@ -7,7 +7,7 @@ import pytest
 from espnet_mvq.files.hdf5 import dataset_keys, open_hdf5
 
 
-def test_arrays_are_found_in_groups_too(tmp_path):
+def test_arrays_in_groups(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for key in ("b", "group/c", "a"):
             file[key] = np.zeros(3)

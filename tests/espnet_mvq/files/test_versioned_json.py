@@ -61,7 +61,7 @@ def test_errors_name_the_file(tmp_path, text, message):
     assert str(path) in str(caught.value)
 
 
-def test_missing_file_tells_where_it_comes_from(tmp_path):
+def test_missing_file_names_its_origin(tmp_path):
     with pytest.raises(FileNotFoundError, match="x.json: no such file; make one"):
         Content.load(tmp_path / "x.json")
 

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from corpus_builders import embedding_metadata, index_metadata
 
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, EmbeddingMetadata
@@ -13,15 +14,7 @@ from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, EmbeddingMetada
 
 @pytest.fixture
 def metadata():
-    return IndexMetadata(
-        teacher="s3prl/fbank@abc",
-        layer=1,
-        quantizer_id="0123456789abcdef",
-        num_codebooks=2,
-        codebook_size=4,
-        sample_rate=16000,
-        frame_shift_samples=320,
-        frame_offset_samples=199.5,
+    return index_metadata(
         num_utterances=3,
         num_frames=21,
         encode={"beam_size": 4, "refine_passes": 4},
@@ -45,7 +38,7 @@ def test_file_names_its_format_first(metadata, tmp_path):
     assert content["version"] == 1 and content["frame_offset_samples"] == 199.5
 
 
-def test_missing_file_says_what_makes_it(tmp_path):
+def test_missing_file_names_the_command(tmp_path):
     message = re.escape(str(tmp_path / METADATA_NAME)) + ": no such file.*extraction"
     with pytest.raises(FileNotFoundError, match=message):
         IndexMetadata.beside(tmp_path / SCP_NAME)
@@ -158,14 +151,7 @@ def test_indexes_are_checked(metadata, array, message):
     ],
 )
 def test_embeddings_are_checked(array, message):
-    metadata = EmbeddingMetadata(
-        teacher="a@1",
-        layer=1,
-        sample_rate=16000,
-        frame_shift_samples=320,
-        frame_offset_samples=0.0,
-        dim=5,
-    )
+    metadata = embedding_metadata(dim=5)
     if message is None:
         metadata.check(array)
     else:

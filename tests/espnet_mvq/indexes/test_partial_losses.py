@@ -16,10 +16,10 @@ def reopen(tmp_path):
 
     def call(*utt_ids, metadata=METADATA, inputs=INPUTS):
         with PartialLosses(tmp_path / "x.partial", metadata, inputs) as partial:
-            found = dict(partial.losses)
-            for utt_id in set(utt_ids) - set(found):
+            actual = dict(partial.losses)
+            for utt_id in set(utt_ids) - set(actual):
                 partial.write({utt_id: LOSSES[utt_id]})
-        return found
+        return actual
 
     return call
 
@@ -43,7 +43,7 @@ def test_every_cut_keeps_the_whole_lines(reopen, tmp_path):
         assert reopen() == {**kept, "c": LOSSES["c"]}, size
 
 
-def test_what_means_something_else_is_left_out(reopen):
+def test_losses_of_other_inputs_are_left_out(reopen):
     reopen(*INPUTS)
     other = {**INPUTS, "a": ("a.wav", "other text"), "c": ("other.wav", "Z")}
     assert reopen(inputs=other) == {"ä": LOSSES["ä"]}

@@ -12,8 +12,9 @@ from pathlib import Path
 import kaldiio
 import numpy as np
 import pytest
+from corpus_builders import index_metadata
 
-from espnet_mvq.indexes import IndexMetadata, ShardWriter
+from espnet_mvq.indexes import ShardWriter
 from espnet_mvq.indexes import shard as module
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 
@@ -21,17 +22,8 @@ UTTERANCES = {f"utt{n}": np.full((5 + n, 2), n, dtype=np.uint8) for n in range(6
 
 
 def metadata(**changes):
-    values = dict(
-        teacher="t@1",
-        layer=3,
-        quantizer_id="q",
-        num_codebooks=2,
-        codebook_size=8,
-        sample_rate=16000,
-        frame_shift_samples=320,
-        frame_offset_samples=199.5,
-    )
-    return IndexMetadata(**{**values, **changes})
+    changes = {"quantizer_id": "q", **changes}
+    return index_metadata(codebook_size=8, layer=3, **changes)
 
 
 def write_all(outdir, utterances=UTTERANCES, **changes):
@@ -218,7 +210,7 @@ def test_skipped_utterances_are_added_to_a_finished_shard(tmp_path, undisturbed)
     assert write_all(tmp_path / "other", others) == []
 
 
-@pytest.mark.parametrize("change", [{"layer": 4}, {"encode": {"beam_size": 1}}])
+@pytest.mark.parametrize("change", [{"teacher": "other"}, {"encode": {"beam_size": 1}}])
 def test_other_settings_start_anew(tmp_path, change):
     break_off(tmp_path / "s", 3)
     assert write_all(tmp_path / "s", **change) == []
@@ -257,7 +249,7 @@ def test_second_writer_is_refused(tmp_path, undisturbed):
     check(tmp_path / "s", undisturbed)
 
 
-def test_full_disk_says_what_is_safe(tmp_path, undisturbed, monkeypatch):
+def test_full_disk_keeps_written_utterances(tmp_path, undisturbed, monkeypatch):
     original = kaldiio.save_ark
 
     def save_ark(file, arrays, **options):

@@ -94,6 +94,6 @@ def test_metadata_round_trip(metadata, tmp_path):
     assert content["unit"] == "nats per label"
 
 
-def test_missing_metadata_says_what_makes_it(tmp_path):
+def test_missing_metadata_name_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match="run it again"):
         TeacherLossMetadata.load(tmp_path / "none.json")

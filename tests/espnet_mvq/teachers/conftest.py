@@ -2,50 +2,16 @@
 
 import pytest
 import torch
-
-WAVE = dict(
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=16,
-    conv_dim=(8,) * 7,
-    num_conv_pos_embeddings=4,
-    num_conv_pos_embedding_groups=2,
-)
-WHISPER = dict(
-    d_model=16,
-    encoder_layers=2,
-    decoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    encoder_ffn_dim=16,
-    decoder_ffn_dim=16,
-    num_mel_bins=80,
-    vocab_size=16,
-    max_source_positions=50,
-    max_target_positions=8,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-    decoder_start_token_id=1,
-)
+from corpus_builders import save_transformers
 
 
 @pytest.fixture(scope="session")
 def save_model(tmp_path_factory):
     """Return a function that saves a tiny model and returns its folder."""
-    import transformers
 
     def save(kind, seed=0, model="Model", folder="tiny", **options):
-        torch.manual_seed(seed)
-        defaults = WHISPER if kind == "Whisper" else WAVE
-        config_class = getattr(transformers, f"{kind}Config")
-        config = config_class(**{**defaults, **options})
         path = tmp_path_factory.mktemp(kind) / folder
-        whole = getattr(transformers, f"{kind}Model")(config)
-        part = whole.get_encoder() if model == "Encoder" else whole
-        part.save_pretrained(path)
-        return path
+        return save_transformers(path, kind, model, seed, **options)
 
     return save
 

@@ -86,8 +86,8 @@ def test_long_speech_in_batches(save_model):
     for teacher in (alone, together):
         teacher.segment_s, teacher.overlap_s = 1.0, 0.2
     expected = [alone.embed_batch([waveform])[0] for waveform in waveforms]
-    for found, one in zip(together.embed_batch(waveforms), expected):
-        torch.testing.assert_close(found, one, rtol=0, atol=2e-5)
+    for actual, one in zip(together.embed_batch(waveforms), expected):
+        torch.testing.assert_close(actual, one, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -97,7 +97,7 @@ def test_half_precision(save_model, speech, dtype):
     exact = build_teacher(f"transformers/{path}", 1)
     half = build_teacher(f"transformers/{path}", 1, dtype=dtype)
     assert half.id == f"{exact.id},dtype={dtype}"
-    expected, found = exact.embed(*speech)[0], half.embed(*speech)[0]
-    assert found.dtype == torch.float32 and found.isfinite().all()
-    error = (found - expected).norm() / expected.norm()
+    expected, actual = exact.embed(*speech)[0], half.embed(*speech)[0]
+    assert actual.dtype == torch.float32 and actual.isfinite().all()
+    error = (actual - expected).norm() / expected.norm()
     assert 0 < error < 0.03

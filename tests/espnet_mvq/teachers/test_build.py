@@ -30,7 +30,7 @@ def back_end(name):
         ("features.StoredFeatures", "sample_rate", WHOLE),
     ],
 )
-def test_what_is_no_number(name, option, words, value):
+def test_options_that_must_be_numbers(name, option, words, value):
     with pytest.raises(TeacherError, match=f"teacher x: {option}: got .*{words}"):
         check_options("x", back_end(name), {option: value})
 
@@ -49,7 +49,7 @@ def test_what_is_no_number(name, option, words, value):
         ("whisper_task_loss.WhisperTaskLoss", "leading_space"),
     ],
 )
-def test_what_is_no_text_or_truth(name, option, value):
+def test_options_that_must_be_texts_or_booleans(name, option, value):
     optional = ("checkpoint", "bpemodel", "language")
     if value is None and option in optional:
         return check_options("x", back_end(name), {option: value})

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from corpus_builders import INDEXES, MakeFile, save_espnet, waveforms_of
 
 from espnet_mvq.teachers import TeacherError
 from espnet_mvq.teachers.task_loss import TextError, build_task_loss
@@ -38,48 +39,20 @@ INTERCTC = {
     "encoder_conf": {**ENCODER, "interctc_layer_idx": [1]},
     "model_conf": {"ctc_weight": 0.3, "interctc_weight": 0.5},
 }
-MVQ_CONF = {
-    "num_codebooks": 2,
-    "codebook_size": 4,
-    "sample_rate": 16000,
-    "frame_shift_samples": 320,
-    "frame_offset_samples": 199.5,
-    "quantizer_id": "0123456789abcdef",
-    "layer": 1,
-}
 
 
 @pytest.fixture
 def save(tmp_path):
-    """Return a function that builds a model and saves it as ESPnet's trainer does."""
-    from espnet2.tasks.asr import ASRTask
-    from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
-
+    """Return a function that saves a model; it returns its folder and the model."""
     import espnet_mvq
 
     espnet_mvq.register()
 
-    def build(folder="asr", task=ASRTask, **options):
-        args = task.get_parser().parse_args(["--output_dir", "unused"])
-        for name, value in {**OPTIONS, **options}.items():
-            setattr(args, name, value)
-        torch.manual_seed(1)
-        model = task.build_model(args).eval()
-        # Logits that are not all alike, else losses tell nothing
-        for name, value in model.named_parameters():
-            if name.startswith(("ctc.", "decoder.output_layer.")):
-                torch.nn.init.normal_(value)
-        path = tmp_path / folder
-        path.mkdir(exist_ok=True)
-        torch.save(model.state_dict(), path / "valid.acc.ave.pth")
-        (path / "config.yaml").write_text(yaml_no_alias_safe_dump(vars(args)))
-        return path, model
+    def build(folder="asr", task=None, **options):
+        path, options = tmp_path / folder, {**OPTIONS, **options}
+        return path, save_espnet(path, options, task, 1, random_heads=True)
 
     return build
-
-
-def utterances(speech):
-    return [row[:n] for row, n in zip(speech[0], speech[1].tolist())]
 
 
 def plain_losses(model, waveform, labels):
@@ -115,51 +88,54 @@ def plain_losses(model, waveform, labels):
 def test_equals_the_formula_on_the_models_outputs(save, speech, options, ctc_weight):
     path, model = save(**options)
     task_loss = build_task_loss(f"espnet/{path}")
-    losses, counts = task_loss.loss(utterances(speech), TEXTS)
+    losses, counts = task_loss.loss(waveforms_of(speech), TEXTS)
     assert counts == [5, 1, 4] and max(losses) - min(losses) > 1
     assert task_loss.kind == "espnet"
-    for waveform, labels, found in zip(utterances(speech), LABELS, losses):
+    for waveform, labels, actual in zip(waveforms_of(speech), LABELS, losses):
         ctc, attention = plain_losses(model, waveform, labels)
         expected = ctc_weight * ctc + (1 - ctc_weight) * attention
-        assert found == pytest.approx(expected, rel=1e-5)
+        assert actual == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [INTERCTC, {"model_conf": {"lsm_weight": 0.1}}])
 def test_equals_the_models_own_forward(save, speech, options):
     path, model = save(**options)
-    losses, _ = build_task_loss(f"espnet/{path}").loss(utterances(speech), TEXTS)
-    for waveform, labels, found in zip(utterances(speech), LABELS, losses):
+    losses, _ = build_task_loss(f"espnet/{path}").loss(waveforms_of(speech), TEXTS)
+    for waveform, labels, actual in zip(waveforms_of(speech), LABELS, losses):
         lengths = torch.tensor([len(waveform)]), torch.tensor([len(labels)])
         with torch.no_grad():
             expected, _, _ = model(
                 waveform[None].clone(), lengths[0], torch.tensor([labels]), lengths[1]
             )
-        assert found == pytest.approx(float(expected), rel=1e-6)
+        assert actual == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_what_is_given_stays_as_it_is(save, speech):
+def test_inputs_are_not_changed(save, speech):
     def write_into(module, args):
         args[0].mul_(2)
 
     task_loss = build_task_loss(f"espnet/{save()[0]}")
     task_loss._model.frontend.register_forward_pre_hook(write_into)
-    waveforms = [waveform.clone() for waveform in utterances(speech)]
+    waveforms = [waveform.clone() for waveform in waveforms_of(speech)]
     first = task_loss.loss(waveforms, TEXTS)
     assert task_loss.loss(waveforms, TEXTS) == first
-    assert all(map(torch.equal, waveforms, utterances(speech)))
+    assert all(map(torch.equal, waveforms, waveforms_of(speech)))
 
 
 @pytest.mark.parametrize("weight", [0.0, 5.0])
 def test_mvq_loss_of_a_student_does_not_count(save, speech, weight):
     path, plain = save()
-    conf = {**OPTIONS["model_conf"], "mvq_conf": {**MVQ_CONF, "weight": weight}}
+    conf = {
+        **OPTIONS["model_conf"],
+        "mvq_conf": {**INDEXES, "layer": 1, "weight": weight},
+    }
     student_path, student = save("student", model="mvq", model_conf=conf)
     state = {**student.state_dict(), **plain.state_dict()}
     assert any(name.startswith("mvq.") for name in state)
     torch.save(state, student_path / "valid.acc.ave.pth")
-    expected = build_task_loss(f"espnet/{path}").loss(utterances(speech), TEXTS)
-    found = build_task_loss(f"espnet/{student_path}").loss(utterances(speech), TEXTS)
-    assert found == expected
+    expected = build_task_loss(f"espnet/{path}").loss(waveforms_of(speech), TEXTS)
+    actual = build_task_loss(f"espnet/{student_path}").loss(waveforms_of(speech), TEXTS)
+    assert actual == expected
 
 
 def test_speech_too_short_for_its_text(save):
@@ -192,13 +168,15 @@ def test_text_goes_through_the_experiments_preprocessor(save, tmp_path):
     task_loss = build_task_loss(f"espnet/{path}")
     expected = [tokens.index(piece) for piece in model.EncodeAsPieces("ABBA".lower())]
     cleaned = model.EncodeAsPieces("ABBA")
-    found = task_loss.encode("abba").tolist()
-    assert found == [tokens.index(p) if p in tokens else 1 for p in cleaned] != expected
+    actual = task_loss.encode("abba").tolist()
+    assert (
+        actual == [tokens.index(p) if p in tokens else 1 for p in cleaned] != expected
+    )
     moved = (tmp_path / "bpe.model").rename(tmp_path / "moved.model")
     with pytest.raises(TeacherError, match="no such file .*bpe.model, .*bpemodel=FILE"):
         build_task_loss(f"espnet/{path}")
     again = build_task_loss(f"espnet/{path}", bpemodel=str(moved))
-    assert again.encode("abba").tolist() == found and again.id == task_loss.id
+    assert again.encode("abba").tolist() == actual and again.id == task_loss.id
 
 
 def test_unknown_characters_are_the_models_unk(save):
@@ -215,8 +193,8 @@ def test_statistics_file_of_the_training_is_not_needed(save, tmp_path, speech):
     conf = {"stats_file": str(stats)}
     path, model = save(normalize="global_mvn", normalize_conf=conf)
     stats.unlink()
-    losses, _ = build_task_loss(f"espnet/{path}").loss(utterances(speech), TEXTS)
-    ctc, attention = plain_losses(model, utterances(speech)[0], LABELS[0])
+    losses, _ = build_task_loss(f"espnet/{path}").loss(waveforms_of(speech), TEXTS)
+    ctc, attention = plain_losses(model, waveforms_of(speech)[0], LABELS[0])
     assert losses[0] == pytest.approx(0.3 * ctc + 0.7 * attention, rel=1e-5)
 
 
@@ -233,28 +211,22 @@ def test_spoken_language_understanding(save, speech):
 
     path, model = save(task=SLUTask, postdecoder=None)
     task_loss = build_task_loss(f"espnet/{path}", task="slu")
-    found = task_loss.loss([speech[0][0]], TEXTS[:1])[0][0]
+    actual = task_loss.loss([speech[0][0]], TEXTS[:1])[0][0]
     lengths = torch.tensor([9600]), torch.tensor([5])
     with torch.no_grad():
         expected, _, _ = model(
             speech[0][:1].clone(), lengths[0], torch.tensor(LABELS[:1]), lengths[1]
         )
-    assert found == pytest.approx(float(expected), rel=1e-6)
+    assert actual == pytest.approx(float(expected), rel=1e-6)
 
 
-class Harmful:
-    ran = False
-
-    def __reduce__(self):
-        return setattr, (Harmful, "ran", True)
-
-
-def test_code_in_a_checkpoint_is_not_run(save):
+def test_code_in_a_checkpoint_is_not_run(save, tmp_path):
     path, model = save()
-    torch.save({**model.state_dict(), "x": Harmful()}, path / "valid.acc.ave.pth")
+    state = {**model.state_dict(), "x": MakeFile(tmp_path / "executed")}
+    torch.save(state, path / "valid.acc.ave.pth")
     with pytest.raises(TeacherError, match="damaged, or holds other objects"):
         build_task_loss(f"espnet/{path}")
-    assert not Harmful.ran
+    assert not (tmp_path / "executed").exists()
 
 
 def test_checkpoint_of_another_model(save):

@@ -5,6 +5,7 @@ import sys
 import kaldiio
 import numpy as np
 import pytest
+from corpus_builders import write_features
 
 from espnet_mvq.teachers import feature_files as module
 from espnet_mvq.teachers.feature_files import read_features
@@ -21,11 +22,7 @@ def arrays():
 
 @pytest.fixture
 def ark_scp(tmp_path, arrays):
-    ark, scp = tmp_path / "feats.ark", tmp_path / "feats.scp"
-    with kaldiio.WriteHelper(f"ark,scp:{ark},{scp}") as writer:
-        for utt_id, array in arrays.items():
-            writer(utt_id, array)
-    return scp
+    return write_features(tmp_path, arrays)
 
 
 @pytest.fixture
@@ -33,12 +30,7 @@ def npy_scp(tmp_path, arrays):
     """Return a function that writes arrays and an scp of them."""
 
     def write(arrays=arrays):
-        lines = []
-        for utt_id, array in arrays.items():
-            np.save(tmp_path / f"{utt_id}.npy", array)
-            lines.append(f"{utt_id} {tmp_path}/{utt_id}.npy\n")
-        (tmp_path / "feats.scp").write_text("".join(lines))
-        return tmp_path / "feats.scp"
+        return write_features(tmp_path, arrays, "npy")
 
     return write
 
@@ -52,9 +44,9 @@ def hdf5(tmp_path, arrays):
     return tmp_path / "feats.h5"
 
 
-def assert_equal(found, expected):
-    assert [utt_id for utt_id, _ in found] == list(expected)
-    for (_, array), other in zip(found, expected.values()):
+def assert_equal(actual, expected):
+    assert [utt_id for utt_id, _ in actual] == list(expected)
+    for (_, array), other in zip(actual, expected.values()):
         assert array.dtype == other.dtype
         np.testing.assert_array_equal(array, other)
 
@@ -76,9 +68,9 @@ def test_hdf5(hdf5, arrays):
 
 def test_one_npy_stays_on_the_disk(npy_scp, arrays, tmp_path):
     npy_scp()
-    found = list(read_features(str(tmp_path / "utt1.npy")))
-    assert_equal(found, {"utt1": arrays["utt1"]})
-    assert isinstance(found[0][1], np.memmap)
+    actual = list(read_features(str(tmp_path / "utt1.npy")))
+    assert_equal(actual, {"utt1": arrays["utt1"]})
+    assert isinstance(actual[0][1], np.memmap)
 
 
 def test_empty_utterance_is_one_too(ark_scp, npy_scp, arrays):
@@ -89,10 +81,10 @@ def test_empty_utterance_is_one_too(ark_scp, npy_scp, arrays):
 def test_utterances_are_read_one_by_one(ark_scp, arrays):
     """A missing array does not keep those before it from being used."""
     ark_scp.write_text(ark_scp.read_text().splitlines(True)[0] + "utt1 none.npy\n")
-    found = read_features(ark_scp)
-    assert next(found)[0] == "utt0"
+    actual = read_features(ark_scp)
+    assert next(actual)[0] == "utt0"
     with pytest.raises(FileNotFoundError, match="utterance utt1 in none.npy: no such"):
-        next(found)
+        next(actual)
 
 
 def test_bad_line_is_told_before_any_work(ark_scp):
@@ -120,7 +112,7 @@ def test_bad_arrays_name_the_utterance(npy_scp, arrays, array, message):
         list(read_features(npy_scp(arrays)))
 
 
-def test_bad_value_is_found_in_later_pieces(npy_scp, arrays, monkeypatch):
+def test_later_pieces_are_checked(npy_scp, arrays, monkeypatch):
     monkeypatch.setattr(module, "_CHECKED_VALUES", 8)
     arrays["utt2"][6, 3] = np.nan
     with pytest.raises(ValueError, match="utterance utt2 .* frame 6 "):

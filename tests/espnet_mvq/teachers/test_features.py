@@ -2,10 +2,10 @@
 
 import json
 
-import kaldiio
 import numpy as np
 import pytest
 import torch
+from corpus_builders import write_features
 
 from espnet_mvq.extraction.embedding_stream import embed_utterances
 from espnet_mvq.quantization import Quantizer
@@ -27,25 +27,7 @@ def write(tmp_path, arrays):
     """Return a function that writes embeddings in a form and returns the file."""
 
     def write(form="ark", arrays=arrays, name="feats"):
-        path = tmp_path / f"{name}.scp"
-        if form == "hdf5":
-            h5py = pytest.importorskip("h5py")
-            path = tmp_path / f"{name}.h5"
-            with h5py.File(path, "w") as file:
-                for utt_id, array in arrays.items():
-                    file[utt_id] = array
-        elif form == "ark":
-            ark = tmp_path / f"{name}.ark"
-            with kaldiio.WriteHelper(f"ark,scp:{ark},{path}") as writer:
-                for utt_id, array in arrays.items():
-                    writer(utt_id, array)
-        else:
-            lines = []
-            for utt_id, array in arrays.items():
-                np.save(tmp_path / f"{utt_id}.npy", array)
-                lines.append(f"{utt_id} {tmp_path}/{utt_id}.npy\n")
-            path.write_text("".join(lines))
-        return path
+        return write_features(tmp_path, arrays, form, name)
 
     return write
 
@@ -65,12 +47,12 @@ def test_our_embeddings_must_be_of_the_utterance(write, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["ark", "npy", "hdf5"])
-def test_embeddings_are_found_by_utterance(write, arrays, form):
+def test_embeddings_by_utterance(write, arrays, form):
     teacher = build_teacher(f"feats/{write(form)}", 6, **SHIFT)
     for utt_id in ("utt7", "utt0", "utt11"):
-        found = teacher.read(utt_id, "no such audio")
-        assert found.dtype == torch.float32
-        np.testing.assert_array_equal(found.numpy(), arrays[utt_id])
+        actual = teacher.read(utt_id, "no such audio")
+        assert actual.dtype == torch.float32
+        np.testing.assert_array_equal(actual.numpy(), arrays[utt_id])
     assert (teacher.dim, teacher.layer, teacher.sample_rate) == (4, 6, 16000)
     assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (320, 199.5)
 
@@ -99,14 +81,14 @@ def test_arrays_are_read_when_they_are_asked_for(write, tmp_path):
 
 def test_seam_of_the_commands(write, arrays):
     teacher = build_teacher(f"feats/{write()}", **SHIFT)
-    found = teacher.read("utt1", "x.wav")
-    np.testing.assert_array_equal(found, arrays["utt1"])
+    actual = teacher.read("utt1", "x.wav")
+    np.testing.assert_array_equal(actual, arrays["utt1"])
     places = dict.fromkeys(arrays, "x.wav")
-    found = [e for _, e in embed_utterances(teacher, ["utt9", "utt2"], places)]
-    assert [len(embeddings) for embeddings in found] == [29, 22]
+    actual = [e for _, e in embed_utterances(teacher, ["utt9", "utt2"], places)]
+    assert [len(embeddings) for embeddings in actual] == [29, 22]
 
 
-def test_options_say_what_files_do_not(write):
+def test_options_fill_in_what_files_lack(write):
     path = write()
     with pytest.raises(TeacherError, match="give --teacher_conf frame_shift_samples="):
         build_teacher(f"feats/{path}")
@@ -115,8 +97,6 @@ def test_options_say_what_files_do_not(write):
     assert (teacher.sample_rate, teacher.frame_offset_samples) == (8000, 99.5)
     teacher = build_teacher(f"feats/{path}", frame_offset_samples=0, **conf)
     assert teacher.frame_offset_samples == 0
-    with pytest.raises(TeacherError, match="got frame_shift_samples 0 and"):
-        build_teacher(f"feats/{path}", frame_shift_samples=0)
     with pytest.raises(TeacherError, match="got layer -2, expected -1 or more"):
         build_teacher(f"feats/{path}", -2, **SHIFT)
     with pytest.raises(TeacherError, match="unknown option: .*window_s"):
@@ -129,7 +109,6 @@ def test_options_say_what_files_do_not(write):
         ({"frame_shift_samples": 0}, "frame_shift_samples 0 and .* above 0"),
         ({"frame_offset_samples": -1.0}, "offset_samples -1.0, expected .* 0 or more"),
         ({"sample_rate": 0}, "sample_rate 0, expected both above 0"),
-        ({"sample_rate": "16k"}, "sample_rate: got '16k', expected a whole number"),
     ],
 )
 def test_options_that_cannot_be(write, options, message):
@@ -140,8 +119,8 @@ def test_options_that_cannot_be(write, options, message):
 
 def test_json_beside_the_file_that_cannot_be(write):
     path = write()
-    said = {"format": "espnet_mvq.embeddings", "frame_shift_samples": "x"}
-    path.with_suffix(".json").write_text(json.dumps(said))
+    content = {"format": "espnet_mvq.embeddings", "frame_shift_samples": "x"}
+    path.with_suffix(".json").write_text(json.dumps(content))
     message = "feats.json beside it: frame_shift_samples: got 'x', expected a whole"
     with pytest.raises(TeacherError, match=message):
         build_teacher(f"feats/{path}")
@@ -172,8 +151,6 @@ def test_missing_utterance_is_named(write):
             r"got shape \(3, 5\), expected \(T, 4\) as of .* utt0",
         ),
         (np.zeros((0, 4), "f4"), r"got shape \(0, 4\), expected \(T, 4\)"),
-        (np.zeros(4, "f4"), r"got shape \(4,\), expected \(T, D\)"),
-        (np.zeros((3, 4), "i4"), "got int32, expected a float array"),
         (np.full((3, 4), np.nan, "f4"), "got NaN or infinity in frame 0"),
     ],
 )
@@ -183,20 +160,6 @@ def test_bad_embeddings_name_the_utterance(write, arrays, array, message):
     teacher = build_teacher(f"feats/{path}", teacher_id="wavlm", **SHIFT)
     with pytest.raises(AudioError, match=f"utterance utt1 in .*{message}"):
         teacher.read("utt1", "")
-
-
-def test_file_that_is_missing_empty_or_of_another_kind(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.scp: no such file"):
-        build_teacher(f"feats/{tmp_path}/none.scp", **SHIFT)
-    (tmp_path / "empty.scp").touch()
-    with pytest.raises(ValueError, match="empty.scp: got no utterances"):
-        build_teacher(f"feats/{tmp_path}/empty.scp", **SHIFT)
-    with pytest.raises(ValueError, match="got the ending '.pt', expected one of .npy"):
-        build_teacher(f"feats/{tmp_path}/x.pt", **SHIFT)
-    (tmp_path / "bad.h5").write_bytes(b"nothing")
-    pytest.importorskip("h5py")
-    with pytest.raises(ValueError, match="bad.h5: not a whole HDF5 file"):
-        build_teacher(f"feats/{tmp_path}/bad.h5", **SHIFT)
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """Teachers out of transformers against the models called directly."""
 
-import json
-
 import pytest
 import torch
+from corpus_builders import change_json
 
 from espnet_mvq.teachers import TeacherError, build_teacher
 
@@ -37,8 +36,8 @@ def test_equals_the_model_itself(save_model, speech, kind, options):
     states = hidden_states(path, waveform, normalize)
     for layer in (0, 1, 2, -1):
         teacher = build_teacher(f"transformers/{path}", layer)
-        found, lengths = teacher.embed(waveform[None], torch.tensor([9600]))
-        torch.testing.assert_close(found, states[layer], rtol=1e-4, atol=1e-4)
+        actual, lengths = teacher.embed(waveform[None], torch.tensor([9600]))
+        torch.testing.assert_close(actual, states[layer], rtol=1e-4, atol=1e-4)
         assert lengths.tolist() == [states[layer].shape[1]]
         assert teacher.layer == (2 if layer == -1 else layer)
 
@@ -60,11 +59,11 @@ def test_preprocessor_file_decides_on_normalisation(save_model, speech):
     path = save_model("Hubert", feat_extract_norm="group")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(path)
     waveform = 3 * speech[0][0] + 0.2
-    found, _ = build_teacher(f"transformers/{path}", 1).embed(
+    actual, _ = build_teacher(f"transformers/{path}", 1).embed(
         waveform[None], torch.tensor([9600])
     )
     expected = hidden_states(path, waveform, normalize=True)[1]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_frames_of_the_convolutions(save_model):
@@ -152,12 +151,6 @@ def test_spec_without_back_end_or_name_is_refused(spec):
         build_teacher(spec)
 
 
-def change_file(path, changes):
-    """Change a JSON file, or write one."""
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({**content, **changes}))
-
-
 def id_and_embeddings(path, **options):
     teacher = build_teacher(f"transformers/{path}", **options)
     # Longer than the distances that WavLM tells apart
@@ -194,14 +187,14 @@ def test_id_stands_for_settings_that_change_embeddings(save_model, kind, file, c
     options = {"window_s": 0.9} if kind == "Whisper" else {}
     if kind == "Hubert":
         extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor"}
-        change_file(path / PREPROCESSOR, {**extractor, "do_normalize": False})
+        change_json(path / PREPROCESSOR, {**extractor, "do_normalize": False})
         if file == "processor_config.json":  # goes before the older file
             changes = {"feature_extractor": {**extractor, **changes}}
     before = id_and_embeddings(path, **options)
-    change_file(path / file, changes)
-    found = id_and_embeddings(path, **options)
-    assert not torch.equal(found[1], before[1])
-    assert found[0] != before[0]
+    change_json(path / file, changes)
+    actual = id_and_embeddings(path, **options)
+    assert not torch.equal(actual[1], before[1])
+    assert actual[0] != before[0]
 
 
 @pytest.mark.parametrize(
@@ -218,9 +211,9 @@ def test_id_does_not_stand_for_settings_of_training_and_saving(
     before = id_and_embeddings(path, **{"window_s": 1.0} if kind == "Whisper" else {})
     notes = {"transformers_version": "4.0.0", "_name_or_path": "x", "dtype": "float16"}
     notes.update(return_dict=False, id2label={"0": "a"}, label2id={"a": 0})
-    change_file(path / CONFIG, {**changes, **notes})
-    found = id_and_embeddings(path, **{"window_s": 1.0} if kind == "Whisper" else {})
-    assert found[0] == before[0] and torch.equal(found[1], before[1])
+    change_json(path / CONFIG, {**changes, **notes})
+    actual = id_and_embeddings(path, **{"window_s": 1.0} if kind == "Whisper" else {})
+    assert actual[0] == before[0] and torch.equal(actual[1], before[1])
 
 
 @pytest.mark.parametrize(
@@ -253,7 +246,7 @@ def test_files_that_are_damaged(save_model, kind, file, content, message):
     else:
         kinds = {"Hubert": "Wav2Vec2", "Whisper": "Whisper"}
         extractor = {"feature_extractor_type": f"{kinds[kind]}FeatureExtractor"}
-        change_file(path / PREPROCESSOR, extractor)
-        change_file(path / file, content)
+        change_json(path / PREPROCESSOR, extractor)
+        change_json(path / file, content)
     with pytest.raises(TeacherError, match=f"teacher transformers/{path}: .*{message}"):
         build_teacher(f"transformers/{path}")

@@ -5,21 +5,11 @@ import math
 
 import pytest
 import torch
+from corpus_builders import change_json, save_transformers, waveforms_of
 
 from espnet_mvq.teachers import TeacherError
 from espnet_mvq.teachers.task_loss import TextError, build_task_loss
 
-TINY = dict(
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=16,
-    conv_dim=(8,) * 7,
-    num_conv_pos_embeddings=4,
-    num_conv_pos_embedding_groups=2,
-    hidden_dropout=0.5,
-    final_dropout=0.5,
-)
 CAPITALS = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B", "C", "'"]
 GROUP_NORM = {"feat_extract_norm": "group"}
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
@@ -30,20 +20,11 @@ LABELS = [[5, 4, 7, 5, 6], [6], [5, 6, 6, 5, 8, 7]]
 @pytest.fixture
 def save(tmp_path):
     """Return a function that saves a model with a CTC head and its vocabulary."""
-    import transformers
 
     def build(kind="Hubert", vocabulary=CAPITALS, folder="ctc", **options):
-        torch.manual_seed(3)
-        config_class = getattr(transformers, f"{kind}Config")
-        sizes = {"vocab_size": len(vocabulary), "pad_token_id": 0}
-        config = config_class(**{**TINY, **sizes, **options})
+        options = {"hidden_dropout": 0.5, "final_dropout": 0.5, **options}
         path = tmp_path / folder
-        model = getattr(transformers, f"{kind}ForCTC")(config)
-        # Logits that are not all alike, else losses tell nothing
-        torch.nn.init.normal_(model.lm_head.weight)
-        model.save_pretrained(path)
-        ids = {token: number for number, token in enumerate(vocabulary)}
-        (path / "vocab.json").write_text(json.dumps(ids))
+        save_transformers(path, kind, "ForCTC", 3, vocabulary, **options)
         tokenizer = {"tokenizer_class": "Wav2Vec2CTCTokenizer"}
         (path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
         return path
@@ -95,31 +76,31 @@ def log_probs_of(path, waveform, normalize):
 def test_equals_the_formula_on_the_models_logits(save, speech, kind, options):
     path = save(kind, **options)
     task_loss = build_task_loss(f"transformers/{path}")
-    waveforms = [row[:n] for row, n in zip(speech[0], speech[1].tolist())]
+    waveforms = waveforms_of(speech)
     losses, counts = task_loss.loss(waveforms, TEXTS)
     assert counts == [5, 1, 6] and task_loss.kind == "ctc"
-    for waveform, labels, found in zip(waveforms, LABELS, losses):
+    for waveform, labels, actual in zip(waveforms, LABELS, losses):
         normalize = options != GROUP_NORM
         expected = plain_ctc(log_probs_of(path, waveform, normalize), labels)
-        assert found == pytest.approx(expected, abs=2e-4)
+        assert actual == pytest.approx(expected, abs=2e-4)
     assert max(losses) - min(losses) > 1
 
 
 @pytest.mark.parametrize("options", [GROUP_NORM, LAYER_NORM])
 def test_losses_do_not_depend_on_the_batch(save, speech, options):
     path = save(**options)
-    waveforms = [row[:n] for row, n in zip(speech[0], speech[1].tolist())]
+    waveforms = waveforms_of(speech)
     waveforms.append(waveforms[1].flip(0))
     texts = [*TEXTS, "CAB"]
     together = build_task_loss(f"transformers/{path}", batch_s=10.0)
     assert together.mixes_lengths == (options == LAYER_NORM)
     sizes, forward = [], together._logits._forward
     together._logits._forward = lambda x, n: sizes.append(len(x)) or forward(x, n)
-    found, _ = together.loss(waveforms, texts)
+    actual, _ = together.loss(waveforms, texts)
     assert sizes == ([4] if options == LAYER_NORM else [1, 2, 1])
     alone = build_task_loss(f"transformers/{path}")
     expected = [alone.loss([w], [t])[0][0] for w, t in zip(waveforms, texts)]
-    assert found == pytest.approx(expected, abs=1e-3)
+    assert actual == pytest.approx(expected, abs=1e-3)
 
 
 def test_long_speech_is_cut_but_its_text_is_not(save, speech):
@@ -130,8 +111,8 @@ def test_long_speech_is_cut_but_its_text_is_not(save, speech):
     labels = LABELS[0]
     expected = plain_ctc(log_probs_of(path, waveform, False), labels)
     task_loss._logits.segment_s, task_loss._logits.overlap_s = 0.4, 0.1
-    found = task_loss.loss([waveform], TEXTS[:1])[0][0]
-    assert found == pytest.approx(expected, rel=0.2) and found != expected
+    actual = task_loss.loss([waveform], TEXTS[:1])[0][0]
+    assert actual == pytest.approx(expected, rel=0.2) and actual != expected
 
 
 @pytest.mark.parametrize("num_samples, text", [(1, "AA"), (800, "ABC"), (1100, "AAA")])
@@ -208,8 +189,7 @@ def test_id_is_of_vocabulary_and_settings(save):
     path = save()
     ids = [build_task_loss(f"transformers/{path}").id]
     for changes in ({"hidden_act": "relu"}, {"pad_token_id": 1}):
-        config = json.loads((path / "config.json").read_text())
-        (path / "config.json").write_text(json.dumps({**config, **changes}))
+        change_json(path / "config.json", changes)
         ids.append(build_task_loss(f"transformers/{path}").id)
     swapped = [{"A": "B", "B": "A"}.get(token, token) for token in CAPITALS]
     vocabulary = {token: number for number, token in enumerate(swapped)}
@@ -241,8 +221,7 @@ def test_head_that_is_not_in_the_checkpoint(save):
 @pytest.mark.parametrize("blank", [None, -1, 99])
 def test_blank_that_is_no_label(save, blank):
     path = save()
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "pad_token_id": blank}))
+    change_json(path / "config.json", {"pad_token_id": blank})
     message = f"pad_token_id {blank}, expected the number of the blank, 0 to 8"
     with pytest.raises(TeacherError, match=message):
         build_task_loss(f"transformers/{path}")
@@ -256,7 +235,7 @@ def test_vocabulary_that_is_damaged(save, content):
         build_task_loss(f"transformers/{path}")
 
 
-def test_what_else_can_be_missing(save):
+def test_unsupported_models_and_missing_tokenizers(save):
     path = save("Wav2Vec2", add_adapter=True)
     with pytest.raises(TeacherError, match="shortens its output"):
         build_task_loss(f"transformers/{path}")

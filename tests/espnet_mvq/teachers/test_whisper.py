@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from corpus_builders import whisper_features
 
 from espnet_mvq.teachers import TeacherError, build_teacher
 
@@ -15,15 +16,9 @@ def path(save_model):
 
 def hidden_states(path, waveform):
     """Run the saved model on at most one window padded with silence."""
-    from transformers import WhisperFeatureExtractor, WhisperModel
+    from transformers import WhisperModel
 
-    features = WhisperFeatureExtractor(feature_size=80)(
-        waveform.numpy(),
-        sampling_rate=16000,
-        padding="max_length",
-        max_length=16000,
-        return_tensors="pt",
-    ).input_features
+    features = whisper_features(waveform)
     encoder = WhisperModel.from_pretrained(path).get_encoder().eval()
     with torch.no_grad():
         return encoder(features, output_hidden_states=True).hidden_states
@@ -40,8 +35,8 @@ def test_equals_the_model_itself(save_model, speech, model):
     saved = save_model("Whisper", model=model)
     for layer in (0, 1, 2, -1):
         teacher = build_teacher(f"transformers/{saved}", layer, window_s=WINDOW_S)
-        found = embed(teacher, speech[0][0])
-        torch.testing.assert_close(found, states[layer][0, :30], rtol=0, atol=1e-5)
+        actual = embed(teacher, speech[0][0])
+        torch.testing.assert_close(actual, states[layer][0, :30], rtol=0, atol=1e-5)
 
 
 def test_whole_model_and_encoder_have_the_same_id(save_model):
@@ -95,10 +90,10 @@ def test_own_length_windows(path):
     """window_s 0: no silence is appended, long speech is cut at the most there is."""
     teacher = build_teacher(f"transformers/{path}", 1, window_s=0)
     waveform = 0.1 * torch.randn(16000 + 3200)
-    found = embed(teacher, waveform)
-    assert len(found) == 60
+    actual = embed(teacher, waveform)
+    assert len(actual) == 60
     full = hidden_states(path, waveform[:16000])[1][0]
-    torch.testing.assert_close(found[:43], full[:43], rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual[:43], full[:43], rtol=0, atol=1e-5)
     assert len(embed(teacher, waveform[:1000])) == 4
 
 
@@ -106,8 +101,8 @@ def test_own_length_windows(path):
 @pytest.mark.parametrize("window_s", [0, WINDOW_S])
 def test_short_audio_has_one_frame(path, num_samples, window_s):
     teacher = build_teacher(f"transformers/{path}", 1, window_s=window_s)
-    found = embed(teacher, torch.randn(num_samples))
-    assert found.shape == (1, 16) and found.isfinite().all()
+    actual = embed(teacher, torch.randn(num_samples))
+    assert actual.shape == (1, 16) and actual.isfinite().all()
 
 
 def test_frames_and_id(path):
@@ -148,7 +143,7 @@ def test_half_precision_on_a_cpu_is_near(path, speech, dtype, window_s):
         build_teacher(f"transformers/{path}", window_s=window_s, dtype=name)
         for name in ("float32", dtype)
     ]
-    expected, found = (t.embed_batch([1e-3 * speech[0][0]])[0] for t in teachers)
-    assert 0 < (found - expected).norm() / expected.norm() < 0.02
+    expected, actual = (t.embed_batch([1e-3 * speech[0][0]])[0] for t in teachers)
+    assert 0 < (actual - expected).norm() / expected.norm() < 0.02
     features = (t._log_mel(speech[0][0], 30) for t in teachers)
     assert torch.equal(*features)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from corpus_builders import WHISPER_SIZES, change_json, waveforms_of, whisper_features
 
 from espnet_mvq.teachers import TeacherError
 from espnet_mvq.teachers.audio import AudioError
@@ -54,11 +55,7 @@ def save(tmp_path, save_tokenizer):
         torch.manual_seed(5)
         tokenizer = save_tokenizer(tmp_path / "whisper")
         end, start = tokenizer.convert_tokens_to_ids([END, START])
-        sizes = dict.fromkeys(["encoder_layers", "decoder_layers"], 1)
-        heads = ["encoder_attention_heads", "decoder_attention_heads"]
-        sizes.update(dict.fromkeys(heads, 2))
-        sizes.update(dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim"], 16))
-        sizes.update(d_model=16, max_source_positions=50, max_target_positions=24)
+        sizes = {**WHISPER_SIZES, "encoder_layers": 1, "max_target_positions": 24}
         ids = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], end)
         ids.update(decoder_start_token_id=start, vocab_size=len(tokenizer))
         config = WhisperConfig(**{**sizes, **ids, "dropout": 0.5, **options})
@@ -76,15 +73,9 @@ def save(tmp_path, save_tokenizer):
 
 def plain_loss(path, waveform, prefix, tokens):
     """Predict one token after the other; tokens (L,) with the end -> nats."""
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+    from transformers import WhisperForConditionalGeneration
 
-    features = WhisperFeatureExtractor(feature_size=80)(
-        waveform.numpy(),
-        sampling_rate=16000,
-        padding="max_length",
-        max_length=16000,
-        return_tensors="pt",
-    ).input_features
+    features = whisper_features(waveform)
     model = WhisperForConditionalGeneration.from_pretrained(path).eval()
     nats = 0.0
     for position, token in enumerate(tokens):
@@ -113,28 +104,28 @@ def test_equals_the_formula_on_the_models_logits(
 ):
     path, tokenizer = save(generation)
     task_loss = build_task_loss(f"transformers/{path}", **options)
-    waveforms = [row[:n] for row, n in zip(speech[0], speech[1].tolist())]
+    waveforms = waveforms_of(speech)
     losses, counts = task_loss.loss(waveforms, TEXTS)
     prefix = tokenizer.convert_tokens_to_ids(prefix)
     assert task_loss.kind == "attention" and max(losses) - min(losses) > 1
-    for waveform, text, found, count in zip(waveforms, TEXTS, losses, counts):
+    for waveform, text, actual, count in zip(waveforms, TEXTS, losses, counts):
         tokens = tokenizer(f" {text}", add_special_tokens=False).input_ids
         tokens.append(tokenizer.eos_token_id)
         expected = plain_loss(path, waveform, prefix, tokens)
-        assert found == pytest.approx(expected, abs=1e-3) and count == len(tokens)
+        assert actual == pytest.approx(expected, abs=1e-3) and count == len(tokens)
 
 
 def test_losses_do_not_depend_on_the_batch(save, speech):
     path, _ = save()
-    waveforms = [row[:n] for row, n in zip(speech[0], speech[1].tolist())]
+    waveforms = waveforms_of(speech)
     together = build_task_loss(f"transformers/{path}", batch_s=2.0)
     sizes, of_batch = [], together._losses_of_batch
     together._losses_of_batch = lambda w, y: sizes.append(len(w)) or of_batch(w, y)
-    found, _ = together.loss(waveforms, TEXTS)
+    actual, _ = together.loss(waveforms, TEXTS)
     assert sizes == [2, 1] and together.mixes_lengths
     alone = build_task_loss(f"transformers/{path}")
     expected = [alone.loss([w], [t])[0][0] for w, t in zip(waveforms, TEXTS)]
-    assert found == pytest.approx(expected, abs=1e-3)
+    assert actual == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +211,7 @@ def test_id_is_of_settings_and_vocabulary(save):
     (path / "preprocessor_config.json").write_text(json.dumps(extractor))
     ids.append(build_task_loss(f"transformers/{path}").id)
     for changes in ({"activation_function": "relu"}, {"decoder_attention_heads": 4}):
-        config = json.loads((path / "config.json").read_text())
-        (path / "config.json").write_text(json.dumps({**config, **changes}))
+        change_json(path / "config.json", changes)
         ids.append(build_task_loss(f"transformers/{path}").id)
     text = (path / "tokenizer.json").read_text()
     content = json.loads(text)

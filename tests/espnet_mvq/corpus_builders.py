@@ -1,0 +1,199 @@
+"""Builders of tiny corpora, teachers, quantizers and metadata on disk."""
+
+import json
+
+import kaldiio
+import numpy as np
+import soundfile
+import torch
+
+SAMPLE_RATE = 16_000
+# Frames of HuBERT and its relatives
+FRAMES = {
+    "sample_rate": SAMPLE_RATE,
+    "frame_shift_samples": 320,
+    "frame_offset_samples": 199.5,
+}
+INDEXES = {
+    "num_codebooks": 2,
+    "codebook_size": 4,
+    "quantizer_id": "0123456789abcdef",
+    **FRAMES,
+}
+HUBERT_SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
+# Windows of 1 s
+WHISPER_SIZES = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "vocab_size": 16,
+    "max_source_positions": 50,
+    "max_target_positions": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+# Options of a quantizer of `INDEXES` that trains in a moment
+QUANTIZER_SIZES = ["--num_codebooks", "2", "--codebook_size", "4"]
+QUANTIZER_SIZES += ["--num_iterations", "2"]
+
+
+class MakeFile:
+    """Object that creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def write_table(path, values):
+    """Write a value by utterance in Kaldi's two columns."""
+    path.write_text("".join(f"{utt_id} {value}\n" for utt_id, value in values.items()))
+    return path
+
+
+def write_speech(folder, lengths):
+    """Write noise of numbers of samples, wav.scp and utt2num_samples."""
+    folder.mkdir()
+    noise, paths = np.random.default_rng(0), {}
+    for number, (utt_id, length) in enumerate(lengths.items()):
+        paths[utt_id] = folder / f"{number}.wav"
+        samples = 0.1 * noise.standard_normal(length)
+        soundfile.write(paths[utt_id], samples, SAMPLE_RATE)
+    write_table(folder / "wav.scp", paths)
+    write_table(folder / "utt2num_samples", lengths)
+    return folder
+
+
+def waveforms_of(speech):
+    """Return the utterances of a padded batch and its lengths as a list."""
+    return [row[:length] for row, length in zip(speech[0], speech[1].tolist())]
+
+
+def index_metadata(**changes):
+    """Return the metadata of codebook indexes."""
+    from espnet_mvq.indexes import IndexMetadata
+
+    return IndexMetadata(**{"teacher": "teacher@1", "layer": 1, **INDEXES, **changes})
+
+
+def embedding_metadata(dim):
+    """Return the metadata of embeddings of a dimension."""
+    from espnet_mvq.indexes import EmbeddingMetadata
+
+    return EmbeddingMetadata(teacher="teacher@1", layer=1, dim=dim, **FRAMES)
+
+
+def save_transformers(path, kind, model="Model", seed=0, vocabulary=None, **options):
+    """Save a tiny model of transformers with random weights.
+
+    Args:
+        path: Folder of the model.
+        kind: Beginning of the name of the class, such as "Hubert".
+        model: End of the name of the class, or "Encoder".
+        seed: Seed of the weights.
+        vocabulary: Tokens of a CTC head.
+        options: Options of the config.
+    """
+    import transformers
+
+    sizes = WHISPER_SIZES if kind == "Whisper" else HUBERT_SIZES
+    if vocabulary:
+        sizes = {**sizes, "vocab_size": len(vocabulary), "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(**{**sizes, **options})
+    class_name = f"{kind}{'Model' if model == 'Encoder' else model}"
+    torch.manual_seed(seed)
+    network = getattr(transformers, class_name)(config)
+    if vocabulary:
+        # Larger weights: losses of different texts must differ.
+        torch.nn.init.normal_(network.lm_head.weight)
+    part = network.get_encoder() if model == "Encoder" else network
+    part.save_pretrained(path)
+    if vocabulary:
+        ids = {token: number for number, token in enumerate(vocabulary)}
+        (path / "vocab.json").write_text(json.dumps(ids))
+    return path
+
+
+def save_espnet(folder, options, task=None, seed=0, config=None, random_heads=False):
+    """Save a model as ESPnet's trainer does; return it.
+
+    Args:
+        folder: Experiment folder.
+        options: Options of the training.
+        task: Class of the task (default: ASR).
+        seed: Seed of the weights.
+        config: Values of config.yaml that differ from the options of the training.
+        random_heads: Whether CTC head and decoder's output get larger weights, so that
+            losses of different texts differ.
+    """
+    from espnet2.tasks.asr import ASRTask
+    from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
+
+    task = task or ASRTask
+    args = task.get_parser().parse_args(["--output_dir", "unused"])
+    vars(args).update(options)
+    torch.manual_seed(seed)
+    model = task.build_model(args).eval()
+    for name, value in model.named_parameters() if random_heads else ():
+        if name.startswith(("ctc.", "decoder.output_layer.")):
+            torch.nn.init.normal_(value)
+    folder.mkdir(exist_ok=True)
+    torch.save(model.state_dict(), folder / "valid.acc.ave.pth")
+    text = yaml_no_alias_safe_dump({**vars(args), **(config or {})})
+    (folder / "config.yaml").write_text(text)
+    return model
+
+
+def whisper_features(waveform):
+    """Return the log-Mel spectrogram (1, 80, 100) of at most one window of 1 s."""
+    from transformers import WhisperFeatureExtractor
+
+    return WhisperFeatureExtractor(feature_size=80)(
+        waveform.numpy(),
+        sampling_rate=SAMPLE_RATE,
+        padding="max_length",
+        max_length=SAMPLE_RATE,
+        return_tensors="pt",
+    ).input_features
+
+
+def change_json(path, changes):
+    """Change values of a JSON file, or write one."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def write_features(folder, arrays, form="ark", name="feats"):
+    """Write arrays (T, D) by utterance as ark, npy or hdf5; return the scp or h5."""
+    if form == "hdf5":
+        import h5py
+
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            for utt_id, array in arrays.items():
+                file[utt_id] = array
+        return folder / f"{name}.h5"
+    scp = folder / f"{name}.scp"
+    if form == "ark":
+        with kaldiio.WriteHelper(f"ark,scp:{folder}/{name}.ark,{scp}") as writer:
+            for utt_id, array in arrays.items():
+                writer(utt_id, array)
+        return scp
+    for utt_id, array in arrays.items():
+        np.save(folder / f"{utt_id}.npy", array)
+    return write_table(scp, {utt_id: folder / f"{utt_id}.npy" for utt_id in arrays})
