@@ -9,14 +9,8 @@ import pytest
 import soundfile
 import torch
 import yaml
-from corpus_builders import (
-    QUANTIZER_SIZES,
-    SAMPLE_RATE,
-    MakeFile,
-    save_transformers,
-    write_speech,
-    write_table,
-)
+from builders import SAMPLE_RATE, write_speech, write_table
+from corpus_builders import QUANTIZER_SIZES, MakeFile, save_transformers
 from safetensors.numpy import load_file, save_file
 
 STUDENT = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from corpus_builders import INDEXES
+from builders import MVQ_CONF
 
 import espnet_mvq
 
@@ -22,7 +22,7 @@ LOSSES = [path for path in CONFIGS if path.parent.name == "losses"]
 DECODING = [path for path in CONFIGS if path.name.startswith("decode_")]
 MVQ_TRAINING = [path for path in TRAINING if "_mvq" in path.name]
 # What the metadata say of 16 codebooks of WavLM-large, or of HuBERT-large
-INDEXES = {**INDEXES, "num_codebooks": 16, "codebook_size": 256}
+INDEXES = {**MVQ_CONF, "num_codebooks": 16, "codebook_size": 256}
 OURS = {
     "model",
     "allow_variable_data_keys",

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from corpus_builders import index_metadata
+from builders import index_metadata
 
 from espnet_mvq.quantization import Quantizer
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from corpus_builders import write_table
+from builders import write_table
 
 
 @pytest.fixture

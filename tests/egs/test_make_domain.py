@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
-from corpus_builders import write_table
+from builders import write_table
 
 RATE = 16_000
 

@@ -4,31 +4,9 @@ import json
 
 import kaldiio
 import numpy as np
-import soundfile
 import torch
+from builders import FRAMES, HUBERT_SIZES, SAMPLE_RATE, write_table
 
-SAMPLE_RATE = 16_000
-# Frames of HuBERT and its relatives
-FRAMES = {
-    "sample_rate": SAMPLE_RATE,
-    "frame_shift_samples": 320,
-    "frame_offset_samples": 199.5,
-}
-INDEXES = {
-    "num_codebooks": 2,
-    "codebook_size": 4,
-    "quantizer_id": "0123456789abcdef",
-    **FRAMES,
-}
-HUBERT_SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-}
 # Windows of 1 s
 WHISPER_SIZES = {
     "d_model": 16,
@@ -61,35 +39,9 @@ class MakeFile:
         return open, (self.path, "w")
 
 
-def write_table(path, values):
-    """Write a value by utterance in Kaldi's two columns."""
-    path.write_text("".join(f"{utt_id} {value}\n" for utt_id, value in values.items()))
-    return path
-
-
-def write_speech(folder, lengths):
-    """Write noise of numbers of samples, wav.scp and utt2num_samples."""
-    folder.mkdir()
-    noise, paths = np.random.default_rng(0), {}
-    for number, (utt_id, length) in enumerate(lengths.items()):
-        paths[utt_id] = folder / f"{number}.wav"
-        samples = 0.1 * noise.standard_normal(length)
-        soundfile.write(paths[utt_id], samples, SAMPLE_RATE)
-    write_table(folder / "wav.scp", paths)
-    write_table(folder / "utt2num_samples", lengths)
-    return folder
-
-
 def waveforms_of(speech):
     """Return the utterances of a padded batch and its lengths as a list."""
     return [row[:length] for row, length in zip(speech[0], speech[1].tolist())]
-
-
-def index_metadata(**changes):
-    """Return the metadata of codebook indexes."""
-    from espnet_mvq.indexes import IndexMetadata
-
-    return IndexMetadata(**{"teacher": "teacher@1", "layer": 1, **INDEXES, **changes})
 
 
 def embedding_metadata(dim):

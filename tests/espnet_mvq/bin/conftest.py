@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from corpus_builders import QUANTIZER_SIZES, write_speech
+from builders import write_speech
+from corpus_builders import QUANTIZER_SIZES
 
 
 @pytest.fixture(scope="session")

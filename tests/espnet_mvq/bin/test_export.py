@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from corpus_builders import index_metadata, write_speech, write_table
+from builders import index_metadata, write_speech, write_table
 
 from espnet_mvq.bin.export import main
 from espnet_mvq.indexes import ShardWriter

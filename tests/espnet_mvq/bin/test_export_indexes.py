@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from corpus_builders import embedding_metadata, index_metadata, write_table
+from builders import index_metadata, write_table
+from corpus_builders import embedding_metadata
 
 from espnet_mvq.bin.export_indexes import main
 from espnet_mvq.bin.import_indexes import main as import_indexes

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus_builders import write_speech
+from builders import write_speech
 
 from espnet_mvq.bin.extract import main
 from espnet_mvq.files.scp import read_scp

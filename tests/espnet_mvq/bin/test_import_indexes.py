@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from corpus_builders import write_features, write_table
+from builders import write_table
+from corpus_builders import write_features
 
 from espnet_mvq.bin.import_indexes import main
 from espnet_mvq.exchange.lhotse import make_cut, write_manifest

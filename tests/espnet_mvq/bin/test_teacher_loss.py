@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpus_builders import save_transformers, write_table
+from builders import write_table
+from corpus_builders import save_transformers
 
 from espnet_mvq.bin import teacher_loss
 from espnet_mvq.extraction.task_losses import read_texts

@@ -7,7 +7,8 @@ import kaldiio
 import numpy as np
 import pytest
 import soundfile
-from corpus_builders import MakeFile, index_metadata
+from builders import index_metadata
+from corpus_builders import MakeFile
 
 from espnet_mvq.bin.combine_indexes import main as combine_indexes
 from espnet_mvq.bin.export_indexes import main as export_indexes

@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from corpus_builders import embedding_metadata, index_metadata
+from builders import index_metadata
+from corpus_builders import embedding_metadata
 
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, EmbeddingMetadata

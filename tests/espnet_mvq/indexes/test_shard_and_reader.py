@@ -8,7 +8,8 @@ import shutil
 import kaldiio
 import numpy as np
 import pytest
-from corpus_builders import embedding_metadata, index_metadata
+from builders import index_metadata
+from corpus_builders import embedding_metadata
 
 from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import (

@@ -12,7 +12,7 @@ from pathlib import Path
 import kaldiio
 import numpy as np
 import pytest
-from corpus_builders import index_metadata
+from builders import index_metadata
 
 from espnet_mvq.indexes import ShardWriter
 from espnet_mvq.indexes import shard as module

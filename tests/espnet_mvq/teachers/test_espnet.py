@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from corpus_builders import INDEXES, MakeFile, save_espnet
+from builders import MVQ_CONF
+from corpus_builders import MakeFile, save_espnet
 
 from espnet_mvq.teachers import TeacherError, build_teacher
 from espnet_mvq.teachers.base import EmbeddingError
@@ -173,7 +174,7 @@ def test_student_is_a_teacher_without_what_the_plugin_added(save, speech):
     import espnet_mvq
 
     espnet_mvq.register()
-    model_conf = {"ctc_weight": 1.0, "mvq_conf": {**INDEXES, "layer": 1}}
+    model_conf = {"ctc_weight": 1.0, "mvq_conf": {**MVQ_CONF, "layer": 1}}
     student, _ = save(CONFORMER, model="mvq", model_conf=model_conf)
     assert any(k.startswith("mvq.") for k in torch.load(student / "valid.acc.ave.pth"))
     teacher = build_teacher(f"espnet/{student}", 1)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from corpus_builders import INDEXES, MakeFile, save_espnet, waveforms_of
+from builders import MVQ_CONF
+from corpus_builders import MakeFile, save_espnet, waveforms_of
 
 from espnet_mvq.teachers import TeacherError
 from espnet_mvq.teachers.task_loss import TextError, build_task_loss
@@ -127,7 +128,7 @@ def test_mvq_loss_of_a_student_does_not_count(save, speech, weight):
     path, plain = save()
     conf = {
         **OPTIONS["model_conf"],
-        "mvq_conf": {**INDEXES, "layer": 1, "weight": weight},
+        "mvq_conf": {**MVQ_CONF, "layer": 1, "weight": weight},
     }
     student_path, student = save("student", model="mvq", model_conf=conf)
     state = {**student.state_dict(), **plain.state_dict()}
