@@ -49,10 +49,11 @@ class MVQConfig:
     """Options of one target: a teacher's layer in a student's layer.
 
     Attributes:
-        loss: codebooks: the student predicts codebook indexes, the MVQ loss. l1, l2,
-            cosine: a projection of the student comes near the teacher's embeddings:
-            stored ones (data named embeddings), those that codebook indexes stand for
-            (needs `quantizer`), or those of a `teacher` that runs in training.
+        loss: codebooks: the student predicts codebook indexes, the MVQ loss. A name
+            of `EMBEDDING_LOSSES`, as l2: a projection of the student comes near the
+            teacher's embeddings: stored ones (data named embeddings), those that
+            codebook indexes stand for (needs `quantizer`), or those of a `teacher`
+            that runs in training.
         weight: Weight of this loss beside the task's own loss.
         schedule: How the weight changes over training: attributes of
             `espnet_mvq.distillation.WeightSchedule`, as `{warmup_updates: 1000}`. An
@@ -71,7 +72,7 @@ class MVQConfig:
             embedding; needs `quantizer`.
         quantizer: File of the quantizer that the indexes were made with.
         teacher: Teacher that runs in each training step, as `build_teacher` takes it,
-            for the losses l1, l2 and cosine.
+            for embedding losses.
         teacher_layer: Its layer, counted from 1; -1 = the last.
         teacher_conf: Options of its back end, and `dtype` and `batch_s`.
         delay_s: Seconds by which the student may lag behind the teacher.

@@ -165,15 +165,19 @@ class Teacher(SpeechModel, FrameSource):
 def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
     """Return the number of a layer counted from 1; -1 means the last.
 
+    A teacher without blocks has 0 layers; its only layer is 0.
+
     Raises:
         TeacherError: If the teacher has no such layer.
     """
     resolved = num_layers if layer == -1 else layer
     if not 0 <= resolved <= num_layers:
-        raise TeacherError(
-            f"teacher {spec}: got layer {layer}, expected 1 to {num_layers} (0: input "
-            "of the first block, -1: the last layer)"
+        expected = (
+            f"1 to {num_layers} (0: input of the first block, -1: the last layer)"
         )
+        if num_layers == 0:
+            expected = "0 or -1, as it has no blocks"
+        raise TeacherError(f"teacher {spec}: got layer {layer}, expected {expected}")
     return resolved
 
 

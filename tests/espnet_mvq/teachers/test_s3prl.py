@@ -212,5 +212,5 @@ def test_checkpoint_that_cannot_be_loaded(tmp_path):
 
 
 def test_layer_out_of_range():
-    with pytest.raises(TeacherError, match="got layer 1, expected 1 to 0"):
+    with pytest.raises(TeacherError, match="got layer 1, expected 0 or -1"):
         build_teacher("s3prl/fbank", 1)
