@@ -98,7 +98,7 @@ def _refusal(error: Exception) -> Optional[str]:
 
 
 def _takes_plugin(argv: List[str]) -> bool:
-    """Say whether these arguments run a command of ESPnet that builds models."""
+    """Whether the arguments run a command of ESPnet that builds models."""
     if len(argv) < 2 or argv[0] != "-m" or not argv[1].startswith(_PACKAGE):
         return False
     return argv[1][len(_PACKAGE) :] not in _WITHOUT_MODEL

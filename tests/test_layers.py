@@ -85,17 +85,17 @@ def is_allowed(path, module):
 
 
 def is_downward(path, module):
-    """Say whether an import inside the package stays in its folder or goes down."""
+    """Whether an import inside the package stays in its folder or goes down."""
     folder = folder_of(path)
-    there = (module.split(".") + ["__init__"])[1]
+    target = (module.split(".") + ["__init__"])[1]
     if folder == "__init__":
         # `register()` is the one door from the top
         return module == "espnet_mvq.plugin.registration"
-    if there == "__init__" or there == folder:
+    if target in ("__init__", folder):
         return True  # the version; a sibling
     if folder == "distillation":
-        return there == "options"
-    return LAYERS[there] < LAYERS[folder]
+        return target == "options"
+    return LAYERS[target] < LAYERS[folder]
 
 
 def violations(path, source):

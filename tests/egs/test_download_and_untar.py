@@ -35,7 +35,7 @@ GOOD = make_archive(
 
 
 class Server:
-    """What is served at one path, how, and which Range headers came."""
+    """Content and behaviour of a path, and the Range headers it received."""
 
     def __init__(self):
         self.content = GOOD

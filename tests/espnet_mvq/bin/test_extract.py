@@ -281,7 +281,7 @@ def test_embeddings_are_those_of_the_teacher(embed, shards, teacher_dir, data_di
 
 
 def test_embeddings_can_be_a_teacher(embed, shards, data_dir, tmp_path, teacher_dir):
-    """What was stored gives the quantizer that the teacher itself gives, nearly."""
+    """Stored embeddings give nearly the quantizer of the teacher itself."""
     embed()
     spec = f"feats/{shards}/embeddings.1.scp"
     json_path = shards / "embeddings.1.json"

@@ -178,7 +178,7 @@ def train(tmp_path):
 
 
 def test_quantizer_is_trained_on_them(write, arrays, train, tmp_path):
-    """What stands in wav.scp besides the utterances does not matter."""
+    """Only the utterances of wav.scp matter."""
     (tmp_path / "wav.scp").write_text("".join(f"{u} none.wav\n" for u in arrays))
     made = train(write(), "--teacher_conf", "frame_shift_samples=320")
     assert (made.dim, made.num_codebooks, made.provenance["layer"]) == (4, 2, 6)

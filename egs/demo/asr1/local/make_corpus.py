@@ -56,15 +56,15 @@ def draw_sentence(design: dict, rng: random.Random) -> str:
 def draw_sentences(design: dict, name: str, count: int, rng) -> List[str]:
     """Draw ``count`` different sentences that belong to the set ``name``."""
     low, high = design["sets"][name]["hashes"]
-    found: Dict[str, None] = {}
+    sentences: Dict[str, None] = {}
     for _ in range(1000 * count):
         text = draw_sentence(design, rng)
         if low <= zlib.crc32(text.encode()) % 100 < high:
-            found[text] = None
-        if len(found) == count:
-            return list(found)
+            sentences[text] = None
+        if len(sentences) == count:
+            return list(sentences)
     raise ValueError(
-        f"the grammar gave {len(found)} different sentences for {name}, expected "
+        f"the grammar gave {len(sentences)} different sentences for {name}, expected "
         f"{count}: ask for fewer utterances with --sizes or widen {DESIGN.name}"
     )
 
