@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Write the configurations of all arms and seeds of a table, and the list of jobs."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from string import Template
+from typing import Any, Dict, List
+
+import yaml
+from merge_yaml import merge
+
+from espnet_mvq.files.whole_file import write_text
+
+TRAIN_SET = "train_clean_5"
+_KEYS = {
+    "name",
+    "table",
+    "title",
+    "seeds",
+    "loss",
+    "options",
+    "train_set",
+    "hours",
+    "against",
+}
+_REQUIRED = ("name", "table", "title", "seeds")
+
+
+class TableError(Exception):
+    """An invalid table; the text is the message to the user."""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        description="Write EXPDIR/conf/ARM_seedN.yaml for each arm and seed, and "
+        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG' for each of them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--table", default="conf/table.yaml", help="Arms")
+    parser.add_argument("--expdir", default="exp/table", help="Folder to write")
+    parser.add_argument(
+        "--arms", nargs="*", help="Names of arms (default: all of the table)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Value of ${NAME} in the options of losses",
+    )
+    return parser
+
+
+def read_arms(path: Path) -> List[Dict[str, Any]]:
+    """Read and check the arms of a table.
+
+    Raises:
+        TableError: If a key is unknown or missing, a name is used twice, or an arm is
+            compared with one that does not exist.
+    """
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    arms = table["arms"]
+    names = [arm.get("name") for arm in arms]
+    for arm in arms:
+        problems = [f"no {key}" for key in _REQUIRED if key not in arm]
+        problems += [f"unknown key {key}" for key in sorted(set(arm) - _KEYS)]
+        if names.count(arm.get("name")) > 1:
+            problems.append("a name that another arm has, too")
+        if arm.get("table") not in table["tables"]:
+            problems.append(f"table {arm.get('table')!r}, which is not in tables")
+        if arm.get("against", arm.get("name")) not in names:
+            problems.append(f"against {arm['against']!r}, which is no arm")
+        if problems:
+            raise TableError(f"{path}: arm {arm.get('name')}: got {problems[0]}")
+    return arms
+
+
+def arm_config(
+    arm: Dict[str, Any], student: Dict[str, Any], values: Dict[str, str]
+) -> Dict[str, Any]:
+    """Return the training configuration of an arm, without its seed.
+
+    Args:
+        arm: The arm.
+        student: Configuration of the student without a teacher.
+        values: Values of ${NAME} in the options of the loss.
+    """
+    config = student
+    if arm.get("loss"):
+        text = Path(f"conf/losses/{arm['loss']}.yaml").read_text(encoding="utf-8")
+        config = merge(config, yaml.safe_load(Template(text).substitute(values)))
+    return merge(config, arm.get("options") or {})
+
+
+def write_jobs(args: argparse.Namespace) -> int:
+    """Write configurations and the list of jobs, seeds 0 of all arms first.
+
+    Returns:
+        Number of jobs.
+    """
+    table = Path(args.table)
+    arms = read_arms(table)
+    unknown = set(args.arms or ()) - {arm["name"] for arm in arms}
+    if unknown:
+        raise TableError(f"--arms: got {sorted(unknown)[0]}, which is not in {table}")
+    student_path = yaml.safe_load(table.read_text(encoding="utf-8"))["student"]
+    student = yaml.safe_load(Path(student_path).read_text(encoding="utf-8"))
+    values = {
+        "train": f"dump/raw/{TRAIN_SET}",
+        **dict(pair.split("=", 1) for pair in args.set),
+    }
+    expdir = Path(args.expdir)
+    (expdir / "conf").mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for arm in arms:
+        if args.arms and arm["name"] not in args.arms:
+            continue
+        config = arm_config(arm, student, values)
+        for order, seed in enumerate(arm["seeds"]):
+            name = f"{arm['name']}_seed{seed}"
+            path = expdir / "conf" / f"{name}.yaml"
+            text = yaml.safe_dump({**config, "seed": seed}, sort_keys=False)
+            write_text(path, text)
+            jobs.append((order, f"{name} {arm.get('train_set', TRAIN_SET)} {path}\n"))
+    # A table of one seed is readable early; the sort keeps the order of the arms.
+    jobs.sort(key=lambda job: job[0])
+    write_text(expdir / "jobs", "".join(line for _, line in jobs))
+    return len(jobs)
+
+
+def main(cmd=None) -> None:
+    """Run the command."""
+    args = get_parser().parse_args(cmd)
+    try:
+        print(write_jobs(args))
+    except (TableError, OSError, KeyError) as error:
+        logging.error(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+"""Report on the arms and seeds of a table: error rates, paired bootstrap, curves."""
+
+import argparse
+import logging
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import yaml
+from distillation_report import ReportError, read_epochs, target_bytes
+from score import align, get_tokenizers, match, read_text
+from table_jobs import TableError, read_arms
+
+from espnet_mvq.files.whole_file import write_text
+
+NUM_RESAMPLES = 10_000
+_PARAMETERS = re.compile(r"Total Number of model parameters: ([\d.]+) ([KM])")
+
+
+@dataclass
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        epochs: Statistics of each epoch, as of `read_epochs`.
+        errors: Errors of each test utterance by "wer" and "cer", int64, (U,); None:
+            the run is not decoded.
+        tokens: Reference tokens of each test utterance, likewise.
+    """
+
+    epochs: List[Dict[str, float]]
+    errors: Optional[Dict[str, np.ndarray]] = None
+    tokens: Optional[Dict[str, np.ndarray]] = None
+
+    @property
+    def valid_cer(self) -> float:
+        """Lowest CER of the validation set, in percent."""
+        return 100 * min(epoch["valid_cer_ctc"] for epoch in self.epochs)
+
+    def error_rate(self, unit: str) -> float:
+        """Return WER or CER of the test set, in percent."""
+        return 100 * self.errors[unit].sum() / self.tokens[unit].sum()
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        description="Print the tables of all arms that have results, as markdown, and "
+        "draw the CER of the validation set over the training.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--table", default="conf/table.yaml", help="Arms")
+    parser.add_argument("--expdir", default="exp/table", help="Experiments")
+    parser.add_argument("--suffix", required=True, help="Ending of the experiments")
+    parser.add_argument("--inference", required=True, help="Decoding folder")
+    parser.add_argument("--ref", required=True, help="References of the test set")
+    parser.add_argument("--out", required=True, help="Markdown file to write")
+    parser.add_argument("--figure", help="Image file of the curves")
+    parser.add_argument("--note", default="", help="Text below the title")
+    return parser
+
+
+def paired_bootstrap(
+    errors: np.ndarray,
+    baseline: np.ndarray,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Tuple[float, float, float]:
+    """Compare two systems on the same utterances.
+
+    The error rate's change relative to the baseline, over resamples of the
+    utterances. The same utterances are drawn for both systems.
+
+    Args:
+        errors: Errors of each utterance, mean over seeds, float, (U,).
+        baseline: Those of the baseline, (U,).
+        num_resamples: Number of resamples.
+        seed: Seed of the resamples.
+
+    Returns:
+        The 2.5 % and the 97.5 % quantile of the relative change, in percent, and the
+        share of resamples in which the system is not better than the baseline.
+
+    Source: Bisani and Ney 2004, Bootstrap estimates for confidence intervals in ASR
+        performance evaluation.
+    """
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(len(errors), size=(num_resamples, len(errors)))
+    ours, theirs = errors[draws].sum(1), baseline[draws].sum(1)
+    changes = 100 * (ours - theirs) / theirs
+    low, high = np.quantile(changes, [0.025, 0.975])
+    return float(low), float(high), float((ours >= theirs).mean())
+
+
+def mean_and_deviation(values: List[float], digits: int = 1) -> str:
+    """Format the mean and the standard deviation of several seeds."""
+    text = f"{np.mean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {np.std(values, ddof=1):.{digits}f}"
+    return text
+
+
+def count_errors(
+    refs: Dict[str, str], hyps: Dict[str, str]
+) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray]]:
+    """Count errors and reference tokens of each utterance, by "wer" and "cer"."""
+    hyps = match(refs, hyps)
+    errors, tokens = {}, {}
+    for unit, tokenize in get_tokenizers(None).items():
+        utterances = align(refs, hyps, tokenize)
+        counts = [[u.count(edit) for edit in "CSDI"] for u in utterances]
+        correct, substituted, deleted, inserted = np.array(counts).T
+        errors[unit] = substituted + deleted + inserted
+        tokens[unit] = correct + substituted + deleted
+    return errors, tokens
+
+
+def read_runs(
+    arm: Dict[str, Any], args: argparse.Namespace, refs: Dict[str, str]
+) -> Dict[int, Run]:
+    """Read the runs of an arm that have at least one epoch, by seed."""
+    runs = {}
+    for seed in arm["seeds"]:
+        exp = exp_of(arm, seed, args)
+        try:
+            run = Run(read_epochs(exp))
+        except ReportError:
+            continue  # not begun
+        hyp = exp / args.inference / "text"
+        if hyp.is_file():
+            run.errors, run.tokens = count_errors(refs, read_text(hyp))
+        runs[seed] = run
+    return runs
+
+
+def exp_of(arm: Dict[str, Any], seed: int, args: argparse.Namespace) -> Path:
+    """Return the experiment folder of an arm and seed."""
+    return Path(args.expdir) / f"asr_{arm['name']}_seed{seed}_{args.suffix}"
+
+
+def num_parameters(exp: Path) -> str:
+    """Return the trained parameters of an experiment, as its log tells them."""
+    for log in sorted(exp.glob("train*.log")):
+        number = _PARAMETERS.search(log.read_text(encoding="utf-8"))
+        if number:
+            return " ".join(number.groups())
+    return ""
+
+
+def seconds_per_step(runs: Dict[int, Run]) -> float:
+    """Return the time of a step in the least disturbed epoch of all seeds, in s."""
+    return min(e["train_time"] for run in runs.values() for e in run.epochs)
+
+
+def arm_row(
+    arm: Dict[str, Any],
+    runs: Dict[str, Dict[int, Run]],
+    args: argparse.Namespace,
+) -> str:
+    """Return the row of an arm; "" in columns whose results are missing."""
+    own = runs[arm["name"]]
+    exp = exp_of(arm, min(own), args)
+    decoded = {seed: run for seed, run in own.items() if run.errors is not None}
+    rates = ["", ""]
+    if decoded:
+        rates = [
+            mean_and_deviation([run.error_rate(unit) for run in decoded.values()])
+            for unit in ("wer", "cer")
+        ]
+    cells = [
+        arm["title"],
+        f"{arm.get('hours', 5.31):g}",
+        f"{len(decoded)} of {len(arm['seeds'])}",
+        mean_and_deviation([run.valid_cer for run in own.values()]),
+        *rates,
+        compare(arm, runs),
+        num_parameters(exp),
+        f"{target_bytes(exp) / 1e6:,.1f}",
+        f"{seconds_per_step(own):.3f}",
+        mean_and_deviation([len(run.epochs) for run in own.values()], 0),
+        f"`{exp.name}`",
+    ]
+    return "|" + "|".join(cells) + "|"
+
+
+def compare(arm: Dict[str, Any], runs: Dict[str, Dict[int, Run]]) -> str:
+    """Return the relative change of the CER, with its 95 % interval.
+
+    Only seeds that both arms have count.
+    """
+    own, other = runs[arm["name"]], runs.get(arm.get("against", ""), {})
+    seeds = [s for s in own if s in other and own[s].errors and other[s].errors]
+    if not seeds:
+        return ""
+    errors, baseline = (
+        np.mean([part[seed].errors["cer"] for seed in seeds], axis=0)
+        for part in (own, other)
+    )
+    change = 100 * (errors.sum() - baseline.sum()) / baseline.sum()
+    low, high, not_better = paired_bootstrap(errors, baseline)
+    return f"{change:+.1f} [{low:+.1f}, {high:+.1f}], p = {not_better:.4f}"
+
+
+def draw_curves(
+    arms: List[Dict[str, Any]], runs: Dict[str, Dict[int, Run]], path: Path
+) -> None:
+    """Draw the CER of the validation set against epochs and hours of training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for arm in arms:
+        own = runs[arm["name"]]
+        label = f"{arm['title']}, {arm.get('hours', 5.31):g} h"
+        color = None
+        for run in own.values():
+            rates = [100 * epoch["valid_cer_ctc"] for epoch in run.epochs]
+            steps = np.array([epoch["total_count"] for epoch in run.epochs])
+            hours = steps * seconds_per_step(own) / 3600
+            for axis, x in zip(axes, (np.arange(1, len(rates) + 1), hours)):
+                (line,) = axis.plot(x, rates, color=color, label=label, linewidth=1)
+                color = line.get_color()
+            label = None
+    axes[0].set(xlabel="epoch", ylabel="CER of dev_clean, %", ylim=(0, 100))
+    axes[1].set(xlabel="hours of training")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def make_page(args: argparse.Namespace) -> str:
+    """Return the page of all tables that have a result."""
+    content = yaml.safe_load(Path(args.table).read_text(encoding="utf-8"))
+    arms = read_arms(Path(args.table))
+    refs = read_text(Path(args.ref))
+    runs = {arm["name"]: read_runs(arm, args, refs) for arm in arms}
+    started = [arm for arm in arms if runs[arm["name"]]]
+    if not started:
+        raise ReportError(f"{args.expdir}: no arm has an epoch; run the trainings")
+    lines = ["# Tables", "", args.note]
+    for name, title in content["tables"].items():
+        members = [arm for arm in started if arm["table"] == name]
+        if members:
+            lines += ["", f"## {title}", ""]
+            lines += [
+                "|arm|hours of labels|seeds decoded|dev CER %|test WER %|test CER %|"
+                "change of the CER, % [95 %], p|parameters|targets, MB|s/step|epochs|"
+                "experiment|",
+                "|---" * 12 + "|",
+            ]
+            lines += [arm_row(arm, runs, args) for arm in members]
+    missing = [arm["name"] for arm in arms if not runs[arm["name"]]]
+    if missing:
+        lines += ["", f"Not begun: {', '.join(missing)}."]
+    lines += [
+        "",
+        "± is the standard deviation over seeds. The change is relative to the arm "
+        "without a teacher; its interval and p come from a paired bootstrap over the "
+        f"test utterances ({NUM_RESAMPLES:,} resamples, errors averaged over seeds); p "
+        "is the share of resamples in which the arm is not better. s/step is the mean "
+        "of the least disturbed epoch.",
+    ]
+    if args.figure:
+        draw_curves(started, runs, Path(args.figure))
+        lines += ["", f"![CER of dev_clean]({Path(args.figure).name})"]
+    return "\n".join(lines) + "\n"
+
+
+def main(cmd=None) -> None:
+    """Run the command."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
+    )
+    args = get_parser().parse_args(cmd)
+    try:
+        write_text(args.out, make_page(args))
+    except (ReportError, TableError, OSError, ValueError) as error:
+        logging.error(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# Tables of many arms (with and without a teacher, few labels) and seeds, each student
+# trained until the CER of dev_clean no longer falls. The same command resumes: finished
+# jobs are skipped, interrupted trainings continue from their last epoch.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+. utils/common.sh
+
+stage=1             # First stage to run.
+stop_stage=4        # Last stage to run.
+nj=2                # Trainings at a time: CPU cores, or GPUs with --ngpu 1.
+ngpu=0              # 1: each training runs on a GPU.
+python=python3      # Python of everything.
+table=conf/table.yaml  # Arms.
+arms=               # Names of arms, separated by spaces; empty: all of the table.
+expdir=exp/table    # Experiments and results.
+teacher=transformers/openai/whisper-base
+teacher_conf=window_s=0
+layer=5             # Teacher layer, counted from 1.
+num_codebooks=8     # Bytes per teacher frame.
+inference_config=conf/decode_asr_debug.yaml
+job=                # Internal: number of the one job to run.
+
+help_message="Usage: $0 [options]   (defaults in brackets)
+  --stage N --stop_stage N [${stage} to ${stop_stage}]
+     1 data, quantizer, indexes, embeddings, 2 subsets and shuffled indexes,
+     3 training and decoding of all arms and seeds, 4 report
+  --nj N [${nj}]   trainings at a time   --ngpu 0|1 [${ngpu}]   --python CMD [${python}]
+  --table YAML [${table}] --arms \"NAME ...\" [all]   --expdir DIR [${expdir}]
+  --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}] --layer N [${layer}]
+  --num_codebooks N [${num_codebooks}] --inference_config YAML [${inference_config}]"
+
+log "$0 $*"
+run_args=("$@")
+. utils/parse_options.sh
+no_arguments "$@"
+stages 1 2 3 4
+whole_number 1 nj num_codebooks ${job:+job}
+whole_number 0 ngpu
+whole_number -1 layer
+without_spaces expdir
+. ./path.sh
+. ./cmd.sh
+
+train_set=train_clean_5
+data=dump/raw/${train_set}
+stats_dir=${expdir}/stats   # of train_clean_5; those of subsets: ${stats_dir}_SET
+suffix=raw_en_bpe100
+inference=$(basename "${inference_config}" .yaml)_asr_model_valid.cer_ctc.ave/test_clean
+student=$(sed -n 's/^student: *//p' "${table}")
+
+# recipe OPTIONS...: run.sh with the options that all arms share
+recipe() {
+    ./run.sh --python "${python}" --expdir "${expdir}" --teacher "${teacher}" \
+        --teacher_conf "${teacher_conf}" --layer "${layer}" --nbpe 100 \
+        --num_codebooks "${num_codebooks}" --inference_config "${inference_config}" \
+        --inference_asr_model valid.cer_ctc.ave.pth "$@"
+}
+
+# subset HOURS NAME: utterances of train_clean_5 with so many hours, the list of the others,
+# and their statistics; features are normalised as for train_clean_5
+subset() {
+    local dir=dump/raw/$2 file
+    [ ! -s "${dir}/unlabelled" ] || return 0
+    log "stage 2: $1 h of ${train_set}: ${dir}"
+    ${python} -m espnet_mvq.bin.select_utterances --data_dir "${data}" --outdir "${dir}/chosen" \
+        --hours "$1"
+    for file in wav.scp text utt2spk utt2num_samples; do
+        awk 'NR == FNR { chosen[$1]; next } $1 in chosen' "${dir}/chosen/wav.scp" \
+            "${data}/${file}" >"${dir}/${file}"
+    done
+    mkdir -p "${stats_dir}_$2/train"
+    ln -sfn "../$(basename "${stats_dir}")/valid" "${stats_dir}_$2/valid"
+    for file in speech_shape text_shape.bpe; do
+        awk 'NR == FNR { chosen[$1]; next } $1 in chosen' "${dir}/wav.scp" \
+            "${stats_dir}/train/${file}" >"${stats_dir}_$2/train/${file}"
+    done
+    cp "${stats_dir}/train/feats_stats.npz" "${stats_dir}_$2/train/"
+    awk 'NR == FNR { chosen[$1]; next } !($1 in chosen) { print $1 }' "${dir}/wav.scp" \
+        "${data}/wav.scp" >"${dir}/unlabelled"
+}
+
+# run_job NAME TRAIN_SET CONFIG: train and decode one arm with one seed
+run_job() {
+    local exp=${expdir}/asr_$1_${suffix} stats=${stats_dir} configs
+    [ ! -s "${exp}/${inference}/text" ] || return 0
+    [ "$2" = "${train_set}" ] || stats=${stats_dir}_$2
+    if grep -q "^model: mvq" "$3"; then
+        configs=(--asr_config "" --mvq_asr_config "$3")
+    else
+        configs=(--asr_config "$3" --mvq_asr_config "")
+    fi
+    recipe --stage 11 --stop_stage 12 --train_set "$2" --asr_stats_dir "${stats}" \
+        --num_threads 1 --inference_nj 1 --ngpu "${ngpu}" "${configs[@]}"
+}
+
+if [ -n "${job}" ]; then
+    read -r name set config < <(sed -n "${job}p" "${expdir}/jobs")
+    run_job "${name}" "${set}" "${config}"
+    exit 0
+fi
+
+if runs 1; then
+    log "stage 1: Data, quantizer, codebook indexes, statistics"
+    recipe --stage 1 --stop_stage 10 --asr_config "${student}" \
+        --mvq_asr_config conf/train_asr_debug_mvq.yaml --asr_stats_dir "${stats_dir}" \
+        --ngpu "${ngpu}"
+    log "stage 1: Embeddings, stored as float16"
+    bash "$(${python} -m espnet_mvq --mvq_sh)" --train_set "${train_set}" --nj "${nj}" \
+        --python "${python}" --teacher "${teacher}" --layer "${layer}" \
+        --teacher_conf "${teacher_conf}" --target embeddings
+fi
+
+if runs 2; then
+    subset 1 train_1h
+    subset 0.1667 train_10min
+    if [ ! -s "${data}/codebook_indexes_shuffled.json" ]; then
+        log "stage 2: Indexes of other utterances"
+        ${python} local/shuffle_indexes.py --data_dir "${data}" \
+            --outdir "dump/mvq/shuffled_layer${layer}_cb${num_codebooks}"
+    fi
+fi
+
+if runs 3; then
+    # shellcheck disable=SC2086
+    num_jobs=$(${python} pyscripts/table_jobs.py --table "${table}" --expdir "${expdir}" \
+        ${arms:+--arms ${arms}})
+    log "stage 3: ${num_jobs} students, ${nj} at a time; logs: ${expdir}/log/"
+    # shellcheck disable=SC2086
+    ${cuda_cmd} --gpu "${ngpu}" --max-jobs-run "${nj}" JOB=1:"${num_jobs}" \
+        "${expdir}/log/JOB.log" ./run_table.sh ${run_args[@]+"${run_args[@]}"} --job JOB ||
+        failed "${expdir}"/log/*.log
+fi
+
+if runs 4; then
+    log "stage 4: Report"
+    ${python} pyscripts/table_report.py --table "${table}" --expdir "${expdir}" \
+        --suffix "${suffix}" --inference "${inference}" --ref dump/raw/test_clean/text \
+        --out "${expdir}/RESULTS.md" --figure "${expdir}/curves.png" \
+        --note "Teacher: ${teacher}, layer ${layer}. Commit: $(git rev-parse --short HEAD 2>/dev/null || echo unknown). Date: $(date '+%Y-%m-%d')."
+    log "Tables: ${expdir}/RESULTS.md"
+fi
+
+log "Successfully finished. [elapsed=${SECONDS}s]"

@@ -1,0 +1,221 @@
+"""Tables of arms and seeds: configurations, the queue, the statistics, the report."""
+
+import json
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import yaml
+from builders import ROOT, index_metadata, write_indexes
+
+from espnet_mvq.indexes.reader import FrameReader
+
+PYSCRIPTS = ROOT / "egs" / "TEMPLATE" / "asr1" / "pyscripts"
+RECIPE = ROOT / "egs" / "mini_librispeech" / "asr1"
+# Decodes what it is told to train; fails for arms whose name has "broken"
+STAND_IN = """#!/usr/bin/env python3
+import pathlib, sys
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+config = words["--asr_config"] or words["--mvq_asr_config"]
+name = pathlib.Path(config).stem
+with open("calls", "a") as file:
+    file.write(f"{{name}} {{words['--train_set']}} {{words['--asr_stats_dir']}}\\n")
+if "broken" in name and not pathlib.Path("repaired").exists():
+    sys.exit("ERROR: no luck")
+test = pathlib.Path(words["--expdir"]) / f"asr_{{name}}_raw_en_bpe100"
+test /= "decode_asr_debug_asr_model_valid.cer_ctc.ave/test_clean"
+test.mkdir(parents=True)
+(test / "text").write_text("u0 a\\n")
+"""
+ARMS = """
+student: conf/train_asr_small.yaml
+tables: {main: All labels, few: Few labels}
+arms:
+-   {name: none, table: main, title: no KD, seeds: [0, 1]}
+-   name: mvq
+    table: main
+    title: MVQ
+    seeds: [0, 1]
+    loss: mvq
+    options: {optim_conf: {lr: 0.5}}
+    against: none
+-   {name: broken, table: few, title: few, seeds: [0], hours: 1, train_set: train_1h}
+"""
+
+
+@pytest.fixture
+def load(load_script, monkeypatch):
+    """Return a function that loads a script whose neighbours it may import."""
+    monkeypatch.syspath_prepend(PYSCRIPTS)
+    return lambda name: load_script(PYSCRIPTS / f"{name}.py")
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.yaml"
+    path.write_text(ARMS)
+    return path
+
+
+def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(RECIPE)
+    options = ["--table", str(table), "--expdir", str(tmp_path / "exp")]
+    load("table_jobs").main(options)
+    jobs = (tmp_path / "exp" / "jobs").read_text().splitlines()
+    # The first seeds of all arms come first.
+    names = ["none_seed0", "mvq_seed0", "broken_seed0", "none_seed1", "mvq_seed1"]
+    assert [job.split()[0] for job in jobs] == names
+    assert jobs[2].split()[1] == "train_1h"
+    configs = [yaml.safe_load(Path(job.split()[2]).read_text()) for job in jobs]
+    student = yaml.safe_load(Path("conf/train_asr_small.yaml").read_text())
+    assert configs[3] == {**student, "seed": 1}
+    assert configs[4]["optim_conf"] == {**student["optim_conf"], "lr": 0.5}
+    data = configs[4]["train_data_path_and_name_and_type"]
+    assert data[0][0] == "dump/raw/train_clean_5/codebook_indexes.scp"
+    load("table_jobs").main([*options, "--arms", "mvq"])
+    assert len((tmp_path / "exp" / "jobs").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("loss: mvq", "lose: mvq", "arm mvq: got unknown key lose"),
+        (
+            "against: none",
+            "against: nun",
+            "arm mvq: got against 'nun', which is no arm",
+        ),
+        ("name: mvq", "name: none", "arm none: got a name that another arm has"),
+        ("seeds: [0], ", "", "arm broken: got no seeds"),
+        ("table: few", "table: fev", "arm broken: got table 'fev'"),
+        ("loss: mvq", "loss: mwq", "conf/losses/mwq.yaml"),
+    ],
+)
+def test_bad_tables_are_refused(
+    load, table, tmp_path, monkeypatch, caplog, old, new, message
+):
+    monkeypatch.chdir(RECIPE)
+    table.write_text(ARMS.replace(old, new))
+    with pytest.raises(SystemExit) as ended:
+        load("table_jobs").main(["--table", str(table), "--expdir", str(tmp_path)])
+    assert ended.value.code == 1 and message in caplog.text
+
+
+def test_shipped_table_has_valid_arms(load, monkeypatch, tmp_path):
+    monkeypatch.chdir(RECIPE)
+    load("table_jobs").main(["--expdir", str(tmp_path)])
+    jobs = (tmp_path / "jobs").read_text().splitlines()
+    assert len(jobs) > 20
+    unlabelled = yaml.safe_load(
+        Path(tmp_path / "conf/mvq_1h_all_seed0.yaml").read_text()
+    )
+    assert ["dump/raw/train_1h/unlabelled", "unlabelled", "mvq_list"] in unlabelled[
+        "train_data_path_and_name_and_type"
+    ]
+
+
+def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, run_script, table):
+    folder = copy_recipe("run_table.sh", "run.sh", STAND_IN)
+    shared = ROOT / "egs" / "TEMPLATE" / "asr1" / "cmd.sh"
+    (folder / "cmd.sh").symlink_to(shared)
+    options = ["--stage", "3", "--stop_stage", "3", "--table", str(table), "--nj", "2"]
+
+    def calls():
+        return sorted((folder / "calls").read_text().splitlines())
+
+    done = run_script(folder, "run_table.sh", *options)
+    assert done.returncode != 0 and "no luck" in done.stdout + done.stderr
+    names = ["broken_seed0", "mvq_seed0", "mvq_seed1", "none_seed0", "none_seed1"]
+    assert [line.split()[0] for line in calls()] == names
+    assert calls()[0].split()[1:] == ["train_1h", "exp/table/stats_train_1h"]
+    assert calls()[1].split()[1:] == ["train_clean_5", "exp/table/stats"]
+    (folder / "repaired").touch()
+    (folder / "calls").unlink()
+    done = run_script(folder, "run_table.sh", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[0] for line in calls()] == ["broken_seed0"]
+
+
+def test_bootstrap_of_known_systems(load):
+    report = load("table_report")
+    errors = np.random.default_rng(1).poisson(5.0, 400).astype(float)
+    assert report.paired_bootstrap(errors, errors) == (0, 0, 1)
+    low, high, not_better = report.paired_bootstrap(errors / 2, errors)
+    assert (low, high, not_better) == (-50, -50, 0)
+    low, high, _ = report.paired_bootstrap(2 * errors, errors)
+    assert (low, high) == (100, 100)
+
+
+def test_bootstrap_interval_is_that_of_the_normal_distribution(load):
+    """For a baseline of constant errors, the change is a mean of utterances."""
+    generator = np.random.default_rng(2)
+    baseline = np.full(500, 10.0)
+    errors = baseline + generator.normal(-0.1, 2.0, 500)
+    low, high, not_better = load("table_report").paired_bootstrap(errors, baseline)
+    change = 100 * (errors.mean() / 10 - 1)
+    width = 1.96 * 100 * errors.std() / 10 / np.sqrt(500)
+    assert low == pytest.approx(change - width, abs=0.1)
+    assert high == pytest.approx(change + width, abs=0.1)
+    share = 1 - NormalDist(change, width / 1.96).cdf(0)
+    assert not_better == pytest.approx(share, abs=0.005)
+
+
+def write_experiment(folder, cers, text):
+    folder.mkdir(parents=True)
+    lines = [" Total Number of model parameters: 931.49 K\n"]
+    for epoch, cer in enumerate(cers, 1):
+        lines.append(
+            f"INFO: {epoch}epoch results: [train] loss=9.0, train_time=0.500, time=1 "
+            f"minute, total_count={100 * epoch}, [valid] loss=8.0, cer_ctc={cer}, "
+            "time=1 second, total_count=5\n"
+        )
+    (folder / "train.log").write_text("".join(lines))
+    (folder / "config.yaml").write_text("train_data_path_and_name_and_type: []\n")
+    if text:
+        (folder / "decode").mkdir()
+        (folder / "decode" / "text").write_text(text)
+
+
+def test_report(load, table, tmp_path):
+    exp = tmp_path / "exp"
+    (tmp_path / "ref").write_text("u0 ab cd\nu1 ef\n")
+    # CER of 5 + 2 characters: 2 of 7, 1 of 7 and 0
+    write_experiment(exp / "asr_none_seed0_x", [0.9, 0.5], "u0 ab ce\nu1 eg\n")
+    write_experiment(exp / "asr_none_seed1_x", [0.7], "u0 ab cd\nu1 eg\n")
+    write_experiment(exp / "asr_mvq_seed0_x", [0.6, 0.3, 0.4], "u0 ab cd\nu1 ef\n")
+    write_experiment(exp / "asr_mvq_seed1_x", [0.8], None)
+    options = ["--table", str(table), "--expdir", str(exp), "--suffix", "x"]
+    options += ["--inference", "decode", "--ref", str(tmp_path / "ref")]
+    figure = tmp_path / "curves.png"
+    options += ["--out", str(tmp_path / "page.md"), "--figure", str(figure)]
+    load("table_report").main([*options, "--note", "Teacher: big."])
+    page = (tmp_path / "page.md").read_text()
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line[:1] == "|"]
+    none, mvq = rows[2:]
+    assert none[:7] == ["no KD", "5.31", "2 of 2", "60.0 ± 14.1", "50.0 ± 23.6"] + [
+        "21.4 ± 10.1",
+        "",
+    ]
+    assert mvq[:6] == ["MVQ", "5.31", "1 of 2", "55.0 ± 35.4", "0.0", "0.0"]
+    assert mvq[6].startswith("-100.0 [-100.0, -100.0]")
+    assert none[7:] == ["931.49 K", "0.0", "0.500", "2 ± 1", "`asr_none_seed0_x`"]
+    assert "Not begun: broken." in page and "Teacher: big." in page
+    assert "## Few labels" not in page
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_shuffled_indexes_are_those_of_other_utterances(load_script, tmp_path):
+    script = load_script("egs/mini_librispeech/asr1/local/shuffle_indexes.py")
+    arrays = {f"u{n}": np.full((3 + n % 3, 2), n, np.uint8) for n in range(4)}
+    write_indexes(tmp_path, arrays)
+    options = ["--data_dir", str(tmp_path), "--outdir", str(tmp_path / "shuffled")]
+    script.main(options)
+    original = FrameReader(tmp_path / "codebook_indexes.scp")
+    shuffled = FrameReader(tmp_path / "codebook_indexes_shuffled.scp")
+    assert list(shuffled) == list(original) == list(arrays)
+    for utt_id, array in arrays.items():
+        assert shuffled[utt_id].shape == array.shape
+        assert shuffled[utt_id][0, 0] != array[0, 0]
+    assert shuffled.metadata.quantizer_id == index_metadata().quantizer_id
+    json.loads((tmp_path / "codebook_indexes_shuffled.json").read_text())
