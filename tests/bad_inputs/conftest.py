@@ -9,24 +9,18 @@ import pytest
 import soundfile
 import torch
 import yaml
-from builders import SAMPLE_RATE, write_speech, write_table
-from corpus_builders import QUANTIZER_SIZES, MakeFile, save_transformers
+from builders import SAMPLE_RATE, TINY_MODEL
+from corpus_builders import (
+    QUANTIZER_SIZES,
+    MakeFile,
+    save_transformers,
+    write_speech,
+    write_table,
+)
 from safetensors.numpy import load_file, save_file
 
 STUDENT = {
-    "token_list": ["<blank>", "<unk>", "a", "b", "<sos/eos>"],
-    "frontend_conf": {"n_fft": 128, "hop_length": 160, "n_mels": 8},
-    "specaug": None,
-    "normalize": None,
-    "encoder": "transformer",
-    "encoder_conf": {
-        "attention_heads": 2,
-        "linear_units": 8,
-        "output_size": 8,
-        "num_blocks": 2,
-    },
-    "decoder": "transformer",
-    "decoder_conf": {"attention_heads": 2, "linear_units": 8, "num_blocks": 1},
+    **TINY_MODEL,
     "model": "mvq",
     "model_conf": {"ctc_weight": 0.5, "mvq_conf": {"layer": 1}},
     "use_preprocessor": False,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from builders import ROOT
 
 from espnet_mvq.__main__ import MVQ_SH
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLE = yaml.safe_load(Path(__file__).with_name("table.yaml").read_text())
 ROWS = [
     pytest.param(section, options, words, id=f"{section}: {options}")

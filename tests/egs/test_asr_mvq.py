@@ -1,12 +1,12 @@
-"""asr_mvq.sh: what it has ESPnet do for which students, by a stand-in for Python."""
+"""asr_mvq.sh: its calls of ESPnet, noted by a stand-in for Python."""
 
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
+from builders import ROOT
+from corpus_builders import run_script
 
-ROOT = Path(__file__).resolve().parents[2]
 # Notes its arguments; leaves a hypothesis where ESPnet would, and the place of mvq.sh.
 STAND_IN = """#!/usr/bin/env python3
 import pathlib, sys
@@ -44,8 +44,8 @@ def recipe(tmp_path):
 
 
 @pytest.fixture
-def run(recipe, run_script):
-    """Return a function that runs the script and returns what it ran.
+def run(recipe):
+    """Return a function that runs the script and returns its calls.
 
     With conf/plain.yaml and no MVQ student, if the options say nothing else.
     """

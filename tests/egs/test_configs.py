@@ -3,25 +3,24 @@
 import inspect
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from builders import MVQ_CONF
+from builders import MVQ_CONF, ROOT
+from corpus_builders import load_script
 
 import espnet_mvq
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(
     p for p in ROOT.glob("egs/*/asr1/conf/**/*.yaml") if not p.is_symlink()
 )
 TRAINING = [path for path in CONFIGS if path.name.startswith("train_")]
-# What a loss adds to a baseline, for run_losses.sh to put together
+# Options that run_losses.sh adds to a baseline for a loss
 LOSSES = [path for path in CONFIGS if path.parent.name == "losses"]
 DECODING = [path for path in CONFIGS if path.name.startswith("decode_")]
 MVQ_TRAINING = [path for path in TRAINING if "_mvq" in path.name]
-# What the metadata say of 16 codebooks of WavLM-large, or of HuBERT-large
+# Metadata of 16 codebooks of WavLM-large or HuBERT-large
 INDEXES = {**MVQ_CONF, "num_codebooks": 16, "codebook_size": 256}
 OURS = {
     "model",
@@ -133,7 +132,7 @@ def test_documented_block_has_the_options_and_their_defaults():
 
 
 @pytest.mark.parametrize("path", LOSSES, ids=name_of)
-def test_losses_are_what_espnet_and_the_model_take(load_script, tmp_path, path):
+def test_losses_are_accepted_by_espnet_and_the_model(tmp_path, path):
     from espnet_mvq.plugin.config import parse_targets, parse_weighting
 
     values = {

@@ -3,11 +3,9 @@
 import json
 
 import pytest
+from corpus_builders import load_script
 
-
-@pytest.fixture
-def script(load_script):
-    return load_script("egs/mini_librispeech/asr1/local/continual_table.py")
+script = load_script("egs/mini_librispeech/asr1/local/continual_table.py")
 
 
 ERRORS = {
@@ -35,7 +33,7 @@ def options(tmp_path):
     return words
 
 
-def test_errors_after_each_step_and_forgetting(script, options, capsys):
+def test_errors_after_each_step_and_forgetting(options, capsys):
     script.main(options)
     wer, cer = capsys.readouterr().out.split("## CER %")
     assert "|method|after|a|b|c|\n|---|---|---|---|---|\n|plain|a|40.0|||" in wer
@@ -53,15 +51,14 @@ def test_errors_after_each_step_and_forgetting(script, options, capsys):
         ([[10.0], [20.0, 9.0], [5.0, 9.0, 1.0]], (-5.0 + 0.0) / 2),
     ],
 )
-def test_forgetting_looks_at_the_best_step_before_the_last(script, errors, expected):
+def test_forgetting_looks_at_the_best_step_before_the_last(errors, expected):
     assert script.forgetting(errors) == expected
 
 
-def test_missing_files_are_named(script, options, caplog, tmp_path):
+def test_missing_files_are_named(options, ends_with_error, tmp_path):
     (tmp_path / "decor1/decode/a_test/score_cer/result.json").unlink()
-    with pytest.raises(SystemExit):
-        script.main(options)
-    assert "decor1: got 0 CER scores of a_test" in caplog.records[-1].message
+    error = ends_with_error(script.main, options)
+    assert "decor1: got 0 CER scores of a_test" in error
 
 
 @pytest.mark.parametrize(
@@ -72,7 +69,6 @@ def test_missing_files_are_named(script, options, caplog, tmp_path):
         ("--domains a b --test_sets a b", "method m: got 1 experiments, expected 2"),
     ],
 )
-def test_numbers_that_do_not_fit(script, caplog, options, message):
-    with pytest.raises(SystemExit):
-        script.main([*options.split(), "--method", "m", "exp"])
-    assert message in caplog.records[-1].message
+def test_numbers_that_do_not_fit(ends_with_error, options, message):
+    words = [*options.split(), "--method", "m", "exp"]
+    assert message in ends_with_error(script.main, words)

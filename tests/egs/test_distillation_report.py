@@ -1,4 +1,4 @@
-"""The report puts together what logs, scores and metadata say."""
+"""The report of a distillation out of logs, scores and metadata."""
 
 import json
 import shutil
@@ -7,8 +7,11 @@ import pytest
 import torch
 import yaml
 from builders import index_metadata
+from corpus_builders import load_script
 
 from espnet_mvq.quantization import Quantizer
+
+report = load_script("egs/TEMPLATE/asr1/pyscripts/distillation_report.py")
 
 EPOCH = (
     "[vm] 2026-01-01 00:00:00,000 (trainer:394) INFO: {n}epoch results: [train] "
@@ -17,11 +20,6 @@ EPOCH = (
     "seconds, total_count=5, [att_plot] time=0 seconds, total_count=0\n"
 )
 MVQ = "loss_mvq={}, acc_mvq=0.25, mvq_nats_below_chance=1.5, "
-
-
-@pytest.fixture
-def report(load_script):
-    return load_script("egs/TEMPLATE/asr1/pyscripts/distillation_report.py")
 
 
 @pytest.fixture
@@ -60,12 +58,12 @@ def options(tmp_path):
     }
 
 
-def run(report, options):
+def run(options):
     report.main([str(word) for pair in options.items() for word in pair])
 
 
-def test_tables(report, options, capsys):
-    run(report, options)
+def test_tables(options, capsys):
+    run(options)
     text = options["--out"].read_text()
     assert "| |test WER %|test CER %|epochs|train s/step|targets, bytes|" in text
     assert "|baseline|50.0|50.0|3|0.300|0|" in text
@@ -79,8 +77,8 @@ def test_tables(report, options, capsys):
     assert "|MVQ student|40.2|" in capsys.readouterr().out
 
 
-def test_several_students_without_baseline(report, options):
-    """Each has a row and a table of losses; what a log does not tell is left open."""
+def test_several_students_without_baseline(options):
+    """Each has a row and a table of losses; numbers missing in the log are left out."""
     base = options["--out"].parent
     shutil.copytree(base / "base", base / "asr_kd")
     words = [str(w) for pair in options.items() for w in pair if pair[0] != "--student"]
@@ -97,11 +95,11 @@ def test_several_students_without_baseline(report, options):
     assert "|MVQ student|40.2|" in text and "|3|-|6.00|6.00|1.500|25.0|" in text
 
 
-def test_each_target_has_its_curves(report, options, tmp_path):
+def test_each_target_has_its_curves(options, tmp_path):
     log = tmp_path / "mvq" / "train.log"
     second = "acc_mvq_layer9=0.5, acc_mvq_own_name=0.75, optim0"
     log.write_text(log.read_text().replace("optim0", second))
-    run(report, options)
+    run(options)
     text = options["--out"].read_text()
     assert (
         "|index accuracy %|index accuracy %, layer9|index accuracy %, own name|" in text
@@ -109,19 +107,19 @@ def test_each_target_has_its_curves(report, options, tmp_path):
     assert "|3|6.00|6.00|6.00|1.500|25.0|50.0|75.0|" in text
 
 
-def test_epochs_of_older_logs(report, options, tmp_path):
+def test_epochs_of_older_logs(options, tmp_path):
     """ESPnet renames the logs before; a training that is done writes none anew."""
     log = tmp_path / "mvq" / "train.log"
     lines = log.read_text().splitlines(keepends=True)
     log.rename(tmp_path / "mvq" / "train.10.log")
     (tmp_path / "mvq" / "train.9.log").write_text(lines[3].replace("=6.0", "=5.0"))
     log.write_text("nothing to do\n")
-    run(report, options)
+    run(options)
     text = options["--out"].read_text()
     assert "|2|8.00|8.00|" in text and "|3|6.00|5.00|" in text
 
 
-def test_targets_on_disk_are_counted_once(report, options, tmp_path):
+def test_targets_on_disk_are_counted_once(options, tmp_path):
     """Arks behind the scp, and quantizers; several entries of an ark are one file."""
     (tmp_path / "a.ark").write_bytes(bytes(1000))
     (tmp_path / "b.scp").write_text("u1 {0}:5\nu2 {0}:9\n".format(tmp_path / "a.ark"))
@@ -150,10 +148,7 @@ def test_targets_on_disk_are_counted_once(report, options, tmp_path):
         ("quantizer.safetensors", "quantizer.safetensors: no such file"),
     ],
 )
-def test_missing_files_are_named(report, options, caplog, removed, message):
+def test_missing_files_are_named(options, ends_with_error, removed, message):
     (options["--out"].parent / removed).unlink()
-    with pytest.raises(SystemExit) as stopped:
-        run(report, options)
-    assert stopped.value.code == 1
-    assert message in caplog.records[-1].message
+    assert message in ends_with_error(run, options)
     assert not options["--out"].exists()

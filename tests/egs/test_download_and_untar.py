@@ -10,6 +10,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from corpus_builders import load_script
 
 SUBSET = "dev-clean"
 
@@ -35,7 +36,7 @@ GOOD = make_archive(
 
 
 class Server:
-    """Content and behaviour of a path, and the Range headers it received."""
+    """Content of the server, its behaviour, and the Range headers of the requests."""
 
     def __init__(self):
         self.content = GOOD
@@ -84,7 +85,7 @@ def server():
 
 
 @pytest.fixture
-def download(load_script, monkeypatch):
+def download(monkeypatch):
     module = load_script("egs/mini_librispeech/asr1/local/download_and_untar.py")
     archive = module.Archive(12, hashlib.md5(GOOD).hexdigest())
     monkeypatch.setitem(module.ARCHIVES, SUBSET, archive)
@@ -95,21 +96,22 @@ def download(load_script, monkeypatch):
 
 @pytest.fixture
 def run(download, server, tmp_path):
-    def run_main(url=server.url):
+    def run_script(url=server.url):
         options = ["--outdir", str(tmp_path), "--subsets", SUBSET, "--base_url", url]
         download.main(options)
 
-    return run_main
+    return run_script
 
 
-def assert_refused(run, caplog, *messages, **kwargs):
-    caplog.clear()
-    with pytest.raises(SystemExit) as error:
-        run(**kwargs)
-    errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
-    assert error.value.code == 1 and len(errors) == 1
-    for message in messages:
-        assert message in errors[0]
+@pytest.fixture
+def assert_refused(run, ends_with_error):
+    """Return a function that runs the script and checks its line of error."""
+
+    def check(*messages, **options):
+        error = ends_with_error(run, **options)
+        assert all(message in error for message in messages), error
+
+    return check
 
 
 def is_whole(tmp_path):
@@ -130,10 +132,12 @@ def test_download_once(run, server, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("ranges_work", [True, False])
-def test_interrupted_download_goes_on(run, server, tmp_path, caplog, ranges_work):
+def test_interrupted_download_goes_on(
+    run, server, tmp_path, assert_refused, ranges_work
+):
     server.break_off_after = 100
     closed = f"connection closed after 100 of {len(GOOD)} bytes; run again"
-    assert_refused(run, caplog, closed)
+    assert_refused(closed)
     server.break_off_after = None
     server.ranges_work = ranges_work
     run()
@@ -146,38 +150,36 @@ def test_part_that_was_already_whole(run, server, tmp_path):
     assert is_whole(tmp_path)
 
 
-def test_wrong_checksum(run, server, tmp_path, caplog):
+def test_wrong_checksum(run, server, tmp_path, assert_refused):
     server.content = GOOD[:-1] + b"?"
     got, expected = (hashlib.md5(c).hexdigest() for c in (server.content, GOOD))
-    assert_refused(run, caplog, server.url, f"MD5 {got}, expected {expected}")
+    assert_refused(server.url, f"MD5 {got}, expected {expected}")
     assert list(tmp_path.iterdir()) == []
     server.content = GOOD
     run()
     assert is_whole(tmp_path)
 
 
-def test_wrong_checksum_of_a_file_of_the_user(run, server, tmp_path, caplog):
+def test_wrong_checksum_of_a_file_of_the_user(run, server, tmp_path, assert_refused):
     archive = tmp_path / f"{SUBSET}.tar.gz"
     archive.write_bytes(b"mine")
-    assert_refused(run, caplog, str(archive), "delete it and run again")
+    assert_refused(str(archive), "delete it and run again")
     assert archive.read_bytes() == b"mine" and server.ranges == []
 
 
-def test_no_network(run, tmp_path, caplog):
+def test_no_network(run, tmp_path, assert_refused):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         address = f"{url}/12/{SUBSET}.tar.gz"
-        assert_refused(
-            run, caplog, address, "refused", "LIBRISPEECH= in db.sh", url=url
-        )
+        assert_refused(address, "refused", "LIBRISPEECH= in db.sh", url=url)
     run()
     assert is_whole(tmp_path)
 
 
-def test_not_found_and_malformed_url(run, server, caplog):
-    assert_refused(run, caplog, "Not Found", url=f"{server.url}/elsewhere")
-    assert_refused(run, caplog, "nowhere", url="nowhere")
+def test_not_found_and_malformed_url(run, server, assert_refused):
+    assert_refused("Not Found", url=f"{server.url}/elsewhere")
+    assert_refused("nowhere", url="nowhere")
 
 
 def serve(download, server, monkeypatch, content):
@@ -196,16 +198,16 @@ def serve(download, server, monkeypatch, content):
     ],
 )
 def test_bad_archive(
-    run, download, server, tmp_path, monkeypatch, caplog, content, message
+    run, download, server, tmp_path, monkeypatch, assert_refused, content, message
 ):
     serve(download, server, monkeypatch, content)
-    assert_refused(run, caplog, message)
+    assert_refused(message)
     assert not (tmp_path / "LibriSpeech").exists()
     assert not (tmp_path.parent / "x").exists()
 
 
 def test_links_in_an_archive_are_refused(
-    run, download, server, tmp_path, monkeypatch, caplog
+    run, download, server, tmp_path, monkeypatch, assert_refused
 ):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -213,11 +215,11 @@ def test_links_in_an_archive_are_refused(
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     serve(download, server, monkeypatch, buffer.getvalue())
-    assert_refused(run, caplog, "no regular file")
+    assert_refused("no regular file")
     assert not (tmp_path / "LibriSpeech").exists()
 
 
-def test_folder_that_something_else_made_is_left_alone(run, tmp_path, caplog):
+def test_folder_that_something_else_made_is_left_alone(run, tmp_path, assert_refused):
     (tmp_path / "LibriSpeech" / SUBSET / "1").mkdir(parents=True)
-    assert_refused(run, caplog, "exists without .complete", "LIBRISPEECH= in db.sh")
+    assert_refused("exists without .complete", "LIBRISPEECH= in db.sh")
     assert (tmp_path / "LibriSpeech" / SUBSET / "1").exists()

@@ -3,12 +3,9 @@
 import re
 
 import pytest
-from builders import write_table
+from corpus_builders import load_script, write_table
 
-
-@pytest.fixture
-def format_data(load_script):
-    return load_script("egs/TEMPLATE/asr1/pyscripts/format_data.py")
+format_data = load_script("egs/TEMPLATE/asr1/pyscripts/format_data.py")
 
 
 @pytest.fixture
@@ -25,23 +22,23 @@ def data_dir(tmp_path):
     return folder
 
 
-def run(format_data, data_dir, *options):
+def run(data_dir, *options):
     outdir = data_dir.parent / "out"
     options = ["--data_dir", data_dir, "--outdir", outdir, *options]
     format_data.main([str(option) for option in options])
     return outdir
 
 
-def test_copy_without_limits_is_the_same(format_data, data_dir):
-    outdir = run(format_data, data_dir)
+def test_copy_without_limits_is_the_same(data_dir):
+    outdir = run(data_dir)
     for path in data_dir.iterdir():
         assert (outdir / path.name).read_text() == path.read_text()
     assert (outdir / "spk2utt").read_text() == "a a-1 a-2\nb b-3\n"
     assert (outdir / "feats_type").read_text() == "raw\n"
 
 
-def test_limits_are_inclusive_and_hold_for_all_files(format_data, data_dir):
-    outdir = run(format_data, data_dir, "--min_duration", 2, "--max_duration", 2)
+def test_limits_are_inclusive_and_hold_for_all_files(data_dir):
+    outdir = run(data_dir, "--min_duration", 2, "--max_duration", 2)
     assert (outdir / "text").read_text() == "a-2 SOME TEXT 2\n"
     assert (outdir / "spk2utt").read_text() == "a a-2\n"
 
@@ -68,12 +65,8 @@ def test_limits_are_inclusive_and_hold_for_all_files(format_data, data_dir):
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(
-    format_data, data_dir, caplog, break_data, options, message
+    data_dir, ends_with_error, break_data, options, message
 ):
     break_data(data_dir)
-    with pytest.raises(SystemExit) as stopped:
-        run(format_data, data_dir, *options)
-    assert stopped.value.code == 1
-    (record,) = caplog.records
-    assert re.search(message, record.message)
+    assert re.search(message, ends_with_error(run, data_dir, *options))
     assert not (data_dir.parent / "out" / "wav.scp").exists()

@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import soundfile
-from builders import write_table
+from corpus_builders import load_script, write_table
+
+script = load_script("egs/mini_librispeech/asr1/local/make_domain.py")
 
 RATE = 16_000
-
-
-@pytest.fixture
-def script(load_script):
-    return load_script("egs/mini_librispeech/asr1/local/make_domain.py")
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def data_dir(tmp_path):
     return folder
 
 
-def run(script, data_dir, *options, name="out", condition="clean"):
+def run(data_dir, *options, name="out", condition="clean"):
     """Make a domain; return its folder and its tables."""
     outdir = data_dir.parent / name
     paths = ["--data_dir", str(data_dir), "--outdir", str(outdir)]
@@ -50,9 +47,9 @@ def spectrum(samples):
     return np.abs(np.fft.rfft(samples[:RATE])) ** 2
 
 
-def test_groups_of_speakers_are_disjoint_whole_and_of_their_shares(script, data_dir):
+def test_groups_of_speakers_are_disjoint_whole_and_of_their_shares(data_dir):
     actual = [
-        run(script, data_dir, *f"--shares 2 1 --group {group}".split(), name=str(group))
+        run(data_dir, *f"--shares 2 1 --group {group}".split(), name=str(group))
         for group in (0, 1)
     ]
     speakers = [set(tables["utt2spk"].values()) for _, tables in actual]
@@ -65,22 +62,22 @@ def test_groups_of_speakers_are_disjoint_whole_and_of_their_shares(script, data_
         assert set(tables["text"].values()) == {"TWO WORDS"}
 
 
-def test_clean_is_the_corpus_itself(script, data_dir):
-    outdir, tables = run(script, data_dir)
+def test_clean_is_the_corpus_itself(data_dir):
+    outdir, tables = run(data_dir)
     for name, table in tables.items():
         assert (outdir / name).read_text() == (data_dir / name).read_text()
     assert not (outdir / "audio").exists()
 
 
-def test_part_is_spread_evenly(script, data_dir):
-    _, tables = run(script, data_dir, "--max_utterances", "7")
+def test_part_is_spread_evenly(data_dir):
+    _, tables = run(data_dir, "--max_utterances", "7")
     lines = (data_dir / "wav.scp").read_text().splitlines()
     assert list(tables["wav.scp"]) == [line.split()[0] for line in lines[::3]]
 
 
 @pytest.mark.parametrize("condition, length", [("telephone", 1), ("fast", 0.8)])
-def test_converted_audio_and_its_length(script, data_dir, condition, length):
-    _, tables = run(script, data_dir, condition=condition)
+def test_converted_audio_and_its_length(data_dir, condition, length):
+    _, tables = run(data_dir, condition=condition)
     assert len(tables["wav.scp"]) == 21
     for utt_id, path in tables["wav.scp"].items():
         info = soundfile.info(path)
@@ -88,7 +85,7 @@ def test_converted_audio_and_its_length(script, data_dir, condition, length):
         assert int(tables["utt2num_samples"][utt_id]) == info.frames
 
 
-def test_telephone_keeps_its_band_in_256_levels(script):
+def test_telephone_keeps_its_band_in_256_levels():
     noise = 0.1 * np.random.default_rng(0).standard_normal(RATE)
     converted = script.telephone(noise, RATE, None)
     ratio = spectrum(converted) / spectrum(noise)
@@ -114,20 +111,20 @@ def test_telephone_keeps_its_band_in_256_levels(script):
     )
 
 
-def test_fast_speech_is_higher_by_a_quarter(script):
+def test_fast_speech_is_higher_by_a_quarter():
     time = np.arange(2 * RATE) / RATE
     converted = script.fast(np.sin(2 * np.pi * 1000 * time), RATE, None)
     assert spectrum(converted).argmax() == 1250
 
 
-def test_noise_is_ten_db_below_and_the_same_each_time(script, data_dir):
-    first, tables = run(script, data_dir, condition="noise")
+def test_noise_is_ten_db_below_and_the_same_each_time(data_dir):
+    first, tables = run(data_dir, condition="noise")
     before = {path: soundfile.read(path)[0] for path in tables["wav.scp"].values()}
     for utt_id, path in tables["wav.scp"].items():
         clean = soundfile.read(data_dir / f"{utt_id}.wav")[0]
         ratio = np.sum(clean**2) / np.sum((before[path] - clean) ** 2)
         assert abs(10 * np.log10(ratio) - 10) < 0.3
-    run(script, data_dir, condition="noise")
+    run(data_dir, condition="noise")
     for path, samples in before.items():
         np.testing.assert_array_equal(soundfile.read(path)[0], samples)
 
@@ -140,26 +137,21 @@ def test_noise_is_ten_db_below_and_the_same_each_time(script, data_dir):
         ("--shares 1 1 1 1 1 1 1 --group 6", "no speaker is left for group 6 of 7"),
     ],
 )
-def test_wrong_options_end_in_a_line(script, data_dir, caplog, options, message):
-    with pytest.raises(SystemExit):
-        run(script, data_dir, *options.split())
-    assert message in caplog.records[-1].message
+def test_wrong_options_end_in_a_line(data_dir, ends_with_error, options, message):
+    assert message in ends_with_error(run, data_dir, *options.split())
 
 
-def test_unreadable_audio_is_named_and_nothing_looks_whole(script, data_dir, caplog):
+def test_unreadable_audio_is_named_and_nothing_looks_whole(data_dir, ends_with_error):
     (data_dir / "3-1.wav").write_bytes(b"RIFF")
-    with pytest.raises(SystemExit):
-        run(script, data_dir, condition="fast")
-    assert "utterance 3-1: cannot read" in caplog.records[-1].message
+    error = ends_with_error(run, data_dir, condition="fast")
+    assert "utterance 3-1: cannot read" in error
     assert not (data_dir.parent / "out" / "wav.scp").exists()
 
 
 @pytest.mark.parametrize("name", ["utt2spk", "utt2num_samples", "text"])
-def test_utterance_that_is_in_no_domain_is_named(script, data_dir, caplog, name):
+def test_utterance_that_is_in_no_domain_is_named(data_dir, ends_with_error, name):
     path = data_dir / name
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("4-2 ")))
-    with pytest.raises(SystemExit):
-        run(script, data_dir)
-    message = caplog.records[-1].message
-    assert "utterance 4-2: " in message and f"not in {path}" in message
+    error = ends_with_error(run, data_dir)
+    assert "utterance 4-2: " in error and f"not in {path}" in error

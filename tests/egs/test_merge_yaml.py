@@ -1,11 +1,12 @@
-"""A baseline's configuration and what a loss adds to it."""
+"""Configurations merged from a baseline and the options of a loss."""
 
 import pytest
 import yaml
+from corpus_builders import load_script
 
 
 @pytest.fixture
-def merge(load_script, tmp_path):
+def merge(tmp_path):
     """Return a function that merges two files and returns the third."""
     module = load_script("egs/TEMPLATE/asr1/pyscripts/merge_yaml.py")
 

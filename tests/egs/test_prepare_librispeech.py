@@ -5,14 +5,12 @@ import logging
 import numpy as np
 import pytest
 import soundfile
+from corpus_builders import load_script
+
+prepare = load_script("egs/TEMPLATE/asr1/pyscripts/prepare_librispeech.py")
 
 WORDS = {"1-2-0000": "A B", "1-2-0001": "C", "1-20-0000": "D", "10-3-0000": "E F"}
 NUM_SAMPLES = 800
-
-
-@pytest.fixture
-def prepare(load_script):
-    return load_script("egs/TEMPLATE/asr1/pyscripts/prepare_librispeech.py")
 
 
 def write_audio(path, num_samples=NUM_SAMPLES, sample_rate=16000, channels=1):
@@ -43,13 +41,7 @@ def arguments(corpus, outdir, *options):
     return [str(option) for option in [*required, *options]]
 
 
-def assert_refused(prepare, arguments):
-    with pytest.raises(SystemExit) as error:
-        prepare.main(arguments)
-    assert error.value.code == 1
-
-
-def test_files_and_their_order(prepare, corpus, tmp_path, caplog):
+def test_files_and_their_order(corpus, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     outdir = tmp_path / "data" / "dev"
     prepare.main(arguments(corpus, outdir))
@@ -68,7 +60,7 @@ def test_files_and_their_order(prepare, corpus, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("extension, format", [("wav", "WAV"), ("opus", "OGG")])
-def test_num_samples_is_the_decoded_length(prepare, tmp_path, extension, format):
+def test_num_samples_is_the_decoded_length(tmp_path, extension, format):
     chapter = tmp_path / "c" / "dev" / "1" / "2"
     chapter.mkdir(parents=True)
     path = chapter / f"1-2-0000.{extension}"
@@ -116,11 +108,10 @@ DEFECTS = [
 
 
 @pytest.mark.parametrize("damage, message, num_lost", DEFECTS)
-def test_defects(prepare, corpus, tmp_path, caplog, damage, message, num_lost):
+def test_defects(corpus, tmp_path, caplog, ends_with_error, damage, message, num_lost):
     damage(chapter_of(corpus, "1-2-0001"))
-    assert_refused(prepare, arguments(corpus, tmp_path / "out"))
-    assert len(caplog.records) == 1 and message in caplog.text
-    assert "expected" in caplog.text and "--on_error skip" in caplog.text
+    error = ends_with_error(prepare.main, arguments(corpus, tmp_path / "out"))
+    assert message in error and "expected" in error and "--on_error skip" in error
     assert not (tmp_path / "out").exists()
 
     prepare.main(arguments(corpus, tmp_path / "out", "--on_error", "skip"))
@@ -129,35 +120,32 @@ def test_defects(prepare, corpus, tmp_path, caplog, damage, message, num_lost):
     assert len(left) == len(WORDS) - num_lost
 
 
-def test_all_kinds_are_reported_and_only_the_first_are_named(
-    prepare, corpus, tmp_path, caplog
-):
+def test_all_kinds_are_reported_and_only_the_first_are_named(corpus, tmp_path, caplog):
     chapter = chapter_of(corpus, "1-2-0001")
     set_audio(channels=2)(chapter)
     for i in range(10, 17):
         write_audio(chapter / f"1-2-00{i}.flac")
-    assert_refused(prepare, arguments(corpus, tmp_path / "out"))
+    with pytest.raises(SystemExit):
+        prepare.main(arguments(corpus, tmp_path / "out"))
     without, stereo = caplog.messages
     assert without.startswith("7 audio file(s) without a transcript: ")
     assert "1-2-0014.flac, ...; expected" in without and "0015" not in without
     assert stereo.startswith("1 audio file(s) with several channels: ")
 
 
-def test_missing_folders(prepare, corpus, tmp_path, caplog):
-    assert_refused(prepare, arguments(tmp_path / "no", tmp_path / "out"))
-    assert "no corpus folder" in caplog.text and "LIBRISPEECH=" in caplog.text
-    caplog.clear()
-    assert_refused(prepare, arguments(corpus, tmp_path / "out", "--subset", "x"))
-    assert f"no subset x in {corpus.resolve()}; there: dev;" in caplog.text
-
-
-def test_subset_without_utterances(prepare, tmp_path, caplog):
+def test_missing_folders(corpus, tmp_path, ends_with_error):
+    outdir = tmp_path / "out"
+    error = ends_with_error(prepare.main, arguments(tmp_path / "no", outdir))
+    assert "no corpus folder" in error and "LIBRISPEECH=" in error
+    words = arguments(corpus, outdir, "--subset", "x")
+    error = ends_with_error(prepare.main, words)
+    assert f"no subset x in {corpus.resolve()}; there: dev;" in error
     (tmp_path / "c" / "dev").mkdir(parents=True)
-    assert_refused(prepare, arguments(tmp_path / "c", tmp_path / "out"))
-    assert "no utterance in" in caplog.text
+    error = ends_with_error(prepare.main, arguments(tmp_path / "c", outdir))
+    assert "no utterance in" in error
 
 
-def test_second_run_replaces_its_own_files_only(prepare, corpus, tmp_path):
+def test_second_run_replaces_its_own_files_only(corpus, tmp_path):
     outdir = tmp_path / "out"
     outdir.mkdir()
     (outdir / "mine").touch()
@@ -166,7 +154,7 @@ def test_second_run_replaces_its_own_files_only(prepare, corpus, tmp_path):
     assert (outdir / "mine").exists() and "old" not in (outdir / "text").read_text()
 
 
-def test_interrupted_writing_leaves_no_wav_scp(prepare, corpus, tmp_path, monkeypatch):
+def test_interrupted_writing_leaves_no_wav_scp(corpus, tmp_path, monkeypatch):
     prepare.main(arguments(corpus, tmp_path / "out"))
 
     def interrupt(source, target):

@@ -1,53 +1,42 @@
 """run_continual.sh: which steps it has asr_mvq.sh do, in which order."""
 
-import json
-from pathlib import Path
-
 import pytest
 import yaml
+from builders import ROOT
+from corpus_builders import noted_options, run_script
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs" / "mini_librispeech" / "asr1"
-# Notes its options; leaves scores as decoding and scoring do.
-STAND_IN = """#!/usr/bin/env python3
-import json, pathlib, sys
-words = sys.argv[1:]
-options = dict(zip(words[::2], words[1::2]))
-with open("calls", "a") as file:
-    file.write(json.dumps(options) + "\\n")
+# Leaves scores as decoding and scoring do
+LEAVE_SCORES = """
 config = options["--asr_config"] or options["--mvq_asr_config"]
 exp = pathlib.Path(options["--expdir"]) / (
-    f"asr_{{pathlib.Path(config).stem}}_raw_en_bpe100_{{options['--exp_tag']}}"
+    f"asr_{pathlib.Path(config).stem}_raw_en_bpe100_{options['--exp_tag']}"
 )
 if options["--stop_stage"] == "13":
     for number, name in enumerate(options["--test_sets"].split()):
         for metric in ("wer", "cer"):
-            folder = exp / "decode" / name / f"score_{{metric}}"
+            folder = exp / "decode" / name / f"score_{metric}"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "result.json").write_text('{{"error_rate": %d}}' % number)
+            (folder / "result.json").write_text('{"error_rate": %d}' % number)
 """
 
 
 @pytest.fixture
 def recipe(copy_recipe):
     """Copy the recipe, with a stand-in for asr_mvq.sh."""
-    return copy_recipe("run_continual.sh", "asr_mvq.sh", STAND_IN)
+    return copy_recipe("run_continual.sh", "asr_mvq.sh", LEAVE_SCORES)
 
 
 @pytest.fixture
-def run(recipe, run_script):
+def run(recipe):
     """Return a function that runs it."""
     return lambda *options: run_script(recipe, "run_continual.sh", *options)
-
-
-def calls_of(recipe):
-    return [json.loads(line) for line in (recipe / "calls").read_text().splitlines()]
 
 
 def test_steps_and_their_order(recipe, run):
     done = run("--stage", "3", "--methods", "finetune decor_utterance")
     assert done.returncode == 0, done.stdout + done.stderr
-    calls = calls_of(recipe)
+    calls = noted_options(recipe)
     domains = [call["--exp_tag"] for call in calls]
     two = ["telephone", "fast"]
     assert domains == ["clean", *two, "clean", *two, *two]
@@ -93,7 +82,7 @@ def test_steps_and_their_order(recipe, run):
     assert "|decor_utterance|fast|0.0|1.0|2.0|" in table and table in done.stdout
     # Steps that are done are not done again.
     assert run("--stage", "5").returncode == 0
-    tags = [call["--mvq_asr_config"] for call in calls_of(recipe)[len(calls) :]]
+    tags = [call["--mvq_asr_config"] for call in noted_options(recipe)[len(calls) :]]
     assert len(tags) == 4 and not any("utterance" in tag for tag in tags)
 
 
@@ -101,7 +90,7 @@ def test_first_model_may_do_without_a_teacher(recipe, run):
     options = ("--methods", "finetune", "--first_teacher", "")
     done = run("--stage", "4", "--stop_stage", "5", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    first, tuned, _ = calls_of(recipe)
+    first, tuned, _ = noted_options(recipe)
     assert first["--asr_config"] == "conf/train_asr_debug.yaml"
     assert first["--mvq_asr_config"] == "" and "--teacher" not in first
     assert "/asr_train_asr_debug_raw_en_bpe100_clean/" in tuned["--asr_args"]
@@ -110,7 +99,7 @@ def test_first_model_may_do_without_a_teacher(recipe, run):
 def test_wrong_method_ends_in_a_line_that_names_it(recipe, run):
     done = run("--methods", "finetune replay")
     assert done.returncode == 2 and "got 'replay'" in done.stderr
-    assert not (recipe / "calls").exists()
+    assert not noted_options(recipe)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +115,7 @@ def test_wrong_method_ends_in_a_line_that_names_it(recipe, run):
 def test_wrong_options_are_refused(recipe, run, options, message):
     done = run(*options)
     assert done.returncode == 2 and message in done.stderr
-    assert not (recipe / "calls").exists()
+    assert not noted_options(recipe)
 
 
 def test_help_lists_the_stages(run):

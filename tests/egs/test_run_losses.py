@@ -1,33 +1,23 @@
 """run_losses.sh: one configuration for each loss, and all students in one run."""
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
-
-# Notes its options
-STAND_IN = """#!/usr/bin/env python3
-import json, sys
-words = sys.argv[1:]
-with open("calls", "a") as file:
-    file.write(json.dumps(dict(zip(words[::2], words[1::2]))) + "\\n")
-"""
+from corpus_builders import noted_options, run_script, write_table
 
 
 @pytest.fixture
-def run(copy_recipe, run_script):
+def run(copy_recipe):
     """Return a function that runs it with a stand-in for run.sh."""
-    folder = copy_recipe("run_losses.sh", "run.sh", STAND_IN)
+    folder = copy_recipe("run_losses.sh", "run.sh")
     data = folder / "dump" / "raw" / "train_clean_5"
     data.mkdir(parents=True)
-    (data / "wav.scp").write_text("".join(f"u{n} u{n}.wav\n" for n in range(9)))
+    write_table(data / "wav.scp", {f"u{n}": f"u{n}.wav" for n in range(9)})
 
     def run(*options):
         done = run_script(folder, "run_losses.sh", *options)
-        calls = folder / "calls"
-        lines = calls.read_text().splitlines() if calls.exists() else []
-        return folder, done, [json.loads(line) for line in lines]
+        return folder, done, noted_options(folder)
 
     return run
 

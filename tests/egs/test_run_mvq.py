@@ -8,14 +8,13 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
+from builders import ROOT
 
 from espnet_mvq.__main__ import MVQ_SH
 
-ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = ROOT / "egs" / "librispeech_100" / "asr1"
 OVERLAYS = [OVERLAY, ROOT / "egs" / "mini_an4" / "asr1"]
 NOTING = '#!/bin/sh\nfor word in {name} "$@"; do printf "%s\\t" "$word"; done >>{log}\n'

@@ -2,13 +2,11 @@
 
 import pytest
 import sentencepiece
+from corpus_builders import load_script
+
+train_bpe = load_script("egs/TEMPLATE/asr1/pyscripts/train_bpe.py")
 
 SENTENCES = ["THE CAT SAT", "THE HAT", "A CAT AND A HAT", "SHE SAT", "THAT"] * 3
-
-
-@pytest.fixture
-def train_bpe(load_script):
-    return load_script("egs/TEMPLATE/asr1/pyscripts/train_bpe.py")
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def arguments(text, outdir, nbpe=16, mode="unigram"):
 
 
 @pytest.mark.parametrize("mode", ["unigram", "bpe"])
-def test_token_list_is_espnets(train_bpe, text, tmp_path, mode):
+def test_token_list_is_espnets(text, tmp_path, mode):
     outdir = tmp_path / "data" / "bpe"
     train_bpe.main(arguments(text, outdir, mode=mode))
     names = {p.name for p in outdir.iterdir()}
@@ -38,13 +36,13 @@ def test_token_list_is_espnets(train_bpe, text, tmp_path, mode):
     assert [p.name for p in outdir.parent.iterdir()] == ["bpe"]
 
 
-def test_utterance_ids_are_not_trained_on(train_bpe, text, tmp_path):
+def test_utterance_ids_are_not_trained_on(text, tmp_path):
     train_bpe.main(arguments(text, tmp_path / "out"))
     tokens = (tmp_path / "out" / "tokens.txt").read_text()
     assert not any(c.isdigit() for c in tokens)
 
 
-def test_files_equal_those_of_spm_train(train_bpe, text, tmp_path):
+def test_files_equal_those_of_spm_train(text, tmp_path):
     (tmp_path / "words").write_text("".join(f"{s}\n" for s in SENTENCES))
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "words"),
@@ -57,7 +55,7 @@ def test_files_equal_those_of_spm_train(train_bpe, text, tmp_path):
     assert vocab == (tmp_path / "ref.vocab").read_text()
 
 
-def test_equal_text_gives_equal_bytes(train_bpe, text, tmp_path):
+def test_equal_text_gives_equal_bytes(text, tmp_path):
     for name in "ab":
         train_bpe.main(arguments(text, tmp_path / name))
     first, second = ((tmp_path / n / "bpe.model").read_bytes() for n in "ab")
@@ -66,31 +64,26 @@ def test_equal_text_gives_equal_bytes(train_bpe, text, tmp_path):
 
 @pytest.mark.parametrize("mode", ["unigram", "bpe"])
 def test_too_many_pieces_names_the_largest_number(
-    train_bpe, text, tmp_path, caplog, mode
+    text, tmp_path, ends_with_error, mode
 ):
-    with pytest.raises(SystemExit) as error:
-        train_bpe.main(arguments(text, tmp_path / "out", 500, mode))
-    assert error.value.code == 1 and len(caplog.records) == 1
-    assert "--nbpe 500 is too high for this text" in caplog.text
-    assert not (tmp_path / "out").exists()
-    largest = int(caplog.messages[0].split()[-1])
-    train_bpe.main(arguments(text, tmp_path / "out", largest, mode))
-    with pytest.raises(SystemExit):
-        train_bpe.main(arguments(text, tmp_path / "out", largest + 1, mode))
+    outdir = tmp_path / "out"
+    error = ends_with_error(train_bpe.main, arguments(text, outdir, 500, mode))
+    assert "--nbpe 500 is too high for this text" in error
+    assert not outdir.exists()
+    largest = int(error.split()[-1])
+    train_bpe.main(arguments(text, outdir, largest, mode))
+    ends_with_error(train_bpe.main, arguments(text, outdir, largest + 1, mode))
 
 
-def test_too_few_pieces(train_bpe, text, tmp_path, caplog):
-    with pytest.raises(SystemExit):
-        train_bpe.main(arguments(text, tmp_path / "out", 4))
-    assert "--nbpe 4 is too low for this text" in caplog.text
+def test_too_few_pieces(text, tmp_path, ends_with_error):
+    error = ends_with_error(train_bpe.main, arguments(text, tmp_path / "out", 4))
+    assert "--nbpe 4 is too low for this text" in error
 
 
 @pytest.mark.parametrize("content", [None, "", "utt1\nutt2 \n"])
-def test_no_words(train_bpe, tmp_path, caplog, content):
+def test_no_words(tmp_path, ends_with_error, content):
     text = tmp_path / "text"
     if content is not None:
         text.write_text(content)
-    with pytest.raises(SystemExit) as error:
-        train_bpe.main(arguments(text, tmp_path / "out"))
-    assert error.value.code == 1 and len(caplog.records) == 1
-    assert str(text) in caplog.text
+    error = ends_with_error(train_bpe.main, arguments(text, tmp_path / "out"))
+    assert str(text) in error

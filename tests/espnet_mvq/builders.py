@@ -269,7 +269,7 @@ def index_metadata(**changes):
     """Return the metadata of indexes that fit `MVQ_CONF`."""
     from espnet_mvq.indexes import IndexMetadata
 
-    return IndexMetadata(**{"teacher": "teacher@1", "layer": 1, **MVQ_CONF, **changes})
+    return IndexMetadata(**{"teacher": "teacher", "layer": 1, **MVQ_CONF, **changes})
 
 
 def write_indexes(folder, indexes, **metadata):
@@ -287,23 +287,14 @@ def write_indexes(folder, indexes, **metadata):
     return folder / SCP_NAME
 
 
-def write_table(path, values):
-    """Write a value by utterance in Kaldi's two columns."""
-    path.write_text("".join(f"{utt_id} {value}\n" for utt_id, value in values.items()))
-    return path
-
-
-def write_speech(folder, lengths):
-    """Write noise of numbers of samples, wav.scp and utt2num_samples."""
-    folder.mkdir(exist_ok=True)
-    noise, paths = np.random.default_rng(0), {}
-    for number, (utt_id, length) in enumerate(lengths.items()):
-        paths[utt_id] = folder / f"{number}.wav"
-        samples = 0.1 * noise.standard_normal(length)
-        soundfile.write(paths[utt_id], samples, SAMPLE_RATE)
-    write_table(folder / "wav.scp", paths)
-    write_table(folder / "utt2num_samples", lengths)
-    return folder
+def write_wavs(folder, num_samples):
+    """Write noise of a number of samples by utterance and `wav.scp`."""
+    noise, lines = np.random.default_rng(0), []
+    for number, (utt_id, length) in enumerate(num_samples.items()):
+        path = folder / f"{number}.wav"
+        soundfile.write(path, 0.1 * noise.standard_normal(length), SAMPLE_RATE)
+        lines.append(f"{utt_id} {path}\n")
+    (folder / "wav.scp").write_text("".join(lines))
 
 
 def save_quantizer(folder, dim, codebook_size=4, **provenance):

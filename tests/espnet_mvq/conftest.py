@@ -57,5 +57,10 @@ def teacher_options(teacher_dir):
 @pytest.fixture
 def data_dir(tmp_path):
     """Write 6 short wavs, with wav.scp and utt2num_samples as ESPnet's stages do."""
+    folder = tmp_path / "data"
+    folder.mkdir()
     lengths = {f"utt{number}": 6400 + 1600 * number for number in range(6)}
-    return builders.write_speech(tmp_path / "data", lengths)
+    builders.write_wavs(folder, lengths)
+    lines = [f"{utt_id} {length}\n" for utt_id, length in lengths.items()]
+    (folder / "utt2num_samples").write_text("".join(lines))
+    return folder

@@ -1,11 +1,17 @@
 """Builders of tiny corpora, teachers, quantizers and metadata on disk."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import kaldiio
 import numpy as np
+import pytest
 import torch
-from builders import FRAMES, HUBERT_SIZES, SAMPLE_RATE, write_table
+from builders import FRAMES, HUBERT_SIZES, ROOT, SAMPLE_RATE, write_wavs
 
 # Windows of 1 s
 WHISPER_SIZES = {
@@ -24,9 +30,17 @@ WHISPER_SIZES = {
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
 }
-# Options of a quantizer of `INDEXES` that trains in a moment
+# Options of a quantizer that trains in a moment
 QUANTIZER_SIZES = ["--num_codebooks", "2", "--codebook_size", "4"]
 QUANTIZER_SIZES += ["--num_iterations", "2"]
+# Begin of a script in the place of another: it notes its options.
+NOTING = """#!/usr/bin/env python3
+import json, pathlib, sys
+words = sys.argv[1:]
+options = dict(zip(words[::2], words[1::2]))
+with open("calls", "a") as file:
+    file.write(json.dumps(options) + "\\n")
+"""
 
 
 class MakeFile:
@@ -39,9 +53,79 @@ class MakeFile:
         return open, (self.path, "w")
 
 
+def end_with_error(caplog, call, *args, **kwargs):
+    """Check for exit code 1 and one line of error; return the line."""
+    caplog.clear()
+    with pytest.raises(SystemExit) as ended:
+        call(*args, **kwargs)
+    assert ended.value.code == 1
+    errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert len(errors) == 1 and "\n" not in errors[0]
+    return errors[0]
+
+
+def run_script(folder, script, *options):
+    """Run a script in its folder, with the Python of the tests."""
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join(paths),
+        "PYTHONPATH": str(ROOT),
+        "VIRTUAL_ENV": sys.prefix,  # keeps path.sh from looking for another
+    }
+    return subprocess.run(
+        [f"./{script}", *options],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def noted_options(folder):
+    """Return the options of each call that `NOTING` has noted in a folder."""
+    path = folder / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def load_script(path):
+    """Load a recipe's Python script by its path below the repository."""
+    spec = importlib.util.spec_from_file_location(ROOT.joinpath(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_table(path, values):
+    """Write a value by utterance in Kaldi's two columns."""
+    path.write_text("".join(f"{utt_id} {value}\n" for utt_id, value in values.items()))
+    return path
+
+
+def write_speech(folder, lengths):
+    """Write noise of a number of samples by utterance, wav.scp and utt2num_samples."""
+    folder.mkdir()
+    write_wavs(folder, lengths)
+    write_table(folder / "utt2num_samples", lengths)
+    return folder
+
+
 def waveforms_of(speech):
     """Return the utterances of a padded batch and its lengths as a list."""
     return [row[:length] for row, length in zip(speech[0], speech[1].tolist())]
+
+
+def write_shard(outdir, arrays, metadata, job=1):
+    """Write arrays by utterance as a whole shard; return its ark, scp and json."""
+    from espnet_mvq.indexes import ShardWriter
+    from espnet_mvq.indexes.shard import shard_paths
+
+    with ShardWriter(outdir, job, metadata) as shard:
+        for utt_id, array in arrays.items():
+            shard.write(utt_id, array)
+    return shard_paths(outdir, job, metadata.STEM)
 
 
 def embedding_metadata(dim):

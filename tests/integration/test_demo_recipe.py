@@ -1,45 +1,27 @@
 """The demo recipe from data to report, on a few speakers of its corpus."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from builders import ROOT
+from corpus_builders import run_script
 
 from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.quantization import Quantizer
 
-ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = [
     *("--nbpe", "40", "--num_codebooks", "4", "--max_frames", "2000"),
     *("--quantizer_iterations", "2", "--asr_args", "--max_epoch 4"),
-    # Most of the time is that of starting processes.
-    *("--nj", "1", "--inference_nj", "1"),
 ]
-# The fixture runs all stages: far longer than one test on a machine under load
+# The fixture runs all stages of the recipe.
 pytestmark = pytest.mark.timeout(1800)
 
 
-def run_recipe(recipe: Path, *options: str) -> subprocess.CompletedProcess:
+def run_recipe(recipe, *options):
     """Run the copied recipe with this test's Python."""
-    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    env = {
-        **os.environ,
-        "PATH": os.pathsep.join(paths),
-        "PYTHONPATH": str(ROOT),
-        "VIRTUAL_ENV": sys.prefix,  # keeps path.sh from looking for another
-    }
-    return subprocess.run(
-        ["./run.sh", *OPTIONS, *options],
-        cwd=recipe,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    return run_script(recipe, "run.sh", *OPTIONS, *options)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +31,7 @@ def recipe(tmp_path_factory):
     ignored = shutil.ignore_patterns("corpus", "exp", "dump", "data")
     for name in ("TEMPLATE", "demo"):
         shutil.copytree(ROOT / "egs" / name, egs / name, symlinks=True, ignore=ignored)
-    scripts = Path("espnet_mvq") / "scripts"  # what the links of utils/ lead to
+    scripts = Path("espnet_mvq") / "scripts"  # targets of the links in utils/
     shutil.copytree(ROOT / scripts, egs.parent / scripts)
     target = egs / "demo" / "asr1"
     for subset, num_speakers in (("train", 8), ("dev", 2), ("test", 2)):

@@ -1,10 +1,10 @@
 """Quantizer and extraction by the commands."""
 
 import shutil
+from functools import partial
 
 import pytest
-from builders import write_speech
-from corpus_builders import QUANTIZER_SIZES
+from corpus_builders import QUANTIZER_SIZES, end_with_error, write_speech
 
 
 @pytest.fixture(scope="session")
@@ -44,15 +44,5 @@ def extract(quantizer, data_dir, teacher_options, tmp_path):
 
 @pytest.fixture
 def ends_with_error(caplog):
-    """Return a function that expects exit code 1 and one ERROR line; returns it."""
-
-    def check(call, *args, **kwargs):
-        caplog.clear()
-        with pytest.raises(SystemExit) as ended:
-            call(*args, **kwargs)
-        assert ended.value.code == 1
-        errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
-        assert len(errors) == 1 and "\n" not in errors[0]
-        return errors[0]
-
-    return check
+    """Return `end_with_error` with the log of the test."""
+    return partial(end_with_error, caplog)

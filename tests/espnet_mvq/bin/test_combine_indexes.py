@@ -1,19 +1,18 @@
 """The command that checks shards and puts them into the data folder."""
 
-import subprocess
-import sys
-from pathlib import Path
+import importlib
 
 import numpy as np
 import pytest
+from builders import ROOT, run_python
+from corpus_builders import change_json, write_shard
 
 from espnet_mvq.bin.combine_indexes import main
 from espnet_mvq.files.whole_file import file_sha256
-from espnet_mvq.indexes import FrameReader, IndexMetadata, ShardWriter
+from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
 
-ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = sorted(
     path.stem
     for path in (ROOT / "espnet_mvq" / "bin").glob("*.py")
@@ -65,10 +64,7 @@ def test_utterance_without_indexes_stops_or_is_accepted(
         main, [*options, "--on_error", "skip"]
     )
     assert not (data_dir / SCP_NAME).exists()
-    path = shard_paths(tmp_path / "shards", 1)[2]
-    metadata = IndexMetadata.load(path)
-    metadata.skipped = ["new"]
-    metadata.save(path)
+    change_json(shard_paths(tmp_path / "shards", 1)[2], {"skipped": ["new"]})
     main([*options, "--on_error", "skip"])
     assert "first new" in caplog.text
     assert len(FrameReader(data_dir / SCP_NAME)) == 6
@@ -112,10 +108,7 @@ def test_missing_shard_is_named(options, shards, ends_with_error, missing):
 
 
 def test_shards_of_different_settings_are_refused(options, shards, ends_with_error):
-    path = shard_paths(shards, 2)[2]
-    metadata = IndexMetadata.load(path)
-    metadata.quantizer_id = "ffff"
-    metadata.save(path)
+    change_json(shard_paths(shards, 2)[2], {"quantizer_id": "ffff"})
     error = ends_with_error(main, options)
     assert "not made like shard 1: quantizer_id" in error and "'ffff'" in error
 
@@ -161,16 +154,13 @@ def test_one_row_of_each_utterance_at_that_level(
     """Two rows are refused where the metadata say one, whatever the audio's length."""
     main(options)
     for job in (1, 2):
-        path = shard_paths(shards, job)[2]
-        metadata = IndexMetadata.load(path)
-        metadata.level = "utterance"
-        metadata.save(path)
+        change_json(shard_paths(shards, job)[2], {"level": "utterance"})
     error = ends_with_error(main, options)
     assert "6 utterances do not contain valid" in error and "expected 1" in error
+    metadata = IndexMetadata.load(shard_paths(shards, 1)[2])
     for job, numbers in ((1, (1, 3, 5)), (2, (0, 2, 4))):
-        with ShardWriter(shards, job, metadata) as shard:
-            for number in numbers:
-                shard.write(f"utt{number}", np.full((1, 2), job, np.uint8))
+        row = np.full((1, 2), job, np.uint8)
+        write_shard(shards, {f"utt{n}": row for n in numbers}, metadata, job)
     capsys.readouterr()
     main(options)
     report = capsys.readouterr().out
@@ -187,10 +177,8 @@ def test_utterances_swapped_in_a_shard_are_noticed(
         path = data_dir / name
         path.write_text("".join(path.read_text().splitlines(True)[:2]))
     metadata = IndexMetadata.load(shard_paths(shards, 1)[2])
-    with ShardWriter(shards, 1, metadata) as shard:
-        for utt_id in ("utt0", "utt1"):
-            shard.write(utt_id, np.zeros((22, 2), np.uint8))
-    scp = shard_paths(shards, 1)[1]
+    indexes = dict.fromkeys(["utt0", "utt1"], np.zeros((22, 2), np.uint8))
+    _, scp, _ = write_shard(shards, indexes, metadata)
     swapped = scp.read_text().replace("utt0 ", "x ").replace("utt1 ", "utt0 ")
     scp.write_text(swapped.replace("x ", "utt1 "))
     error = ends_with_error(main, [*options[:-1], "1"])
@@ -236,9 +224,7 @@ def test_index_out_of_range_is_named(options, shards, ends_with_error):
     content = bytearray(ark.read_bytes())
     content[-1] = 9
     ark.write_bytes(content)
-    metadata = IndexMetadata.load(json_path)
-    metadata.shards = {ark.name: file_sha256(ark)}
-    metadata.save(json_path)
+    change_json(json_path, {"shards": {ark.name: file_sha256(ark)}})
     error = ends_with_error(main, options)
     assert "1 utterances do not contain valid codebook indexes: utt" in error
     assert "got index 9, expected 0 to 3" in error
@@ -269,8 +255,6 @@ def test_combining_again_replaces_the_files(options, data_dir):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_wrong_options_of_every_command(command, capsys):
-    import importlib
-
     module = importlib.import_module(f"espnet_mvq.bin.{command}")
     for words, code in ((["--help"], 0), (["--no_such_option"], 2), ([], 2)):
         with pytest.raises(SystemExit) as ended:
@@ -282,14 +266,8 @@ def test_help_and_wrong_options_of_every_command(command, capsys):
 
 def test_command_ends_in_one_line_without_a_traceback(tmp_path):
     words = "--data_dir none --shards none --nj 1".split()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "espnet_mvq" / "bin" / "combine_indexes.py")]
-        + words,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    script = ROOT / "espnet_mvq" / "bin" / "combine_indexes.py"
+    done = run_python(script, *words, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "ERROR: none/wav.scp: no such file" in done.stderr

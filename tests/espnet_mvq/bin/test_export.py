@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import index_metadata, write_speech, write_table
+from builders import write_indexes
+from corpus_builders import write_speech, write_table
 
 from espnet_mvq.bin.export import main
-from espnet_mvq.indexes import ShardWriter
-from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.plugin import export
 from espnet_mvq.plugin.export_folder import NOTE_NAME
 
@@ -53,7 +52,7 @@ for part in ("train", "valid"):
     TRAINING += [f"--{part}_shape_file", "data/speech_shape"]
     for entry in ("data/wav.scp,speech,sound", "data/text,text,text"):
         TRAINING += [f"--{part}_data_path_and_name_and_type", entry]
-# What a user without espnet_mvq does with the export
+# Use of the export without espnet_mvq
 WITHOUT_PLUGIN = """
 import json, sys
 sys.modules["espnet_mvq"] = None
@@ -98,13 +97,8 @@ def write_data(folder):
     write_table(folder / "text", UTTERANCES)
     write_table(folder / "speech_shape", dict.fromkeys(UTTERANCES, 9600))
     generator = np.random.default_rng(0)
-    with ShardWriter(folder, 1, index_metadata()) as shard:
-        for utt_id in UTTERANCES:
-            shard.write(utt_id, generator.integers(0, 4, (29, 2)).astype(np.uint8))
+    write_indexes(folder, {u: generator.integers(0, 4, (29, 2)) for u in UTTERANCES})
     (folder / "tokens.txt").write_text("<blank>\n<unk>\na\nb\n<sos/eos>\n")
-    _, scp, metadata_path = shard_paths(folder, 1)
-    scp.rename(folder / "codebook_indexes.scp")
-    metadata_path.rename(folder / "codebook_indexes.json")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +131,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(recipe):
-    """Export with the options' defaults; return the folder and what was logged."""
+    """Export with default options; return the folder and the lines of the log."""
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -197,7 +191,7 @@ def test_config_differs_only_by_the_plugin(exported, recipe):
     assert "-         quantizer_id: 0123456789abcdef" in mvq_conf
 
 
-def test_folder_holds_what_later_stages_need(exported, recipe):
+def test_files_of_the_export(exported, recipe):
     folder, _ = exported
     names = {path.name for path in folder.iterdir()} - {"packed.zip"}
     weights = {path.name for path in (recipe / EXP).glob("*.pth")} - {"checkpoint.pth"}
@@ -298,7 +292,7 @@ def test_checkpoint_without_the_plugin_is_warned_of(quick, caplog):
 
 
 CONFIG_FILE = f"{EXP}/config.yaml"
-BAD_INPUT = [  # what is done to the recipe, options, message
+BAD_INPUT = [  # command that damages the recipe, options, message
     (f"rm {CONFIG_FILE}", "", "config.yaml: no such file"),
     (f"echo 'a: [1' > {CONFIG_FILE}", "", "config.yaml: not readable as yaml"),
     (f"echo '- 1' > {CONFIG_FILE}", "", "config.yaml: got a list"),

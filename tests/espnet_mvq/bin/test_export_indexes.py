@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from builders import index_metadata, write_table
-from corpus_builders import embedding_metadata
+from builders import index_metadata
+from corpus_builders import embedding_metadata, write_shard, write_table
 
 from espnet_mvq.bin.export_indexes import main
 from espnet_mvq.bin.import_indexes import main as import_indexes
-from espnet_mvq.indexes import EmbeddingMetadata, IndexMetadata, ShardWriter
+from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
 
@@ -28,10 +28,7 @@ def ours(tmp_path):
         utt_id: np.random.randint(0, 4, (length, 2)).astype(np.uint8)
         for utt_id, length in lengths.items()
     }
-    with ShardWriter(data_dir / "codebook_indexes", 1, metadata) as shard:
-        for utt_id, indexes in arrays.items():
-            shard.write(utt_id, indexes)
-    ark, scp, _ = shard_paths(data_dir / "codebook_indexes", 1)
+    ark, scp, _ = write_shard(data_dir / "codebook_indexes", arrays, metadata)
     (data_dir / SCP_NAME).write_text(scp.read_text())
     metadata.save(data_dir / METADATA_NAME)
     places = {"b": "b.flac", "a-é": "sox a.wav -t wav - |", "sp0.9-c": "c.ark:17"}
@@ -77,10 +74,8 @@ def test_npy_files_and_their_scp(ours, options, tmp_path):
 
 
 def test_embeddings_are_refused(tmp_path, ends_with_error):
-    metadata = embedding_metadata(dim=2)
-    with ShardWriter(tmp_path, 1, metadata) as shard:
-        shard.write("u", np.zeros((3, 2), np.float16))
-    scp = shard_paths(tmp_path, 1, EmbeddingMetadata.STEM)[1]
+    embeddings = {"u": np.zeros((3, 2), np.float16)}
+    _, scp, _ = write_shard(tmp_path, embeddings, embedding_metadata(dim=2))
     words = ["--scp", str(scp), "--npy_dir", str(tmp_path / "npy")]
     assert "got embeddings, expected codebook" in ends_with_error(main, words)
     assert not (tmp_path / "npy").exists()
@@ -89,12 +84,9 @@ def test_embeddings_are_refused(tmp_path, ends_with_error):
 def test_indexes_of_utterances_stay_such(ours, tmp_path):
     """There and back; their one row is not measured by the speech."""
     metadata = dataclasses.replace(ours.metadata, level="utterance")
-    folder = tmp_path / "utterances"
-    folder.mkdir()
-    with ShardWriter(folder, 1, metadata) as shard:
-        for utt_id in ours.arrays:
-            shard.write(utt_id, np.ones((1, 2), np.uint8))
-    main(["--scp", str(shard_paths(folder, 1)[1]), "--npy_dir", str(tmp_path / "npy")])
+    indexes = dict.fromkeys(ours.arrays, np.ones((1, 2), np.uint8))
+    _, scp, _ = write_shard(tmp_path / "utterances", indexes, metadata)
+    main(["--scp", str(scp), "--npy_dir", str(tmp_path / "npy")])
     words = ["--data_dir", ours.dir, "--arrays", tmp_path / "npy"]
     words += ["--metadata", tmp_path / "npy" / METADATA_NAME]
     import_indexes([str(word) for word in words])

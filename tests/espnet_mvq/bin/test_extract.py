@@ -2,6 +2,7 @@
 
 import json
 
+import kaldiio
 import numpy as np
 import pytest
 import soundfile
@@ -22,8 +23,6 @@ def shards(tmp_path):
 
 def kaldi_arrays(shards):
     """Read all arrays of shard 1."""
-    import kaldiio
-
     return dict(kaldiio.load_ark(str(shard_paths(shards, 1)[0])))
 
 
@@ -40,8 +39,6 @@ def write_empty_audio(data_dir):
 def test_indexes_are_those_of_teacher_and_quantizer(
     extract, shards, quantizer, teacher_dir, data_dir
 ):
-    import kaldiio
-
     extract()
     teacher = build_teacher(f"transformers/{teacher_dir}", 1)
     actual = kaldiio.load_scp(str(shard_paths(shards, 1)[1]))
@@ -79,23 +76,21 @@ def test_finished_shard_is_kept(extract, shards):
     assert finished_shard(shards, 2) is not None
 
 
-def test_other_settings_or_utterances_make_it_again(extract, shards, data_dir):
-    extract()
-    extract("--refine_passes", "0")
-    assert finished_shard(shards, 1).encode["refine_passes"] == 0
-    lines = (data_dir / "wav.scp").read_text().splitlines(True)
-    (data_dir / "wav.scp").write_text("".join(lines[:4]))
-    extract("--refine_passes", "0")
-    assert finished_shard(shards, 1).num_utterances == 4
-
-
-def test_other_quantizer_makes_it_again(extract, shards, quantizer, tmp_path):
+def test_other_settings_or_utterances_make_it_again(
+    extract, shards, data_dir, quantizer, tmp_path
+):
     extract()
     old = Quantizer.load(quantizer)
     other = Quantizer(old.codebooks + 0.1, old.mean, old.scale, old.provenance)
     other.save(tmp_path / "other.safetensors")
     extract(quantizer=tmp_path / "other.safetensors")
     assert finished_shard(shards, 1).quantizer_id == other.id
+    extract("--refine_passes", "0")
+    assert finished_shard(shards, 1).encode["refine_passes"] == 0
+    lines = (data_dir / "wav.scp").read_text().splitlines(True)
+    (data_dir / "wav.scp").write_text("".join(lines[:4]))
+    extract("--refine_passes", "0")
+    assert finished_shard(shards, 1).num_utterances == 4
 
 
 def test_bad_audio_stops_or_is_skipped(
@@ -189,9 +184,7 @@ def test_unusable_audio_stops_without_harm_to_a_finished_shard(
     assert [path.read_bytes() for path in shard_paths(shards, 1)] == before
 
 
-def test_interruption_leaves_what_is_whole_to_go_on_from(
-    extract, shards, monkeypatch, caplog
-):
+def test_interrupted_extraction_resumes(extract, shards, monkeypatch, caplog):
     def interrupted(utt_id, place, sample_rate):
         if utt_id == "utt2":
             raise KeyboardInterrupt  # three longer ones are done
@@ -223,7 +216,7 @@ def test_batches_change_nothing(extract, shards):
 
 
 def test_batch_that_broke_off_runs_whole_again(extract, shards, monkeypatch, caplog):
-    """So that what is written does not depend on where it broke off."""
+    """The shard must not depend on the moment of the interruption."""
     from espnet_mvq.indexes import ShardWriter
 
     write = ShardWriter.write
@@ -267,8 +260,6 @@ def embed(data_dir, teacher_options, shards):
 
 
 def test_embeddings_are_those_of_the_teacher(embed, shards, teacher_dir, data_dir):
-    import kaldiio
-
     embed()
     metadata = EmbeddingMetadata.load(shards / "embeddings.1.json")
     assert (metadata.dim, metadata.layer, metadata.num_utterances) == (16, 1, 6)
@@ -281,7 +272,7 @@ def test_embeddings_are_those_of_the_teacher(embed, shards, teacher_dir, data_di
 
 
 def test_embeddings_can_be_a_teacher(embed, shards, data_dir, tmp_path, teacher_dir):
-    """Stored embeddings give nearly the quantizer of the teacher itself."""
+    """Stored embeddings are near those of the teacher."""
     embed()
     spec = f"feats/{shards}/embeddings.1.scp"
     json_path = shards / "embeddings.1.json"
@@ -307,8 +298,6 @@ def test_embeddings_too_big_for_float16(embed, monkeypatch, ends_with_error):
 
 
 def test_embeddings_of_utterances_are_means(embed, shards, teacher_dir, data_dir):
-    import kaldiio
-
     embed("--level", "utterance")
     metadata = EmbeddingMetadata.load(shards / "embeddings.1.json")
     assert (metadata.level, metadata.num_frames) == ("utterance", 6)
@@ -334,8 +323,6 @@ def utterance_quantizer(data_dir, teacher_options, tmp_path):
 def test_index_of_an_utterance_is_that_of_its_mean(
     extract, shards, utterance_quantizer, teacher_dir, data_dir
 ):
-    import kaldiio
-
     extract("--level", "utterance", quantizer=utterance_quantizer)
     metadata = finished_shard(shards, 1)
     assert (metadata.level, metadata.num_codebooks) == ("utterance", 1)
@@ -350,7 +337,7 @@ def test_index_of_an_utterance_is_that_of_its_mean(
         assert indexes.item() == distances.argmin()
 
 
-def test_level_is_part_of_what_a_shard_is(
+def test_another_level_makes_another_shard(
     extract, shards, quantizer, utterance_quantizer, ends_with_error
 ):
     extract()

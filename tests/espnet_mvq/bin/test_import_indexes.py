@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from builders import write_table
-from corpus_builders import write_features
+from corpus_builders import write_features, write_table
 
 from espnet_mvq.bin.import_indexes import main
 from espnet_mvq.exchange.lhotse import make_cut, write_manifest
@@ -147,7 +146,7 @@ def test_missing_on_either_side_stops_or_is_accepted(
     assert list(FrameReader(corpus.scp)) == ["utt0", "sp0.9-utt0"]
 
 
-def test_no_common_utterance_is_told_with_ids(options, ends_with_error):
+def test_no_common_utterance(options, ends_with_error):
     error = ends_with_error(main, [*options, "--utt_id", "cut", "--on_missing", "skip"])
     assert "(first utt0, utt1, sp0.9-utt0)" in error
     assert "got utt1-7, utt0_sp0.9-7, utt0-7" in error and "now cut" in error

@@ -36,11 +36,15 @@ def feats(frames, tmp_path):
     return write_features(tmp_path, parts)
 
 
+def inspect(path, *options):
+    """Run the command; return the content of the report beside the quantizer."""
+    main([str(path), *map(str, options)])
+    return json.loads((path.parent / "quantizer_report.json").read_text())
+
+
 @pytest.fixture
 def content(path, feats):
-    """Return what the command writes to JSON."""
-    main([str(path), "--feats", str(feats)])
-    return json.loads((path.parent / "quantizer_report.json").read_text())
+    return inspect(path, "--feats", feats)
 
 
 def test_report_describes_quantizer_and_frames(content, path, feats, frames):
@@ -65,8 +69,7 @@ def test_report_describes_quantizer_and_frames(content, path, feats, frames):
 
 
 def test_report_is_printed(path, feats, capsys):
-    main([str(path), "--feats", str(feats)])
-    content = json.loads((path.parent / "quantizer_report.json").read_text())
+    content = inspect(path, "--feats", feats)
     report = text_report(content)
     assert capsys.readouterr().out == f"{report}\n"
     assert f"{content['quality']['relative_error']:.4f}  beam, 5 passes\n" in report
@@ -80,21 +83,17 @@ def test_same_seed_same_report_in_another_folder(content, path, feats, tmp_path)
 
 
 def test_sample_of_the_frames(path, feats, frames, tmp_path):
-    options = [str(path), "--feats", str(feats), "--max_frames", "100"]
-    main(options)
-    report = path.parent / "quantizer_report.json"
-    first = json.loads(report.read_text())
+    options = ["--feats", feats, "--max_frames", 100]
+    first = inspect(path, *options)
     assert (first["frames"]["measured"], first["frames"]["seen"]) == (100, 240)
-    main([*options, "--seed", "1"])
-    second = json.loads(report.read_text())
+    second = inspect(path, *options, "--seed", 1)
     assert first["quality"]["relative_error"] != second["quality"]["relative_error"]
 
 
 def test_one_array_is_read_in_pieces(path, frames, tmp_path, content, monkeypatch):
     np.save(tmp_path / "all.npy", frames.numpy().astype(np.float64))
     monkeypatch.setattr(module, "_CHUNK_FRAMES", 7)
-    main([str(path), "--feats", str(tmp_path / "all.npy")])
-    actual = json.loads((path.parent / "quantizer_report.json").read_text())
+    actual = inspect(path, "--feats", tmp_path / "all.npy")
     assert actual["frames"]["utterances"] == 1 and actual["frames"]["seen"] == 240
     for name in ("relative_error", "usage", "errors"):
         assert actual["quality"][name] == content["quality"][name]
@@ -111,16 +110,15 @@ def test_quantizer_of_multi_quantization(path, feats, frames):
     }
     checkpoint = path.with_name("theirs.pt")
     torch.save(state, checkpoint)
-    main([str(checkpoint), "--feats", str(feats)])
-    actual = json.loads((path.parent / "quantizer_report.json").read_text())
+    actual = inspect(checkpoint, "--feats", feats)
     assert actual["quantizer"]["has_classifier"]
     assert actual["quality"]["effort"][0]["search"] == "classifier, 0 passes"
 
 
 def test_audio_and_teacher(quantizer, data_dir, teacher_options, capsys):
-    main([str(quantizer), "--wav_scp", f"{data_dir}/wav.scp", *teacher_options])
+    options = ["--wav_scp", f"{data_dir}/wav.scp", *teacher_options]
+    actual = inspect(quantizer, *options)
     total = sum((6400 + 1600 * n - 400) // 320 + 1 for n in range(6))
-    actual = json.loads((quantizer.parent / "quantizer_report.json").read_text())
     assert actual["frames"]["measured"] == actual["frames"]["seen"] == total
     assert actual["frames"]["utterances"] == 6
 
@@ -214,8 +212,7 @@ def test_quantizer_without_error(tmp_path):
     path = tmp_path / "quantizer.safetensors"
     Quantizer(codebooks).save(path)
     np.save(tmp_path / "x.npy", codebooks[0].repeat(20, 1).numpy())
-    main([str(path), "--feats", str(tmp_path / "x.npy")])
-    actual = json.loads((tmp_path / "quantizer_report.json").read_text())["quality"]
+    actual = inspect(path, "--feats", tmp_path / "x.npy")["quality"]
     assert actual["relative_error"] == 0
     assert actual["errors"]["channel_error"] == [0] * 8
     assert actual["codebook_correlation"] == [[1, None], [None, None]]

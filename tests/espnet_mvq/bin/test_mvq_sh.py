@@ -5,9 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from builders import ROOT
 
 from espnet_mvq.__main__ import MVQ_SH
 from espnet_mvq.bin import extract, select_utterances, train_quantizer
@@ -15,7 +15,6 @@ from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.quantization import Quantizer
 
-ROOT = Path(__file__).resolve().parents[3]
 SIZES = [
     *("--num_codebooks", "2", "--nj", "2"),
     *("--quantizer_args", "--codebook_size 4 --num_iterations 2"),
@@ -86,17 +85,8 @@ def test_all_stages_and_again(mvq, recipe):
 
 
 def test_two_layers_get_two_sets_of_indexes(mvq, recipe):
-    done = mvq(
-        "--train_set",
-        "train",
-        "--layer",
-        "1 2",
-        "--stop_stage",
-        "4",
-        *SIZES,
-        "--nj",
-        "1",
-    )
+    words = ["--train_set", "train", "--layer", "1 2", "--stop_stage", "4"]
+    done = mvq(*words, *SIZES, "--nj", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = recipe / "dump" / "raw" / "train"
     for layer in (1, 2):
@@ -119,7 +109,7 @@ def test_embeddings(mvq, recipe):
 
 
 def test_one_index_of_each_utterance(mvq, recipe):
-    sizes = ["--level", "utterance", "--codebook_size", "3", "--nj", "2"]
+    sizes = ["--level", "utterance", "--codebook_size", "3", "--nj", "1"]
     done = mvq("--train_set", "train", "--dev_set", "dev", *sizes)
     assert done.returncode == 0, done.stdout + done.stderr
     (mvq_dir,) = (recipe / "dump" / "mvq").iterdir()

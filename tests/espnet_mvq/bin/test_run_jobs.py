@@ -1,6 +1,5 @@
 """Jobs on this machine, in run.pl's manner."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from builders import python_environment, run_python
 
 from espnet_mvq.bin.run_jobs import main
 
-ROOT = Path(__file__).resolve().parents[3]
 SHELL = ("bash", "-c")
 
 
@@ -117,7 +116,7 @@ def run_module(words, **kwargs):
     """Start the module as recipes do."""
     return subprocess.Popen(
         [sys.executable, "-m", "espnet_mvq.bin.run_jobs", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=python_environment(),
         stderr=subprocess.PIPE,
         text=True,
         **kwargs,
@@ -168,8 +167,5 @@ def test_signal_takes_the_whole_process_group_down(signum):
 
 def test_only_the_standard_library_is_imported():
     code = "import sys, espnet_mvq.bin.run_jobs; print('torch' in sys.modules)"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True
-    )
+    done = run_python("-c", code)
     assert done.stdout == "False\n"

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from builders import write_table
-from corpus_builders import save_transformers
+from corpus_builders import save_transformers, write_table
 
 from espnet_mvq.bin import teacher_loss
 from espnet_mvq.extraction.task_losses import read_texts
@@ -208,7 +207,7 @@ def test_second_writer_is_refused(run, corpus, ends_with_error):
 
 
 class FullDisk(io.BufferedRandom):
-    """A file of which what is written never arrives."""
+    """File on a full disk."""
 
     def flush(self):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,4 +1,4 @@
-"""Cut manifests of lhotse: what they look like, what we write, what is refused."""
+"""Cut manifests of lhotse: layout, writing, refused manifests."""
 
 import gzip
 import json
@@ -197,7 +197,7 @@ def test_written_manifest_has_lhotses_layout(cut, tmp_path):
     before = path.read_bytes()
     with gzip.open(path, "rt", encoding="utf-8") as file:
         first, second = map(json.loads, file)
-    # What lhotse wrote, but for the supervision
+    # lhotse's line without the supervision
     assert list(first) == list(cut) and first == {**cut, "supervisions": []}
     assert "recording" not in second and second["duration"] == 0.98
     assert list(read_manifests([path])) == ["84-1-0000-7", "é"]

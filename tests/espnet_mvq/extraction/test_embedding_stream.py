@@ -47,7 +47,7 @@ def test_lengths_of_the_file_or_of_the_headers(places, data_dir, num_samples, ca
     assert "read from the audio's headers" in caplog.text
 
 
-def test_batches_give_what_utterances_alone_give(teacher, places, num_samples):
+def test_batches_equal_utterances_alone(teacher, places, num_samples):
     teacher.batch_samples = 40000
     teacher.mixes_lengths = True  # this one does not; only the plan is looked at
     batches = plan_batches(teacher, num_samples)

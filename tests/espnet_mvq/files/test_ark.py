@@ -1,4 +1,4 @@
-"""Records of arks: what is read, and that nothing else is run or unpickled."""
+"""Records of arks: reading them, without running or unpickling anything."""
 
 import io
 import pickle
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from builders import index_metadata
-from corpus_builders import MakeFile
+from corpus_builders import MakeFile, write_shard
 
 from espnet_mvq.bin.combine_indexes import main as combine_indexes
 from espnet_mvq.bin.export_indexes import main as export_indexes
@@ -20,7 +20,7 @@ from espnet_mvq.files.ark import (
     read_numpy,
 )
 from espnet_mvq.files.whole_file import file_sha256
-from espnet_mvq.indexes import FrameReader, IndexMetadata, ShardWriter
+from espnet_mvq.indexes import FrameReader, IndexMetadata
 from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME
 from espnet_mvq.indexes.shard import shard_paths
 from espnet_mvq.teachers import audio, build_teacher
@@ -118,8 +118,7 @@ def corpus(tmp_path):
     soundfile.write(data_dir / "a.wav", np.zeros(1600), 16000)
     (data_dir / "wav.scp").write_text(f"utt {data_dir}/a.wav\n")
     metadata = index_metadata(codebook_size=8)
-    with ShardWriter(tmp_path / "shards", 1, metadata) as shard:
-        shard.write("utt", INDEXES)
+    write_shard(tmp_path / "shards", {"utt": INDEXES}, metadata)
     metadata.save(data_dir / METADATA_NAME)
     return data_dir
 

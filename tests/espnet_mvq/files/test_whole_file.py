@@ -16,7 +16,7 @@ def test_write_text_replaces_the_whole_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+def test_full_disk_names_the_file(tmp_path, monkeypatch):
     def full(path, content):
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -12,7 +12,7 @@ LOSSES = {"a": (1 / 3, 1), "ä": (1e-30, 3), "c": (123456.789, 1)}
 
 @pytest.fixture
 def reopen(tmp_path):
-    """Return a function that opens the file, and writes what is not there yet."""
+    """Return a function that opens the file and writes the missing losses."""
 
     def call(*utt_ids, metadata=METADATA, inputs=INPUTS):
         with PartialLosses(tmp_path / "x.partial", metadata, inputs) as partial:

@@ -9,7 +9,7 @@ import kaldiio
 import numpy as np
 import pytest
 from builders import index_metadata
-from corpus_builders import embedding_metadata
+from corpus_builders import embedding_metadata, write_shard
 
 from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import (
@@ -39,10 +39,7 @@ def utterances():
 @pytest.fixture
 def data_dir(tmp_path, metadata, utterances):
     """A folder as the combination of one shard leaves it."""
-    with ShardWriter(tmp_path / "shards", 1, metadata) as shard:
-        for utt_id, indexes in utterances.items():
-            shard.write(utt_id, indexes)
-    _, scp, json_path = shard_paths(tmp_path / "shards", 1)
+    _, scp, json_path = write_shard(tmp_path / "shards", utterances, metadata)
     shutil.copy(scp, tmp_path / SCP_NAME)
     shutil.copy(json_path, tmp_path / METADATA_NAME)
     return tmp_path
@@ -77,9 +74,9 @@ def test_ark_is_plain_kaldi(data_dir, utterances):
 
 
 def test_bytes_of_an_ark(tmp_path, metadata):
-    with ShardWriter(tmp_path, 1, metadata) as shard:
-        shard.write("a", np.array([[1, 2], [3, 0]], dtype=np.uint8))
-        shard.write("bb", np.array([[3, 1]], dtype=np.uint8))
+    indexes = {"a": [[1, 2], [3, 0]], "bb": [[3, 1]]}
+    indexes = {utt_id: np.array(rows, np.uint8) for utt_id, rows in indexes.items()}
+    ark, scp, _ = write_shard(tmp_path, indexes, metadata)
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 2), }"
 
     def numpy_file(rows, content):
@@ -88,7 +85,6 @@ def test_bytes_of_an_ark(tmp_path, metadata):
         size = bytes([10 + len(padded) + len(content)])
         return b"NPY\x01" + size + b"\x93NUMPY\x01\x00\x76\x00" + padded + content
 
-    ark, scp, _ = shard_paths(tmp_path, 1)
     first = b"a " + numpy_file(2, b"\x01\x02\x03\x00")
     assert ark.read_bytes() == first + b"bb " + numpy_file(1, b"\x03\x01")
     expected = f"a {ark}:2\nbb {ark}:{len(first) + 3}\n"
@@ -115,8 +111,7 @@ def test_shard_without_one_of_its_files_is_not_finished(data_dir, missing):
 )
 def test_writer_refuses_other_arrays(tmp_path, metadata, indexes):
     with pytest.raises(ValueError, match=r"utterance a: .* expected uint8 \(T, 2\)"):
-        with ShardWriter(tmp_path, 1, metadata) as shard:
-            shard.write("a", indexes)
+        write_shard(tmp_path, {"a": indexes}, metadata)
 
 
 def test_missing_utterances_are_empty_counted_and_warned_about(data_dir, caplog):
@@ -169,10 +164,7 @@ def test_arks_that_are_extracted_again_are_refused(data_dir, metadata, utterance
             shard.write(utt_id, indexes)
     with pytest.raises(ValueError, match="quantizer_id: '0123456789abcdef' and '4567'"):
         FrameReader(scp)
-    with ShardWriter(data_dir / "shards", 1, metadata) as shard:
-        for utt_id, indexes in utterances.items():
-            shard.write(utt_id, indexes)
-    json_path = shard_paths(data_dir / "shards", 1)[2]
+    json_path = write_shard(data_dir / "shards", utterances, metadata)[2]
     assert len(FrameReader(scp)) == 3
     json_path.write_text("of another program")
     assert len(FrameReader(scp)) == 3
@@ -189,10 +181,9 @@ def reordered(tmp_path, metadata):
         metadata.shards, lines = {}, []
         for job in (1, 2):
             again = dataclasses.replace(metadata)
-            with ShardWriter(tmp_path / "shards", job, again) as shard:
-                for utt_id in utt_ids[job - 1 :: 2]:
-                    shard.write(utt_id, indexes[utt_id])
-            lines.append(shard_paths(tmp_path / "shards", job)[1].read_text())
+            part = {utt_id: indexes[utt_id] for utt_id in utt_ids[job - 1 :: 2]}
+            scp = write_shard(tmp_path / "shards", part, again, job)[1]
+            lines.append(scp.read_text())
             metadata.shards.update(again.shards)
         return "".join(lines)
 
@@ -225,11 +216,9 @@ def test_arks_in_another_order_are_refused_at_each_utterance(reordered):
 def test_arks_of_one_name_in_two_folders(data_dir, metadata):
     """The metadata tell of one of them."""
     other = dataclasses.replace(metadata)
-    with ShardWriter(data_dir / "others", 1, other) as shard:
-        shard.write("d", some_indexes(3))
-    lines = shard_paths(data_dir / "others", 1)[1].read_text()
+    lines = write_shard(data_dir / "others", {"d": some_indexes(3)}, other)[1]
     with (data_dir / SCP_NAME).open("a") as scp:
-        scp.write(lines)
+        scp.write(lines.read_text())
     reader = FrameReader(data_dir / SCP_NAME)
     assert len(reader["d"]) == 3 and len(reader["b"]) == 7
 
@@ -272,11 +261,9 @@ def test_reading_after_a_fork(data_dir, utterances):
 
 
 def test_reader_of_embeddings(tmp_path):
-    metadata = embedding_metadata(dim=3)
     stored = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float16)
-    with ShardWriter(tmp_path, 1, metadata) as shard:
-        shard.write("a", stored)
-    reader = FrameReader(shard_paths(tmp_path, 1, metadata.STEM)[1])
+    _, scp, _ = write_shard(tmp_path, {"a": stored}, embedding_metadata(dim=3))
+    reader = FrameReader(scp)
     assert reader["a"].dtype == np.float32
     assert np.array_equal(reader["a"], stored.astype(np.float32))
     assert reader["b"].shape == (0, 3) and reader["b"].dtype == np.float32

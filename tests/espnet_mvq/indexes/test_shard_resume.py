@@ -1,4 +1,4 @@
-"""Shards that break off: what is whole stays, and nothing is there twice."""
+"""Interrupted shards: whole utterances are kept, none is written twice."""
 
 import errno
 import fcntl
@@ -288,7 +288,7 @@ def test_full_disk_at_the_end_of_a_shard(tmp_path, undisturbed, monkeypatch, end
 
 
 def test_pickled_content_is_not_loaded(tmp_path, undisturbed):
-    """A record that is not a numpy array ends what is kept, unread."""
+    """Utterances are kept up to the first record that is no numpy array."""
     break_off(tmp_path / "s", 1)
     ark = shard_paths(tmp_path / "s", 1)[0].with_suffix(".ark.tmp")
     with ark.open("ab") as file:

@@ -1,4 +1,4 @@
-"""Files of teacher losses: what is read, what is refused, and what the json says."""
+"""Files of teacher losses: reading, refused lines, and the json beside them."""
 
 import json
 

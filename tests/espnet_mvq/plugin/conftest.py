@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import TINY_MODEL, write_indexes, write_speech
+from builders import TINY_MODEL, write_indexes, write_wavs
 
 NUM_SAMPLES = 8000
 TRAINING = {
@@ -76,7 +76,7 @@ def write_training(tmp_path):
         noise = np.random.default_rng(0)
         indexes = {f"u{n}": noise.integers(0, 4, (24, 2)) for n in with_indexes}
         ours = [str(write_indexes(tmp_path, indexes)), "codebook_indexes", "mvq_ark"]
-        write_speech(tmp_path, {f"u{n}": NUM_SAMPLES for n in range(8)})
+        write_wavs(tmp_path, {f"u{n}": NUM_SAMPLES for n in range(8)})
         texts, shapes = tmp_path / "text", tmp_path / "speech_shape"
         texts.write_text("".join(f"u{n} 2 3\n" for n in range(8)))
         shapes.write_text("".join(f"u{n} {NUM_SAMPLES}\n" for n in range(8)))

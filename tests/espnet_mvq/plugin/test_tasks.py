@@ -19,7 +19,7 @@ from builders import (
     step,
     without,
     write_indexes,
-    write_speech,
+    write_wavs,
 )
 
 from espnet_mvq.frame_timing.encoders import first_tensor
@@ -204,7 +204,7 @@ def test_padding_teaches_nothing(name, level, num_features):
 def data_options(tmp_path):
     """Return options of three utterances of speech, text and indexes."""
     utt_ids = ("u0", "u1", "u2")
-    write_speech(tmp_path, dict.fromkeys(utt_ids, 8000))
+    write_wavs(tmp_path, dict.fromkeys(utt_ids, 8000))
     write_indexes(tmp_path, dict.fromkeys(utt_ids, [[0, 0]] * 24))
     (tmp_path / "text").write_text("".join(f"{utt_id} 2 3\n" for utt_id in utt_ids))
     data = [("wav.scp", "speech", "sound"), ("text", "text", "text_int")]

@@ -1,6 +1,5 @@
 """SpecAug's time warp: the indexes move as the features do."""
 
-
 import pytest
 import torch
 from builders import build_model

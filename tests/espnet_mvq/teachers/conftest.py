@@ -35,7 +35,7 @@ def check_batch_independence(speech):
 
         teacher._forward = counting_forward
         teacher.batch_samples = 4 * 9600
-        # What lies in the padding must not matter
+        # Values of the padding must not matter
         padding = torch.arange(9600) >= lengths[:, None]
         together, frames = teacher.embed(waveforms.masked_fill(padding, 7.0), lengths)
         assert sizes == batch_sizes

@@ -1,4 +1,4 @@
-"""Reading audio: what is accepted, and how the rest is refused."""
+"""Reading audio: accepted and refused files."""
 
 import kaldiio
 import numpy as np
@@ -55,35 +55,25 @@ def test_wav_of_8_bits_in_an_ark(tmp_path, samples):
     np.testing.assert_allclose(speech, samples, atol=1 / 256)
 
 
-@pytest.mark.parametrize("channels, message", [(1, None), (2, "has 2 channels")])
-def test_stereo_is_refused(tmp_path, samples, channels, message):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, np.stack([samples] * channels, axis=1), 16000)
-    if message is None:
-        assert len(read_audio("utt", str(path), 16000)) == 1600
-        return
-    with pytest.raises(AudioError, match=f"utterance utt: .*a.wav {message}.*mono"):
-        read_audio("utt", str(path), 16000)
+def test_one_channel_as_a_column(tmp_path, samples):
+    soundfile.write(tmp_path / "a.wav", samples[:, None], 16000)
+    assert len(read_audio("utt", str(tmp_path / "a.wav"), 16000)) == 1600
 
 
-@pytest.mark.parametrize("rate", [8000, 44100])
-def test_other_rate_is_refused(tmp_path, samples, rate):
-    soundfile.write(tmp_path / "a.wav", samples, rate)
-    with pytest.raises(AudioError, match=f"has {rate} Hz, expected 16000 Hz.*--fs"):
-        read_audio("utt", str(tmp_path / "a.wav"), 16000)
-
-
-def test_empty_audio_is_refused(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(0), 16000)
-    with pytest.raises(AudioError, match="utterance utt: .*a.wav is empty"):
-        read_audio("utt", str(tmp_path / "a.wav"), 16000)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_refused(tmp_path, samples, value):
-    samples[7] = value
-    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
-    with pytest.raises(AudioError, match="contains NaN or infinity"):
+@pytest.mark.parametrize(
+    "change, rate, message",
+    [
+        (lambda x: np.stack([x, x], axis=1), 16000, "has 2 channels.*mono"),
+        (lambda x: x, 8000, "has 8000 Hz, expected 16000 Hz.*--fs"),
+        (lambda x: x, 44100, "has 44100 Hz, expected 16000 Hz.*--fs"),
+        (lambda x: x[:0], 16000, "is empty"),
+        (lambda x: np.append(x, np.nan), 16000, "contains NaN or infinity"),
+        (lambda x: np.append(x, np.inf), 16000, "contains NaN or infinity"),
+    ],
+)
+def test_unusable_audio_is_refused(tmp_path, samples, change, rate, message):
+    soundfile.write(tmp_path / "a.wav", change(samples), rate, subtype="FLOAT")
+    with pytest.raises(AudioError, match=f"utterance utt: .*a.wav {message}"):
         read_audio("utt", str(tmp_path / "a.wav"), 16000)
 
 

@@ -1,4 +1,4 @@
-"""Which waveforms run together, and where long ones are cut."""
+"""Batches of waveforms, and cuts of long ones."""
 
 import itertools
 import random
@@ -58,7 +58,7 @@ def test_overlap_that_leaves_nothing():
         cut_into_segments(1000, 100, 50, 10)
 
 
-def test_long_speech_is_near_what_it_is_whole(save_model):
+def test_segments_of_long_speech_are_near_the_whole(save_model):
     """Convolutions see all they need; attention is only near, so it is left out."""
     teacher = build_teacher(f"transformers/{save_model('Hubert', folder='cut')}", 0)
     teacher._normalize = False

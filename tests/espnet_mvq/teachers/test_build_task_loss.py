@@ -1,4 +1,4 @@
-"""Which teachers have a task loss, and what is said of the others."""
+"""Teachers with a task loss, and the errors of the others."""
 
 import pytest
 import torch

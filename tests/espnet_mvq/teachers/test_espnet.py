@@ -1,9 +1,10 @@
 """Teachers trained with ESPnet against the models as ESPnet builds them."""
 
+import builders
 import numpy as np
 import pytest
 import torch
-from builders import MVQ_CONF
+from builders import MVQ_CONF, TINY_MODEL
 from corpus_builders import MakeFile, save_espnet
 
 from espnet_mvq.teachers import TeacherError, build_teacher
@@ -24,22 +25,11 @@ E_BRANCHFORMER = {
 }
 INTERCTC = {
     "encoder": "conformer",
-    "encoder_conf": {
-        "linear_units": 8,
-        "interctc_layer_idx": [1],
-        "interctc_use_conditioning": True,
-    },
+    "encoder_conf": {"linear_units": 8, **builders.INTERCTC},
     "model_conf": {"ctc_weight": 1.0, "interctc_weight": 0.5},
 }
-RECURRENT = {
-    "encoder": "rnn",
-    "encoder_conf": {
-        **dict.fromkeys(ENCODER),
-        "hidden_size": 8,
-        "output_size": 8,
-        "num_layers": 2,
-    },
-}
+SIZES = {"hidden_size": 8, "output_size": 8, "num_layers": 2}
+RECURRENT = {"encoder": "rnn", "encoder_conf": {**dict.fromkeys(ENCODER), **SIZES}}
 HUBERT = {
     "frontend": None,
     "input_size": 1,
@@ -77,11 +67,9 @@ CNN = {
 def make_options(options):
     """Return options of a tiny model; None takes one away."""
     defaults = {
-        "token_list": ["<blank>", "<unk>", "a", "b", "<sos/eos>"],
-        "normalize": None,
+        **TINY_MODEL,
         "specaug": "specaug",
         "specaug_conf": {"time_mask_width_range": [0, 5]},
-        "frontend_conf": {"n_fft": 128, "hop_length": 160, "n_mels": 8},
         "encoder_conf": ENCODER,
         "decoder": None,
         "model_conf": {"ctc_weight": 1.0},
@@ -244,9 +232,13 @@ def test_frame_shift_and_offset(save, options, shift, offset):
     assert abs(sum(misses) / len(misses)) < shift / 8
 
 
-def test_frames_of_hubert(save):
-    teacher = build_teacher(f"espnet/{save(HUBERT)[0]}")
-    assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (320, 199.5)
+@pytest.mark.parametrize(
+    "options, shift, offset", [(HUBERT, 320, 199.5), (RECURRENT, 640, 0)]
+)
+def test_frames_of_hubert_and_recurrent_encoders(save, options, shift, offset):
+    teacher = build_teacher(f"espnet/{save(options)[0]}")
+    actual = teacher.frame_shift_samples, teacher.frame_offset_samples
+    assert actual == (shift, offset)
 
 
 def test_pretrained_hubert_gives_embeddings_too(save, speech):
@@ -260,11 +252,6 @@ def test_pretrained_hubert_gives_embeddings_too(save, speech):
     actual, _ = build_teacher(f"espnet/{path}", 1).embed(speech[0][:1], speech[1][:1])
     expected = expected_layers(model, speech[0][0])[1]
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-
-
-def test_frames_of_recurrent_encoders(save):
-    teacher = build_teacher(f"espnet/{save(RECURRENT)[0]}")
-    assert (teacher.frame_shift_samples, teacher.frame_offset_samples) == (640, 0)
 
 
 def test_unknown_frames_must_be_given(save, speech, monkeypatch):
@@ -338,11 +325,9 @@ def test_short_audio_has_a_frame(save, num_samples, options):
     assert len(embeddings) >= 1 and embeddings.isfinite().all()
 
 
-@pytest.mark.parametrize("layer", [3, -2])
-def test_layer_out_of_range(save, layer):
-    path, _ = save()
-    with pytest.raises(TeacherError, match=f"got layer {layer}, expected 1 to 2"):
-        build_teacher(f"espnet/{path}", layer)
+def test_layer_out_of_range(save):
+    with pytest.raises(TeacherError, match="got layer 3, expected 1 to 2"):
+        build_teacher(f"espnet/{save()[0]}", 3)
 
 
 def test_checkpoint_is_chosen_as_espnet_does(save):

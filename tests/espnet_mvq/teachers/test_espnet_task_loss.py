@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from builders import MVQ_CONF
+from builders import MVQ_CONF, TINY_MODEL
 from corpus_builders import MakeFile, save_espnet, waveforms_of
 
 from espnet_mvq.teachers import TeacherError
@@ -23,16 +23,13 @@ ENCODER = {
     "input_layer": "conv2d2",
 }
 OPTIONS = {
+    **TINY_MODEL,
     "token_list": TOKENS,
-    "token_type": "char",
-    "frontend_conf": {"n_fft": 128, "hop_length": 160, "n_mels": 8},
     "specaug": "specaug",
     "specaug_conf": {"time_mask_width_range": [0, 5]},
     "normalize": "utterance_mvn",
     "encoder": "conformer",
     "encoder_conf": ENCODER,
-    "decoder": "transformer",
-    "decoder_conf": {"attention_heads": 2, "linear_units": 8, "num_blocks": 1},
     "model_conf": {"ctc_weight": 0.3},
 }
 CTC = {"decoder": None, "model_conf": {"ctc_weight": 1.0}}
@@ -126,10 +123,8 @@ def test_inputs_are_not_changed(save, speech):
 @pytest.mark.parametrize("weight", [0.0, 5.0])
 def test_mvq_loss_of_a_student_does_not_count(save, speech, weight):
     path, plain = save()
-    conf = {
-        **OPTIONS["model_conf"],
-        "mvq_conf": {**MVQ_CONF, "layer": 1, "weight": weight},
-    }
+    mvq_conf = {**MVQ_CONF, "layer": 1, "weight": weight}
+    conf = {**OPTIONS["model_conf"], "mvq_conf": mvq_conf}
     student_path, student = save("student", model="mvq", model_conf=conf)
     state = {**student.state_dict(), **plain.state_dict()}
     assert any(name.startswith("mvq.") for name in state)
@@ -170,9 +165,8 @@ def test_text_goes_through_the_experiments_preprocessor(save, tmp_path):
     expected = [tokens.index(piece) for piece in model.EncodeAsPieces("ABBA".lower())]
     cleaned = model.EncodeAsPieces("ABBA")
     actual = task_loss.encode("abba").tolist()
-    assert (
-        actual == [tokens.index(p) if p in tokens else 1 for p in cleaned] != expected
-    )
+    assert actual != expected
+    assert actual == [tokens.index(p) if p in tokens else 1 for p in cleaned]
     moved = (tmp_path / "bpe.model").rename(tmp_path / "moved.model")
     with pytest.raises(TeacherError, match="no such file .*bpe.model, .*bpemodel=FILE"):
         build_task_loss(f"espnet/{path}")

@@ -87,7 +87,7 @@ def test_utterances_are_read_one_by_one(ark_scp, arrays):
         next(actual)
 
 
-def test_bad_line_is_told_before_any_work(ark_scp):
+def test_bad_line_is_refused_before_reading(ark_scp):
     ark_scp.write_text(ark_scp.read_text().splitlines(True)[0] + "utt1\n")
     with pytest.raises(ValueError, match=r"feats.scp:2: got 'utt1', expected 'utt_id"):
         next(read_features(ark_scp))

@@ -39,10 +39,10 @@ def test_equals_the_upstream_itself(specs, speech, kind):
     with torch.no_grad():
         states, lengths = model(speech[0][:1], length)
     teacher = build_teacher(spec_of(upstream, checkpoint), layer)
-    actual, found_lengths = teacher.embed(speech[0][:1], length)
+    actual, num_frames = teacher.embed(speech[0][:1], length)
     expected = states[layer][:, : int(lengths[layer])]
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-    assert found_lengths.tolist() == lengths[layer].tolist()
+    assert num_frames.tolist() == lengths[layer].tolist()
     assert teacher.frame_shift_samples == model.downsample_rates[layer]
     assert (teacher.dim, teacher.layer) == (model.hidden_sizes[layer], layer)
 
