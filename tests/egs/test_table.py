@@ -8,22 +8,19 @@ import numpy as np
 import pytest
 import yaml
 from builders import ROOT, index_metadata, write_indexes
+from corpus_builders import load_script, noted_options, run_script
 
 from espnet_mvq.indexes.reader import FrameReader
 
 PYSCRIPTS = ROOT / "egs" / "TEMPLATE" / "asr1" / "pyscripts"
 RECIPE = ROOT / "egs" / "mini_librispeech" / "asr1"
 # Decodes what it is told to train; fails for arms whose name has "broken"
-STAND_IN = """#!/usr/bin/env python3
-import pathlib, sys
-words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-config = words["--asr_config"] or words["--mvq_asr_config"]
+STAND_IN = """
+config = options["--asr_config"] or options["--mvq_asr_config"]
 name = pathlib.Path(config).stem
-with open("calls", "a") as file:
-    file.write(f"{{name}} {{words['--train_set']}} {{words['--asr_stats_dir']}}\\n")
 if "broken" in name and not pathlib.Path("repaired").exists():
     sys.exit("ERROR: no luck")
-test = pathlib.Path(words["--expdir"]) / f"asr_{{name}}_raw_en_bpe100"
+test = pathlib.Path(options["--expdir"]) / f"asr_{name}_raw_en_bpe100"
 test /= "decode_asr_debug_asr_model_valid.cer_ctc.ave/test_clean"
 test.mkdir(parents=True)
 (test / "text").write_text("u0 a\\n")
@@ -45,7 +42,7 @@ arms:
 
 
 @pytest.fixture
-def load(load_script, monkeypatch):
+def load(monkeypatch):
     """Return a function that loads a script whose neighbours it may import."""
     monkeypatch.syspath_prepend(PYSCRIPTS)
     return lambda name: load_script(PYSCRIPTS / f"{name}.py")
@@ -115,26 +112,37 @@ def test_shipped_table_has_valid_arms(load, monkeypatch, tmp_path):
     ]
 
 
-def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, run_script, table):
+def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
     folder = copy_recipe("run_table.sh", "run.sh", STAND_IN)
     shared = ROOT / "egs" / "TEMPLATE" / "asr1" / "cmd.sh"
     (folder / "cmd.sh").symlink_to(shared)
+    teacher = folder / "exp" / "table" / "teacher"
+    teacher.mkdir(parents=True)
+    (teacher / "text").write_text("u0 a\n")
     options = ["--stage", "3", "--stop_stage", "3", "--table", str(table), "--nj", "2"]
 
     def calls():
-        return sorted((folder / "calls").read_text().splitlines())
+        calls = {}
+        for call in noted_options(folder):
+            config = call["--asr_config"] or call["--mvq_asr_config"]
+            calls[Path(config).stem] = call
+        return calls
 
     done = run_script(folder, "run_table.sh", *options)
     assert done.returncode != 0 and "no luck" in done.stdout + done.stderr
     names = ["broken_seed0", "mvq_seed0", "mvq_seed1", "none_seed0", "none_seed1"]
-    assert [line.split()[0] for line in calls()] == names
-    assert calls()[0].split()[1:] == ["train_1h", "exp/table/stats_train_1h"]
-    assert calls()[1].split()[1:] == ["train_clean_5", "exp/table/stats"]
+    assert sorted(calls()) == names
+    for name, train_set, stats in (
+        ("broken_seed0", "train_1h", "exp/table/stats_train_1h"),
+        ("mvq_seed1", "train_clean_5", "exp/table/stats"),
+    ):
+        call = calls()[name]
+        assert (call["--train_set"], call["--asr_stats_dir"]) == (train_set, stats)
     (folder / "repaired").touch()
     (folder / "calls").unlink()
     done = run_script(folder, "run_table.sh", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split()[0] for line in calls()] == ["broken_seed0"]
+    assert list(calls()) == ["broken_seed0"]
 
 
 def test_bootstrap_of_known_systems(load):
@@ -185,6 +193,9 @@ def test_report(load, table, tmp_path):
     write_experiment(exp / "asr_none_seed1_x", [0.7], "u0 ab cd\nu1 eg\n")
     write_experiment(exp / "asr_mvq_seed0_x", [0.6, 0.3, 0.4], "u0 ab cd\nu1 ef\n")
     write_experiment(exp / "asr_mvq_seed1_x", [0.8], None)
+    (exp / "teacher").mkdir()
+    (exp / "teacher" / "ref").write_text("u0 a b c d\n")
+    (exp / "teacher" / "text").write_text("u0 a b c x\n")
     options = ["--table", str(table), "--expdir", str(exp), "--suffix", "x"]
     options += ["--inference", "decode", "--ref", str(tmp_path / "ref")]
     figure = tmp_path / "curves.png"
@@ -200,12 +211,13 @@ def test_report(load, table, tmp_path):
     assert mvq[:6] == ["MVQ", "5.31", "1 of 2", "55.0 ± 35.4", "0.0", "0.0"]
     assert mvq[6].startswith("-100.0 [-100.0, -100.0]")
     assert none[7:] == ["931.49 K", "0.0", "0.500", "2 ± 1", "`asr_none_seed0_x`"]
+    assert "greedy: WER 25.0 %, CER 14.3 %" in page
     assert "Not begun: broken." in page and "Teacher: big." in page
     assert "## Few labels" not in page
     assert figure.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_shuffled_indexes_are_those_of_other_utterances(load_script, tmp_path):
+def test_shuffled_indexes_are_those_of_other_utterances(tmp_path):
     script = load_script("egs/mini_librispeech/asr1/local/shuffle_indexes.py")
     arrays = {f"u{n}": np.full((3 + n % 3, 2), n, np.uint8) for n in range(4)}
     write_indexes(tmp_path, arrays)

@@ -133,6 +133,12 @@ if runs 3; then
         failed "${expdir}"/log/*.log
 fi
 
+if runs 3 && [ ! -s "${expdir}/teacher/text" ]; then
+    log "stage 3: Errors of the teacher itself"
+    ${python} local/teacher_text.py --teacher "${teacher}" --data_dir dump/raw/test_clean \
+        --outdir "${expdir}/teacher" --ngpu "${ngpu}"
+fi
+
 if runs 4; then
     log "stage 4: Report"
     ${python} pyscripts/table_report.py --table "${table}" --expdir "${expdir}" \

@@ -235,6 +235,19 @@ def draw_curves(
     pyplot.close(figure)
 
 
+def teacher_lines(folder: Path) -> List[str]:
+    """Return the error rates of the teacher itself, if they are measured."""
+    if not (folder / "text").is_file():
+        return []
+    counts = count_errors(read_text(folder / "ref"), read_text(folder / "text"))
+    wer, cer = (100 * counts[0][u].sum() / counts[1][u].sum() for u in ("wer", "cer"))
+    return [
+        "",
+        f"The teacher itself, greedy: WER {wer:.1f} %, CER {cer:.1f} %, texts "
+        "normalised as for Whisper.",
+    ]
+
+
 def make_page(args: argparse.Namespace) -> str:
     """Return the page of all tables that have a result."""
     content = yaml.safe_load(Path(args.table).read_text(encoding="utf-8"))
@@ -244,7 +257,7 @@ def make_page(args: argparse.Namespace) -> str:
     started = [arm for arm in arms if runs[arm["name"]]]
     if not started:
         raise ReportError(f"{args.expdir}: no arm has an epoch; run the trainings")
-    lines = ["# Tables", "", args.note]
+    lines = ["# Tables", "", args.note, *teacher_lines(Path(args.expdir) / "teacher")]
     for name, title in content["tables"].items():
         members = [arm for arm in started if arm["table"] == name]
         if members:
