@@ -39,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
         "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG' for each of them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--table", default="conf/table.yaml", help="Arms")
+    parser.add_argument("--table", default="local/table.yaml", help="Arms")
     parser.add_argument("--expdir", default="exp/table", help="Folder to write")
     parser.add_argument(
         "--arms", nargs="*", help="Names of arms (default: all of the table)"

@@ -53,7 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
         "draw the CER of the validation set over the training.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--table", default="conf/table.yaml", help="Arms")
+    parser.add_argument("--table", default="local/table.yaml", help="Arms")
     parser.add_argument("--expdir", default="exp/table", help="Experiments")
     parser.add_argument("--suffix", required=True, help="Ending of the experiments")
     parser.add_argument("--inference", required=True, help="Decoding folder")
