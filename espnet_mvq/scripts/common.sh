@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Functions of mvq.sh and the recipes: log lines, stages, option checks, names of folders.
-# Source it before the options have their defaults, and parse_options.sh after that.
+# Source it before the options get their defaults, and parse_options.sh after them.
 
 SECONDS=0
-unset skip_stages  # an option of some scripts, no variable of the environment
+unset skip_stages  # `runs` must not read it from the environment.
 
 # --- log and files
 
@@ -14,17 +14,17 @@ log() {
 
 min() { [ "$1" -le "$2" ] && echo "$1" || echo "$2"; }
 
-# num_lines FILE: number of lines; the last one may lack its line break
+# num_lines FILE: number of lines; the last line may have no line break
 num_lines() { awk 'END { print NR }' "$1"; }
 
-# split_scp FILE STEM N: split the lines, in order, into STEM.1.scp ... STEM.N.scp
+# split_scp FILE STEM N: split the lines into STEM.1.scp ... STEM.N.scp; the order is kept
 split_scp() {
     mkdir -p "$(dirname "$2")"
     awk -v n="$3" -v total="$(num_lines "$1")" -v stem="$2" \
         '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
 }
 
-# failed LOG...: show the errors of failed jobs and exit
+# failed LOG...: print the errors of failed jobs and end the script
 failed() {
     log "Error: a job failed: $*" >&2
     grep -H -E "ERROR|Error:|error:" "$@" 2>/dev/null | tail -n 5 >&2 ||
@@ -40,7 +40,7 @@ runs() {
         ! [[ " ${skip_stages-} " =~ [[:space:]]$1[[:space:]] ]]
 }
 
-# stages [NUMBER...]: refuse --stage and --stop_stage out of order, or if none of these
+# stages [NUMBER...]: end the script if --stop_stage is before --stage, or if none of these
 # stages would run
 stages() {
     local _co_stage
@@ -56,16 +56,16 @@ stages() {
     refuse_option stage "one of the stages: $*"
 }
 
-# --- option checks: NAME is an option and the shell variable that holds its value. They
-# end the script with one line on stderr, before anything runs or is written.
+# --- option checks: NAME is an option and the shell variable of its value. A failed check
+# ends the script with one line on stderr, before anything runs or is written.
 
-# refuse MESSAGE...: end the script
+# refuse MESSAGE...: end the script with an error
 refuse() {
     echo "$0: Error: $*" >&2
     exit 2
 }
 
-# refuse_option NAME EXPECTED: end the script, with the option's value
+# refuse_option NAME EXPECTED: end the script with the value of an option
 refuse_option() {
     local _co_got=${!1}
     refuse "--$1: got '${_co_got//$'\n'/ }', expected $2"
@@ -73,7 +73,7 @@ refuse_option() {
 
 # no_arguments "$@": refuse positional arguments
 no_arguments() {
-    [ $# -eq 0 ] || refuse "no positional arguments are taken, got '$*'"
+    [ $# -eq 0 ] || refuse "expected no positional arguments, got '$*'"
 }
 
 # required EXPECTED NAME...: refuse empty values
@@ -84,11 +84,11 @@ required() {
     done
 }
 
-# whole_number MIN NAME...: refuse all but whole numbers from MIN up
+# whole_number MIN NAME...: accept only whole numbers from MIN up
 whole_number() {
     local _co_name
     for _co_name in "${@:2}"; do
-        # Bash overflows on more digits.
+        # Integers of bash overflow with more digits.
         if ! [[ "${!_co_name}" =~ ^(-?[1-9][0-9]{0,17}|0)$ ]] ||
             [ "${!_co_name}" -lt "$1" ]; then
             refuse_option "${_co_name}" "a whole number from $1 up"
@@ -96,7 +96,7 @@ whole_number() {
     done
 }
 
-# number NAME...: refuse all but decimal numbers from 0 up
+# number NAME...: accept only decimal numbers from 0 up
 number() {
     local _co_name
     for _co_name in "$@"; do
@@ -105,7 +105,7 @@ number() {
     done
 }
 
-# one_of NAME VALUE...: refuse all but these values
+# one_of NAME VALUE...: accept only these values
 one_of() {
     local _co_value
     for _co_value in "${@:2}"; do
@@ -114,8 +114,8 @@ one_of() {
     refuse_option "$1" "one of: ${*:2}"
 }
 
-# without_spaces NAME...: refuse paths with white space: lists of folders and the logs of
-# run.pl, slurm.pl and queue.pl do not support them
+# without_spaces NAME...: refuse paths with white space, which lists of folders and the logs
+# of run.pl, slurm.pl and queue.pl do not support
 without_spaces() {
     local _co_name
     for _co_name in "$@"; do
@@ -124,8 +124,8 @@ without_spaces() {
     done
 }
 
-# check_quantizer_options: refuse bad values of the quantizer's options that mvq.sh and
-# asr_mvq.sh share; empty ones are not passed on
+# check_quantizer_options: refuse bad values of the quantizer options that mvq.sh and
+# asr_mvq.sh share; empty options are not passed on
 check_quantizer_options() {
     whole_number 1 ${num_codebooks:+num_codebooks} ${max_frames:+max_frames}
     if [ -n "${quantizer_hours}" ] && [ "${quantizer_hours}" != inf ]; then
@@ -138,8 +138,8 @@ check_quantizer_options() {
 
 # --- commands
 
-# options NAME...: set the array opts to "--NAME VALUE" of all options that have a value, so
-# that the defaults of the others are those of the command
+# options NAME...: set the array opts to "--NAME VALUE" of all options with a value; the
+# command's own defaults apply to the others
 options() {
     local _co_name
     opts=()
@@ -148,10 +148,10 @@ options() {
     done
 }
 
-# check_python ADVICE: set the array py to the words of --python; end the script if
-# espnet_mvq is not installed there
+# check_python ADVICE: set the array py to the words of --python; end the script if this
+# Python does not have espnet_mvq
 check_python() {
-    # A command of several words, or the path of a program, which may have spaces
+    # --python is a command of several words, or a path that may have spaces.
     read -ra py <<<"${python}"
     [ ! -x "${python}" ] || py=("${python}")
     "${py[@]}" -c "import espnet_mvq" 2>/dev/null ||
@@ -160,8 +160,8 @@ check_python() {
 
 # --- names
 
-# teacher_tag TEACHER LAYER ["KEY=VALUE ..." [DTYPE]]: name of the folder of a teacher, with
-# all options that change its embeddings
+# teacher_tag TEACHER LAYER ["KEY=VALUE ..." [DTYPE]]: folder name of a teacher, with all
+# options that change its embeddings
 teacher_tag() {
     local tag option options
     tag=$(basename "${1##*:}")_layer$2
@@ -171,4 +171,9 @@ teacher_tag() {
     done
     [ "${4:-float32}" = float32 ] || tag+=_$4
     echo "${tag}"
+}
+
+# experiment_name CONFIG LANG NBPE [TAG]: folder name of a student's experiment
+experiment_name() {
+    echo "asr_$(basename "$1" .yaml)_raw_$2_bpe$3${4:+_$4}"
 }

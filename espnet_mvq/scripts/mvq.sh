@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 
-# Codebook indexes of a training set, in any ESPnet recipe directory whose data stages are
-# done (dump/raw/TRAIN_SET/wav.scp exists): selects utterances, trains a quantizer on a
-# teacher's embeddings, extracts the codebook indexes of all utterances and checks them.
-# Several teachers or layers run one after the other; each gets its own set of indexes.
+# Extraction of codebook indexes in an ESPnet recipe directory, after the data stages
+# (dump/raw/TRAIN_SET/wav.scp exists): select utterances, train a quantizer on a teacher's
+# embeddings, extract the codebook indexes of all utterances and check them. Several
+# teachers or layers run one after the other; each gets its own set of indexes.
 #
-# Needs pip-installed ESPnet only. If the recipe has path.sh and cmd.sh, jobs run through
-# ${train_cmd} and ${cuda_cmd}, also on a cluster.
+# This script needs only pip-installed ESPnet. If the recipe has path.sh and cmd.sh, jobs
+# run through ${train_cmd} and ${cuda_cmd}, also on a cluster.
 
 set -euo pipefail
 
@@ -14,23 +14,23 @@ scripts=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 # shellcheck source=espnet_mvq/scripts/common.sh
 . "${scripts}/common.sh"
 
-# Options that name the folder have their default here. Other empty options are not passed
-# on: their defaults, which --help shows, are those of the commands.
+# Options that are part of the folder's name have their defaults here. Other options stay
+# empty and are not passed on; --help shows the defaults of the commands.
 
 # General
 stage=1             # First stage to run.
 stop_stage=5        # Last stage to run.
 nj=4                # Parallel jobs of the extraction; with GPUs, one GPU each.
-num_threads=4       # CPU threads of the quantizer's training and report.
-use_gpu=false       # Teacher and quantizer on GPUs (true or false).
-python=${MVQ_PYTHON:-python3}  # Python that has espnet_mvq.
-datadir=dump/raw    # Data folders, as ESPnet's stages 3 and 4 leave them.
+num_threads=4       # CPU threads for training and measuring the quantizer.
+use_gpu=false       # Run teacher and quantizer on GPUs (true or false).
+python=${MVQ_PYTHON:-python3}  # Python with espnet_mvq.
+datadir=dump/raw    # Parent of the data folders of ESPnet's stages 3 and 4.
 featdir=dump/mvq    # Parent of mvq_dir.
-mvq_dir=            # Quantizer, arks and logs; empty: named after teacher and layer.
+mvq_dir=            # Folder of quantizer, arks and logs; empty: named after the teacher.
 
 # Data
 train_set=          # Training set, a folder below datadir (required).
-dev_set=            # More sets to extract, separated by spaces, such as the validation set.
+dev_set=            # Other sets, separated by spaces, such as the validation set.
 
 # Teacher
 teacher=            # s3prl/UPSTREAM[:CHECKPOINT], transformers/NAME_OR_DIR ... (required);
@@ -44,22 +44,22 @@ batch_s=            # Seconds of speech in a batch of the teacher.
 quantizer=          # An existing quantizer; stages 1 and 2 are skipped.
 num_codebooks=      # Bytes per teacher frame; empty: 16, or 1 at utterance level.
 codebook_size=      # Entries of each codebook.
-max_frames=         # Training frames of the quantizer.
-quantizer_hours=    # Hours of speech to draw them from; at utterance level all by default.
+max_frames=         # Number of training frames of the quantizer.
+quantizer_hours=    # Hours of speech that contain these frames; utterance level: inf (all).
 quantizer_args=     # More options of espnet_mvq.bin.train_quantizer.
 seed=               # Random seed.
 
 # Extraction
 target=indexes      # indexes, or embeddings: stored as float16.
-level=frame         # frame, or utterance: one row for each utterance, of its mean (DeCoR).
-index_name=         # Name of the scp; empty: codebook_indexes or embeddings, then _utterance
-                    # at that level, then teacher and layer if there are several.
+level=frame         # frame, or utterance: one row per utterance, from its mean (DeCoR).
+index_name=         # Name of the scp; empty: codebook_indexes or embeddings, _utterance at
+                    # that level, and teacher and layer if several are given.
 extract_args=       # More options of espnet_mvq.bin.extract.
-on_error=           # stop or skip: what happens on utterances with unusable audio.
+on_error=           # stop or skip: action for utterances with unusable audio.
 
 help_message="Usage: mvq.sh --train_set NAME --teacher NAME [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
-     1 select utterances for the quantizer, 2 quantizer, 3 extraction, 4 check, 5 report
+     1 selection of utterances, 2 quantizer, 3 extraction, 4 check, 5 report
   --nj N [${nj}] --num_threads N [${num_threads}] --use_gpu true|false [${use_gpu}]
   --python CMD [${python}]
   --datadir DIR [${datadir}] --featdir DIR [${featdir}] --mvq_dir DIR [named after teacher]
@@ -68,7 +68,7 @@ help_message="Usage: mvq.sh --train_set NAME --teacher NAME [options]   (default
   --dtype float32|bfloat16|float16 [${dtype}] --batch_s S
   --num_codebooks N [16] --codebook_size N [256] --max_frames N [160000]
   --quantizer_hours H [2] --quantizer_args \"...\" --seed N [0]
-  --quantizer FILE   an existing one
+  --quantizer FILE   an existing quantizer; skips stages 1 and 2
   --target indexes|embeddings [${target}] --index_name NAME
   --level frame|utterance [${level}]   utterance: 1 codebook and all hours by default
   --extract_args \"...\" --on_error stop|skip [stop]"
@@ -116,7 +116,7 @@ for one in ${confs[@]+"${confs[@]}"}; do
 done
 if [ -n "${quantizer}" ]; then
     [ "${target}" = indexes ] || refuse_option quantizer "none with --target ${target}"
-    [ -f "${quantizer}" ] || refuse_option quantizer "a file that is there"
+    [ -f "${quantizer}" ] || refuse_option quantizer "an existing file"
 fi
 
 if [ -f path.sh ]; then
@@ -125,7 +125,7 @@ if [ -f path.sh ]; then
     . ./path.sh
     set -u
 fi
-check_python "pip install it there, or name another one by --python"
+check_python "run 'pip install' there, or choose another Python with --python"
 train_cmd=
 cuda_cmd=
 if [ -f cmd.sh ]; then
@@ -154,7 +154,7 @@ for dset in ${train_set} ${dev_set}; do
     if [ -e "${datadir}/${dset}/segments" ]; then
         refuse "${datadir}/${dset}/segments: got recordings with segments, expected a" \
             "wav.scp of utterances; ESPnet's stage 3 (format_wav_scp) cuts them into" \
-            "dump/raw: name its folder by --datadir"
+            "dump/raw: give this folder to --datadir"
     fi
 done
 
@@ -171,7 +171,7 @@ stem+=${level_tag}
 
 if [ $((${#teachers[@]} * ${#layers[@]})) -gt 1 ]; then
     for name in quantizer mvq_dir index_name; do
-        [ -z "${!name}" ] || refuse "--${name} is of one teacher and layer; got" \
+        [ -z "${!name}" ] || refuse "--${name} is for one teacher and layer; got" \
             "'${teacher}' and '${layer}': run mvq.sh once for each"
     done
     tags=()
@@ -180,10 +180,10 @@ if [ $((${#teachers[@]} * ${#layers[@]})) -gt 1 ]; then
             tags+=("$(teacher_tag "${one}" "${number}" "${teacher_conf}" "${dtype}")")
         done
     done
-    twice=$(printf '%s\n' "${tags[@]}" | sort | uniq -d | head -n 1)
-    [ -z "${twice}" ] || refuse "--teacher and --layer: got '${teacher}' and '${layer}', of" \
-        "which two would be named ${twice}: run mvq.sh once for each, with --mvq_dir and" \
-        "--index_name"
+    duplicate=$(printf '%s\n' "${tags[@]}" | sort | uniq -d | head -n 1)
+    [ -z "${duplicate}" ] || refuse "--teacher and --layer: got '${teacher}' and" \
+        "'${layer}'; two of them would be named ${duplicate}: run mvq.sh once for each," \
+        "with --mvq_dir and --index_name"
     count=0
     for one in "${teachers[@]}"; do
         for number in "${layers[@]}"; do
@@ -215,13 +215,17 @@ for one in ${confs[@]+"${confs[@]}"}; do
     teacher_opts+=(--teacher_conf "${one}")
 done
 
-# Set in the job: on clusters it reads ESPnet's path.sh again, which sets one thread.
-# Without path.sh each of the parallel jobs would take all cores.
-threaded=(env "OMP_NUM_THREADS=${num_threads}")
-one_thread=(env OMP_NUM_THREADS=1)
+# quantizer_job LOG MODULE OPTIONS...: run a command that uses teacher and quantizer
+quantizer_job() {
+    # OMP_NUM_THREADS is set in the job: on clusters the job reads ESPnet's path.sh again,
+    # which sets one thread. Without path.sh, a job would use all cores.
+    "${teacher_cmd[@]}" --gpu "${ngpu}" --num-threads "${num_threads}" "$1" \
+        env "OMP_NUM_THREADS=${num_threads}" "${py[@]}" -m "espnet_mvq.bin.$2" \
+        "${teacher_opts[@]}" "${@:3}" || failed "$1"
+}
 
-# absolute NAME: the absolute path of an existing file, folder or BACKEND/PATH; other names
-# unchanged
+# absolute NAME: print the absolute path of an existing file, folder or BACKEND/PATH; other
+# names are printed unchanged
 absolute() {
     local backend=
     [[ ! "$1" =~ ^(transformers|espnet|feats)/ ]] || backend=${1%%/*}/
@@ -232,54 +236,53 @@ absolute() {
     fi
 }
 
-# remember OPTION VALUE...: note in mvq_dir how it was made; refuse other values once there
-# is a quantizer or an ark, which would be overwritten
-remember() {
-    local note=${mvq_dir}/made_of.txt made before text=
+# record_origin OPTION VALUE...: record in mvq_dir the options it is made with; refuse other
+# values if it has a quantizer or an ark, which would be overwritten
+record_origin() {
+    local file=${mvq_dir}/made_of.txt made previous text=
     made=$(find "${mvq_dir}" ! -name "*.log" \( -name "quantizer.*" -o -name "*.ark*" \) \
         -print -quit 2>/dev/null) || true
     mkdir -p "${mvq_dir}"
-    [ ! -f "${note}" ] || text=$(<"${note}")
+    [ ! -f "${file}" ] || text=$(<"${file}")
     while [ $# -gt 0 ]; do
-        before=$(sed -n "s/^$1=//p" <<<"${text}")
-        if grep -q "^$1=" <<<"${text}" && [ -n "${made}" ] && [ "$2" != "${before}" ]; then
-            refuse "--$1: got '$2', but ${mvq_dir} was made with '${before}'; choose" \
-                "another folder with --mvq_dir, or delete ${note} if both are the same"
+        previous=$(sed -n "s/^$1=//p" <<<"${text}")
+        if grep -q "^$1=" <<<"${text}" && [ -n "${made}" ] && [ "$2" != "${previous}" ]; then
+            refuse "--$1: got '$2', but ${mvq_dir} was made with '${previous}'; choose" \
+                "another folder with --mvq_dir, or delete ${file} if both are the same"
         fi
         text=$(grep -v "^$1=" <<<"${text}" || true; echo "$1=$2")
         shift 2
     done
-    # Several mvq.sh may share the folder: replace the file at once.
-    sed "/^$/d" <<<"${text}" >"${note}.tmp$$"
-    mv "${note}.tmp$$" "${note}"
+    # Several runs of mvq.sh may share the folder, so the file is replaced in one step.
+    sed "/^$/d" <<<"${text}" >"${file}.tmp$$"
+    mv "${file}.tmp$$" "${file}"
 }
 
-facts=(teacher "$(absolute "${teacher}")" layer "${layer}"
+origin=(teacher "$(absolute "${teacher}")" layer "${layer}"
     teacher_conf "$(printf '%s\n' ${confs[@]+"${confs[@]}"} | sort | paste -sd' ' -)"
     dtype "${dtype}" level "${level}")
 if [ "${quantizer}" -ef "${mvq_dir}/quantizer.safetensors" ] || "${with_quantizer}"; then
-    facts+=(quantizer "the one trained there")
+    # The folder's own quantizer, trained by this run or given by --quantizer
+    origin+=(quantizer "the one trained there")
 elif [ "${target}" = indexes ]; then
-    facts+=(quantizer "$(absolute "${quantizer}")")
+    origin+=(quantizer "$(absolute "${quantizer}")")
 fi
-remember "${facts[@]}"
+record_origin "${origin[@]}"
 
 if "${with_quantizer}" && runs 1; then
-    log "stage 1: Utterances of ${train_set} for the quantizer"
+    log "stage 1: Select utterances of ${train_set} for the quantizer"
     "${py[@]}" -m espnet_mvq.bin.select_utterances ${seed:+--seed "${seed}"} \
         --data_dir "${datadir}/${train_set}" --outdir "${mvq_dir}/selected" \
         ${quantizer_hours:+--hours "${quantizer_hours}"}
 fi
 
 if "${with_quantizer}" && runs 2; then
-    log "stage 2: Quantizer ${quantizer} for layer ${layer} of ${teacher}"
+    log "stage 2: Train ${quantizer} on layer ${layer} of ${teacher}"
     options level num_codebooks codebook_size max_frames seed on_error
     # shellcheck disable=SC2086
-    "${teacher_cmd[@]}" --gpu "${ngpu}" --num-threads "${num_threads}" \
-        "${mvq_dir}/log/quantizer.log" "${threaded[@]}" \
-        "${py[@]}" -m espnet_mvq.bin.train_quantizer "${teacher_opts[@]}" \
+    quantizer_job "${mvq_dir}/log/quantizer.log" train_quantizer \
         --wav_scp "${mvq_dir}/selected/wav.scp" --quantizer "${quantizer}" \
-        "${opts[@]}" ${quantizer_args} || failed "${mvq_dir}/log/quantizer.log"
+        "${opts[@]}" ${quantizer_args}
     grep -h "reconstruction error .* after round" "${mvq_dir}/log/quantizer.log" || true
 fi
 
@@ -288,7 +291,7 @@ for dset in ${train_set} ${dev_set}; do
     _nj=$(min "${nj}" "$(num_lines "${datadir}/${dset}/wav.scp")")
 
     if runs 3; then
-        log "stage 3: ${stem} of ${dset} in ${_nj} jobs"
+        log "stage 3: Extract ${stem} of ${dset} in ${_nj} jobs"
         split_scp "${datadir}/${dset}/wav.scp" "${shard_dir}/split${_nj}/wav" "${_nj}"
         options level on_error
         if [ "${target}" = embeddings ]; then
@@ -299,39 +302,37 @@ for dset in ${train_set} ${dev_set}; do
         if [ -f "${datadir}/${dset}/utt2num_samples" ]; then
             opts+=(--utt2num_samples "${datadir}/${dset}/utt2num_samples")
         fi
-        # Not log/extract.*.log: earlier runs may have had more jobs.
+        # log/extract.*.log may include logs of an earlier run with more jobs.
         logs=()
         for job in $(seq "${_nj}"); do
             logs+=("${shard_dir}/log/extract.${job}.log")
         done
         # shellcheck disable=SC2086
         "${teacher_cmd[@]}" --gpu "${ngpu}" JOB=1:"${_nj}" \
-            "${shard_dir}/log/extract.JOB.log" "${one_thread[@]}" \
+            "${shard_dir}/log/extract.JOB.log" env OMP_NUM_THREADS=1 \
             "${py[@]}" -m espnet_mvq.bin.extract "${teacher_opts[@]}" \
             --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" --outdir "${shard_dir}" \
             --job JOB "${opts[@]}" ${extract_args} || failed "${logs[@]}"
     fi
 
     if runs 4; then
-        log "stage 4: Check, then ${datadir}/${dset}/${index_name}.scp"
+        log "stage 4: Check ${shard_dir}, write ${datadir}/${dset}/${index_name}.scp"
         options target on_error
         "${py[@]}" -m espnet_mvq.bin.combine_indexes --data_dir "${datadir}/${dset}" \
             --shards "${shard_dir}" --nj "${_nj}" --name "${index_name}" "${opts[@]}"
     fi
 done
 
-# A report on vectors of utterances would say no more than the quantizer's training.
+# At utterance level, a report would repeat the results of the quantizer's training.
 if [ "${target}${level_tag}" = indexes ] && runs 5; then
-    # Preferably utterances that the quantizer was not trained on
+    # The quantizer was not trained on utterances of a dev set.
     report_set=${dev_set%% *}
     report_set=${report_set:-${train_set}}
-    log "stage 5: Report on the quantizer, with speech of ${report_set}"
-    "${teacher_cmd[@]}" --gpu "${ngpu}" --num-threads "${num_threads}" \
-        "${mvq_dir}/log/inspect.log" "${threaded[@]}" \
-        "${py[@]}" -m espnet_mvq.bin.inspect_quantizer "${quantizer}" "${teacher_opts[@]}" \
+    log "stage 5: Measure the quantizer on ${report_set}"
+    quantizer_job "${mvq_dir}/log/inspect.log" inspect_quantizer "${quantizer}" \
         --wav_scp "${datadir}/${report_set}/wav.scp" --output_dir "${mvq_dir}" \
-        ${on_error:+--on_error "${on_error}"} || failed "${mvq_dir}/log/inspect.log"
-    log "Report: ${mvq_dir}/log/inspect.log, and its numbers in ${mvq_dir}/quantizer_report.json"
+        ${on_error:+--on_error "${on_error}"}
+    log "Report: ${mvq_dir}/log/inspect.log and ${mvq_dir}/quantizer_report.json"
 fi
 
 log "Successfully finished. [elapsed=${SECONDS}s]"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stages of an overlay's run_mvq.sh in an unmodified recipe of an ESPnet checkout: run.sh
-# for stages 1 to 5, mvq.sh, and run.sh from stage 6 on.
+# Stages of an overlay's run_mvq.sh in an unmodified recipe of an ESPnet checkout: run.sh up
+# to stage 5, then mvq.sh, then run.sh from stage 6 on.
 
 _scripts=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=espnet_mvq/scripts/common.sh
@@ -8,9 +8,9 @@ _scripts=$(dirname "${BASH_SOURCE[0]}")
 
 # run_overlay "$@": run the stages with the options of the command line
 #
-# Reads ${stage} and ${stop_stage}, which --stage and --stop_stage override, and the arrays
-# mvq_opts of mvq.sh, train_opts of run.sh from stage 6 on, and recipe_opts of run.sh in all
-# stages. Other options of the command line are added to recipe_opts.
+# --stage and --stop_stage override ${stage} and ${stop_stage}. The array mvq_opts has the
+# options of mvq.sh, train_opts those of run.sh from stage 6 on, and recipe_opts those of
+# run.sh in all stages. Other options of the command line are added to recipe_opts.
 run_overlay() {
     while [ $# -gt 0 ]; do
         case $1 in

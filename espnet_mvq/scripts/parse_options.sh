@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Set the shell variable $foo_bar to VALUE for "--foo-bar VALUE" on the command line.
 #
-# Source it, without arguments, after the variables have their defaults:
+# Source it without arguments, after the variables have their defaults:
 #
 #   nj=4
 #   help_message="Usage: $0 [--nj 4] <dir>"
 #   . utils/parse_options.sh
 #
-# Unknown variables are refused, and so are values other than true and false for a variable
-# whose default is true or false. "--config FILE" sources FILE before all other options,
-# which override it. "--help" prints $help_message. Positional arguments stay in "$@".
+# Unknown variables are refused. A variable with the default true or false accepts only
+# true and false. "--config FILE" sources FILE before all other options, which override
+# it. "--help" prints $help_message. Positional arguments stay in "$@".
 
-# Not in a function, which could not shift the caller's "$@".
+# This code is not in a function, because a function cannot shift the caller's "$@".
 _po_i=1
 while [ "${_po_i}" -lt "$#" ]; do
     _po_option=${!_po_i}
@@ -53,17 +53,17 @@ while [ "$#" -gt 0 ]; do
         exit 1
     fi
     if [ "${_po_name}" = config ]; then
-        # Sourced above; the caller may have a variable of this name.
+        # The first loop sourced the file. The caller may have a variable of this name.
         [ -z "${config+set}" ] || config=$2
         shift 2
         continue
     fi
-    # Check the name first: ${!...} of a malformed one is a fatal error of bash.
+    # Check the name first: ${!...} of a malformed name is a fatal error of bash.
     if ! [[ "${_po_name}" =~ ^[A-Za-z][A-Za-z0-9_]*$ ]] || [ -z "${!_po_name+set}" ]; then
         echo "$0: invalid option $1" >&2
         exit 1
     fi
-    # The value is missing: the next option must not become the value.
+    # If the value is missing, the next option must not become the value.
     if [[ "$2" =~ ^--[A-Za-z][A-Za-z0-9_-]*$ ]]; then
         _po_option=${2#--}
         _po_option=${_po_option//-/_}

@@ -140,12 +140,12 @@ def test_more_options_of_mvq_sh_come_last(run):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--asr_config", ""], "got none, expected one of them"),
+        (["--asr_config", ""], "got none, expected at least one"),
         (["--mvq_asr_config", "conf/one.yaml"], "--teacher: got '', expected BACKEND"),
         (["--mvq_asr_config", "conf/one.yaml conf/0.yaml", "--teacher", "t"], "0.yaml"),
         (["--asr_config", "conf/0.yaml"], "no such configuration: conf/0.yaml"),
         (["--train_set", ""], "--train_set: got '', expected the name of a set"),
-        (["more"], "no positional arguments are taken, got 'more'"),
+        (["more"], "expected no positional arguments, got 'more'"),
         (["--stage", "x"], "--stage: got 'x', expected a whole number from 1 up"),
         (["--stage", "15"], "--stop_stage: got '14', expected no stage before"),
         (["--stage", "2", "--stop_stage", "3"], "--stage: got '2', expected one of"),

@@ -105,8 +105,8 @@ def test_wrong_method_ends_in_a_line_that_names_it(recipe, run):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--domains", "clean fast"], "expected a share for each domain"),
-        (["--domains", "clean fast clean"], "expected each once"),
+        (["--domains", "clean fast"], "expected one share per domain"),
+        (["--domains", "clean fast clean"], "expected different domains"),
         (["--stage", "7"], "--stop_stage: got '6', expected no stage before"),
         (["--nj", "x"], "--nj: got 'x', expected a whole number from 1 up"),
         (["--layer", "last"], "--layer: got 'last', expected a whole number from -1"),

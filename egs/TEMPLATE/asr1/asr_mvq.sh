@@ -1,38 +1,40 @@
 #!/usr/bin/env bash
 
-# Template of this repository's recipes. It trains and scores a baseline, and MVQ students
-# with the same configuration and seed. It needs only pip-installed ESPnet. Stages are
-# numbered as in ESPnet's asr.sh; stages 6 to 8 run mvq.sh.
+# Template of this repository's recipes: prepares a corpus, then trains and scores a
+# baseline and MVQ students with the same configuration and seed. It needs only
+# pip-installed ESPnet. Stages are numbered as in ESPnet's asr.sh; stages 6 to 8 run mvq.sh.
 
 set -euo pipefail
 
 . utils/common.sh
 
-# Empty options of the quantizer take the defaults of mvq.sh.
+# Empty options of the quantizer get the defaults of mvq.sh.
 
 # General
 stage=1             # First stage to run.
 stop_stage=14       # Last stage to run.
-skip_stages=        # Stages to leave out, separated by spaces.
+skip_stages=        # Stages to skip, separated by spaces.
 ngpu=0              # GPUs for teacher and training; 0: CPU.
 nj=2                # Parallel jobs of extraction and statistics.
 inference_nj=2      # Parallel jobs of decoding.
 num_threads=        # CPU threads of training and quantizer; empty: all cores.
 python=python3      # Python of all commands; MVQ students: "${python} -m espnet_mvq.run".
-dumpdir=dump        # Formatted data, codebook indexes.
-expdir=exp          # Experiments and results.
-exp_tag=            # Suffix of the names of the experiments.
-asr_stats_dir=      # Statistics; empty: in expdir. To reuse others, add --skip_stages 10.
-token_list_dir=     # Token list; empty: below data/. To reuse another, add --skip_stages 5.
+dumpdir=dump        # Folder of formatted data and codebook indexes.
+expdir=exp          # Folder of experiments and results.
+exp_tag=            # End of the experiments' names.
+asr_stats_dir=      # Statistics; empty: in expdir. Reuse those of another run with
+                    # --skip_stages 10.
+token_list_dir=     # Token list; empty: below data/. Reuse that of another run with
+                    # --skip_stages 5.
 
 # Data
 train_set=          # Training set, a folder below data/ (required).
 valid_set=          # Validation set (required).
 test_sets=          # Test sets, separated by spaces (required).
 local_data_opts=    # Options of local/data.sh.
-min_wav_duration=0.1  # Shortest training and validation utterance, in s.
-max_wav_duration=30   # Longest training and validation utterance, in s.
-sample_rate=16000   # Sample rate, in Hz.
+min_wav_duration=0.1  # Minimum duration of training and validation utterances, in s.
+max_wav_duration=30   # Their maximum duration, in s.
+sample_rate=16000   # In Hz.
 lang=en             # Part of the token list's name.
 nbpe=100            # Size of the token list.
 bpemode=unigram     # unigram, bpe or char.
@@ -42,19 +44,19 @@ teacher=            # s3prl/UPSTREAM[:CHECKPOINT], transformers/NAME_OR_DIR ... 
                     # for MVQ students).
 layer=-1            # Teacher layer, counted from 1; -1: the last.
 teacher_conf=       # Options of the teacher's back end, KEY=VALUE separated by spaces.
-mvq_dir=            # Quantizer, arks, logs; empty: in dumpdir, named after teacher and layer.
+mvq_dir=            # Folder of quantizer, arks and logs; empty: named after the teacher.
 num_codebooks=8     # Bytes per teacher frame.
-max_frames=         # Training frames of the quantizer.
-quantizer_hours=    # Hours of speech from which these frames are drawn.
-quantizer_iterations=  # Training rounds of the quantizer.
-on_error=           # Action on utterances with unusable audio: stop or skip.
-mvq_args=           # More options of mvq.sh; they override those above.
+max_frames=         # Number of training frames of the quantizer.
+quantizer_hours=    # Hours of speech that contain these frames.
+quantizer_iterations=  # Number of rounds of the quantizer's training.
+on_error=           # stop or skip: action for utterances with unusable audio.
+mvq_args=           # More options of mvq.sh; they override the options above.
 
 # Students
 asr_config=conf/train_asr.yaml          # Baseline; empty: no baseline.
-mvq_asr_config=conf/train_asr_mvq.yaml  # MVQ students, separated by spaces; empty: no
-                                        # student, no teacher, no report.
-asr_args=           # More options of all trainings, in addition to the configurations.
+mvq_asr_config=conf/train_asr_mvq.yaml  # MVQ students, separated by spaces; empty: none, no
+                                        # teacher and no report.
+asr_args=           # More options of all trainings.
 inference_config=conf/decode_asr.yaml   # Configuration of decoding.
 inference_asr_model=valid.loss.ave.pth  # Checkpoint for decoding.
 
@@ -95,13 +97,13 @@ required "BACKEND/NAME, such as s3prl/wavlm_large (required)" ${mvq_asr_config:+
 required "a folder" dumpdir expdir
 without_spaces dumpdir expdir mvq_dir asr_stats_dir token_list_dir
 [ -n "${asr_config}${mvq_asr_config}" ] ||
-    refuse "--asr_config and --mvq_asr_config: got none, expected one of them"
+    refuse "--asr_config and --mvq_asr_config: got none, expected at least one"
 for file in ${asr_config} ${mvq_asr_config} "${inference_config}"; do
     [ -f "${file}" ] || refuse "no such configuration: ${file}"
 done
 . ./path.sh
 . ./cmd.sh
-# On a cluster: only the cores of this process
+# On a cluster, this counts only the cores of this process.
 num_threads=${num_threads:-$(OMP_NUM_THREADS='' nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
 
 data_dir=${dumpdir}/raw
@@ -114,7 +116,7 @@ stats_dir=${asr_stats_dir:-${expdir}/asr_stats_raw_${lang}_bpe${nbpe}}
 
 # exp_of CONFIG: the experiment folder of a configuration
 exp_of() {
-    echo "${expdir}/asr_$(basename "$1" .yaml)_raw_${lang}_bpe${nbpe}${exp_tag:+_${exp_tag}}"
+    echo "${expdir}/$(experiment_name "$1" "${lang}" "${nbpe}" "${exp_tag}")"
 }
 
 # launcher_of CONFIG: the Python command that runs ESPnet for a configuration
@@ -150,12 +152,12 @@ if runs 4; then
 fi
 
 if runs 5; then
-    log "stage 5: Token list from ${data_dir}/${train_set}/text"
+    log "stage 5: Make a token list from ${data_dir}/${train_set}/text"
     ${python} pyscripts/train_bpe.py --text "${data_dir}/${train_set}/text" \
         --nbpe "${nbpe}" --mode "${bpemode}" --outdir "${token_dir}"
 fi
 
-# mvq STAGE STAGE: run these stages of mvq.sh
+# mvq FIRST LAST: run these stages of mvq.sh
 mvq() {
     local use_gpu=false quantizer_args=${quantizer_iterations:+--num_iterations ${quantizer_iterations}}
     [ "${ngpu}" -eq 0 ] || use_gpu=true
@@ -171,17 +173,17 @@ if [ -z "${mvq_asr_config}" ]; then
 fi
 
 if runs 6; then
-    log "stage 6: Quantizer for layer ${layer} of ${teacher}"
+    log "stage 6: Train a quantizer on layer ${layer} of ${teacher}"
     mvq 1 2
 fi
 
 if runs 7; then
-    log "stage 7: Codebook indexes of ${train_set}"
+    log "stage 7: Extract codebook indexes of ${train_set}"
     mvq 3 3
 fi
 
 if runs 8; then
-    log "stage 8: Check, then into ${data_dir}/${train_set}"
+    log "stage 8: Check the codebook indexes, list them in ${data_dir}/${train_set}"
     mvq 4 4
 fi
 
@@ -195,7 +197,7 @@ data_opts=(--use_preprocessor true --bpemodel "${bpemodel}" --token_type bpe
     --valid_data_path_and_name_and_type "${data_dir}/${valid_set}/text,text,text")
 
 if runs 10; then
-    log "stage 10: Statistics for all students: ${stats_dir}"
+    log "stage 10: Collect statistics for all students in ${stats_dir}"
     read -r stats_config _ <<<"${students}"
     launcher=$(launcher_of "${stats_config}")
     logdir=${stats_dir}/logdir

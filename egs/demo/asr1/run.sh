@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# MVQ distillation in minutes on a CPU, with a small synthetic corpus and a small teacher from
-# this repository. See local/README.md.
+# MVQ distillation in minutes on a CPU. The repository contains the small synthetic corpus
+# and the small teacher; local/README.md describes both.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# MVQ distillation in an unmodified egs2/mini_an4/asr1 of an ESPnet checkout. Copy conf/ and
-# this file into it, and run this file instead of run.sh. Options are those of run.sh and go
-# to all of its stages. The corpus is tiny; the recipe only shows that everything runs. The
-# environment selects the teacher (teacher=... layer=...), a local or a downloadable one.
+# MVQ distillation in an unmodified egs2/mini_an4/asr1 of an ESPnet checkout: copy conf/
+# and this file there, and run it instead of run.sh. Options are those of run.sh and apply
+# to all of its stages. The corpus has a few utterances and only tests that everything runs.
+# Environment variables select the teacher (teacher=... layer=...), which must be on this
+# machine or downloadable.
 set -euo pipefail
 teacher=${teacher:-s3prl/hubert_base} layer=${layer:-9}
-stage=${stage:-1}           # 6: after the data stages; 7: with existing codebook indexes
+stage=${stage:-1}           # 6: data exist; 7: codebook indexes of this teacher exist, too
 stop_stage=13
 
 # path.sh selects the python3 that has espnet_mvq.

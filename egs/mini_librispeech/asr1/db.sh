@@ -1,4 +1,4 @@
 # shellcheck shell=bash
-# Folder of train-clean-5, dev-clean and test-clean of LibriSpeech (official layout; .flac,
-# .wav or .opus). Empty: the recipe downloads them from openslr.org.
+# Folder with train-clean-5, dev-clean and test-clean of LibriSpeech (official layout;
+# .flac, .wav or .opus). If empty, the recipe downloads them from openslr.org.
 LIBRISPEECH=${LIBRISPEECH:-}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A conformer with and without the MVQ loss, on five hours of real speech.
+# A conformer baseline and the same model with the MVQ loss, on five hours of real speech.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 
-# Continual learning: a student trains on one domain after the other, and the script measures
-# its forgetting. Method: DeCoR (Jiang et al. 2023, arXiv:2305.18441). The current model turns
-# the audio of a new domain into indexes. The next model starts from the weights of the
-# current one, trains on the new domain and predicts these indexes in addition to its task.
-# Old audio and old models are not needed.
+# Continual learning with DeCoR (Jiang et al. 2023, arXiv:2305.18441): a student trains on
+# one domain after the other, and the recipe measures forgetting. For a new domain, the
+# current model turns the domain's audio into indexes. The next model starts from the
+# current weights, trains on the new domain alone and predicts those indexes beside its
+# task. Training needs neither old audio nor the old model.
 #
-# Domains are groups of speakers of train_clean_5, each with its own acoustic condition. Each
-# step of each method runs asr_mvq.sh; conf/losses has the configurations of the methods.
+# Domains are groups of speakers of train_clean_5, each in another condition. Each step of a
+# method is a run of asr_mvq.sh. conf/losses contains the options that methods add.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -21,29 +21,29 @@ ngpu=0              # GPUs for teachers and trainings; 0: CPU.
 nj=2                # Parallel jobs of extraction, statistics and decoding.
 num_threads=        # CPU threads of training and quantizer; empty: all cores.
 python=python3      # Python with espnet_mvq.
-dumpdir=dump/continual  # Formatted data, codebook indexes, embeddings.
-expdir=exp/continual    # Experiments and results.
+dumpdir=dump/continual  # Folder of formatted data, codebook indexes and embeddings.
+expdir=exp/continual    # Folder of experiments and results.
 
 # Domains
-domains="clean telephone fast"  # Conditions of make_domain.py, in order.
+domains="clean telephone fast"  # Conditions of make_domain.py, in order of training.
 shares="2 1 1"      # Shares of the training speech.
 num_valid=60        # Validation utterances of each domain.
-num_test=60         # Test utterances of each domain (ESPnet decodes one in a second).
-nbpe=100            # Size of the token list, from the text of the first domain.
+num_test=60         # Test utterances of each domain (ESPnet decodes one per second).
+nbpe=100            # Size of the token list, made from the first domain's text.
 
 # Models
 methods="finetune decor_utterance decor_frame embedding_kd"
 asr_config=conf/train_asr_debug.yaml  # Configuration of all trainings.
-first_teacher=transformers/openai/whisper-tiny.en  # Of the first model; empty: no teacher.
+first_teacher=transformers/openai/whisper-tiny.en  # Of the first model; empty: none.
 first_teacher_layer=3
 first_teacher_conf=window_s=0
-first_args="--max_epoch 8 --batch_bins 500000"  # Options of the first training.
-# Options of the other trainings
+# Training options of the first model, and of the others
+first_args="--max_epoch 8 --batch_bins 500000"
 next_args="--max_epoch 4 --optim_conf lr=0.001 --scheduler_conf warmup_steps=50"
 inference_config=conf/decode_asr_debug.yaml  # Configuration of decoding.
-layer=-1            # Layer of teacher and student, counted from 1; -1: encoder output.
-utterance_codebook_size=64  # Entries of the codebook of decor_utterance.
-num_codebooks=4     # Indexes per frame of decor_frame.
+layer=-1            # Layer of teacher and student, counted from 1; -1: the encoder output.
+utterance_codebook_size=64  # decor_utterance: entries of its codebook.
+num_codebooks=4     # decor_frame: indexes per frame.
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
@@ -87,20 +87,25 @@ config_of() {
     fi
 }
 
+# mvq_dir_of LOSS DOMAIN: the folder of quantizer and arks
+mvq_dir_of() {
+    echo "${dumpdir}/mvq/$(basename "${expdir}")_$1_$2"
+}
+
 # configure LOSS DOMAIN LAYER: write the configuration that adds a loss
 configure() {
     ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
         --added "conf/losses/$1.yaml" --out "$(config_of "$1" "$2")" \
         --set layer="$3" train="${dumpdir}/raw/$2_train" \
-        quantizer="${dumpdir}/mvq/$(basename "${expdir}")_$1_$2/quantizer.safetensors"
+        quantizer="$(mvq_dir_of "$1" "$2")/quantizer.safetensors"
 }
 
-# exp_of METHOD DOMAIN: the experiment after a domain, as asr_mvq.sh names it
+# exp_of METHOD DOMAIN: the experiment folder of a method's training on a domain
 exp_of() {
-    echo "${expdir}/asr_$(basename "$(config_of "$1" "$2")" .yaml)_raw_en_bpe${nbpe}_$2"
+    echo "${expdir}/$(experiment_name "$(config_of "$1" "$2")" en "${nbpe}" "$2")"
 }
 
-# asr DOMAIN TEST_SETS OPTIONS...: stages of asr_mvq.sh on a domain
+# asr DOMAIN TEST_SETS OPTIONS...: run stages of asr_mvq.sh on a domain
 asr() {
     local domain=$1 test_sets=$2
     shift 2
@@ -113,20 +118,19 @@ asr() {
         --python "${python}" "$@"
 }
 
-# targets_of METHOD: options of mvq.sh for its targets
+# targets_of METHOD: options of mvq.sh for the method's targets
 targets_of() {
     case $1 in
         finetune) ;;
         decor_utterance)
-            echo "--level utterance --num_codebooks 1 --quantizer_hours inf" \
+            echo "--level utterance --num_codebooks 1" \
                 "--codebook_size ${utterance_codebook_size}"
             ;;
         decor_frame) echo "--num_codebooks ${num_codebooks} --max_frames 40000" ;;
         embedding_kd) echo "--target embeddings" ;;
         *)
-            log "Error: --methods: got '$1', expected finetune, decor_utterance," \
-                "decor_frame or embedding_kd" >&2
-            return 2
+            refuse "--methods: got '$1', expected finetune, decor_utterance," \
+                "decor_frame or embedding_kd"
             ;;
     esac
 }
@@ -134,23 +138,19 @@ targets_of() {
 for method in ${methods}; do
     targets_of "${method}" >/dev/null
 done
-if [ "$(wc -w <<<"${domains}")" -ne "$(wc -w <<<"${shares}")" ]; then
-    log "Error: --domains and --shares: got '${domains}' and '${shares}', expected a" \
-        "share for each domain" >&2
-    exit 2
-fi
-if [ -n "$(tr ' ' '\n' <<<"${domains}" | sort | uniq -d | tr -d '\n')" ]; then
-    log "Error: --domains: got '${domains}', expected each once" >&2
-    exit 2
-fi
+[ "$(wc -w <<<"${domains}")" -eq "$(wc -w <<<"${shares}")" ] ||
+    refuse "--domains and --shares: got '${domains}' and '${shares}', expected one" \
+        "share per domain"
+[ -z "$(tr ' ' '\n' <<<"${domains}" | sort | uniq -d | tr -d '\n')" ] ||
+    refuse_option domains "different domains"
 
 if runs 1; then
-    log "stage 1: Corpus"
+    log "stage 1: Prepare the corpus"
     local/data.sh --python "${python}"
 fi
 
 if runs 2; then
-    log "stage 2: Domains: ${domains}"
+    log "stage 2: Make the domains ${domains}"
     group=0
     for domain in ${domains}; do
         # shellcheck disable=SC2086
@@ -168,7 +168,7 @@ if runs 2; then
 fi
 
 if runs 3; then
-    log "stage 3: Token list of ${first}, statistics of all domains"
+    log "stage 3: Make the token list of ${first} and the statistics of all domains"
     for domain in ${domains}; do
         skipped=5
         [ "${domain}" != "${first}" ] || skipped=
@@ -177,7 +177,7 @@ if runs 3; then
 fi
 
 if runs 4; then
-    log "stage 4: First model, on ${first}"
+    log "stage 4: Train the first model on ${first}"
     options=()
     if [ -n "${first_teacher}" ]; then
         configure mvq "${first}" "${first_teacher_layer}"
@@ -189,18 +189,19 @@ if runs 4; then
         --asr_args "${first_args}" ${options[@]+"${options[@]}"}
 fi
 
-# learn METHOD DOMAIN PREVIOUS TEST_SETS: one step of a method
+# learn METHOD DOMAIN PREVIOUS TEST_SETS: train on a domain from the previous experiment
 learn() {
     local method=$1 domain=$2 previous=$3 test_sets=$4 config mvq_args options=()
     config=$(config_of "${method}" "${domain}")
     if [ "${method}" != finetune ]; then
         configure "${method}" "${domain}" "${layer}"
         mvq_args="$(targets_of "${method}") --index_name ${method}"
-        mvq_args+=" --mvq_dir ${dumpdir}/mvq/$(basename "${expdir}")_${method}_${domain}"
+        mvq_args+=" --mvq_dir $(mvq_dir_of "${method}" "${domain}")"
         options=(--asr_config "" --mvq_asr_config "${config}" --mvq_args "${mvq_args}"
             --teacher "espnet/${previous}" --layer "${layer}")
     fi
-    # Statistics of the features are in the weights; predictors of old targets stay away.
+    # The checkpoint includes the statistics of the features. Heads of old targets are not
+    # loaded.
     asr "${domain}" "${test_sets}" --stage 6 --stop_stage 13 --skip_stages 10 \
         --asr_args "${next_args} --init_param ${previous}/valid.loss.ave.pth:::mvq." \
         ${options[@]+"${options[@]}"}
@@ -214,9 +215,9 @@ if runs 5; then
             exp=$(exp_of "${method}" "${domain}")
             seen+=" ${domain}_test"
             if [ -f "${exp}/.done" ]; then
-                log "stage 5: ${exp} is there already"
+                log "stage 5: ${exp} is complete"
             else
-                log "stage 5: ${method} learns ${domain}"
+                log "stage 5: Train ${method} on ${domain}"
                 learn "${method}" "${domain}" "${previous}" "${seen}"
                 touch "${exp}/.done"
             fi
@@ -226,7 +227,7 @@ if runs 5; then
 fi
 
 if runs 6; then
-    log "stage 6: Table"
+    log "stage 6: Write ${expdir}/CONTINUAL.md"
     options=()
     for method in ${methods}; do
         options+=(--method "${method}")

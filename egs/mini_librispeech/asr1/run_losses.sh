@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The same student with each loss: no KD, embedding KD, MVQ, MVQ of two layers, AdaKD, and
-# with the text of one utterance in four.
+# Comparison of losses with the same student: no distillation, embedding KD, MVQ, MVQ of two
+# layers, AdaKD; and training with the text of one utterance in four.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -10,24 +10,24 @@ stage=1             # First stage to run.
 stop_stage=6        # Last stage to run.
 nj=2                # Parallel jobs.
 num_threads=        # CPU threads of training and quantizer; empty: all cores.
-python=python3      # Python of all commands.
-expdir=exp          # Experiments and results.
+python=python3      # Python with espnet_mvq.
+expdir=exp          # Folder of experiments and results.
 asr_stats_dir=exp/asr_stats_raw_en_bpe100  # Statistics of the features.
 asr_config=conf/train_asr_debug.yaml
-asr_args=           # Options of every training.
+asr_args=           # More options of all trainings.
 inference_config=conf/decode_asr_debug.yaml
 losses="l2_stored l2_teacher l2_decoded mvq mvq_adakd mvq_two_layers"
 losses+=" text_quarter mvq_text_quarter"
 teacher=transformers/openai/whisper-tiny.en
 teacher_conf=window_s=0
 layer=3             # Teacher layer, counted from 1.
-second_layer=4      # Second teacher layer of mvq_two_layers.
-loss_teacher=       # Teacher of AdaKD, with a task head (see bin/teacher_loss.py); empty:
-                    # the MVQ student, which is trained first.
-k_updates=900       # Updates in which AdaKD's k falls.
-max_frames=40000    # Training frames of the quantizer.
-num_test=120        # Utterances of test_clean to decode, evenly spread, at a second each.
-                    # Empty: all.
+second_layer=4      # Second layer of mvq_two_layers.
+loss_teacher=       # Teacher of AdaKD, with a task head (see bin/teacher_loss); empty: the
+                    # MVQ student, which is then trained first.
+k_updates=900       # AdaKD: updates until k reaches its final value.
+max_frames=40000    # Number of training frames of the quantizer.
+num_test=120        # Utterances of test_clean to decode, evenly spread; ESPnet's CTC search
+                    # takes a second per utterance. Empty: all.
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
@@ -59,13 +59,14 @@ tag=$(teacher_tag "${teacher}" "${layer}" "${teacher_conf}")
 teacher_yaml="{$(sed 's/  */, /g; s/=/: /g' <<<"${teacher_conf}")}"
 student=$(basename "${asr_config}" .yaml)
 
-# recipe LOSSES OPTIONS...: stages of run.sh for the baseline and students of these losses
+# recipe LOSSES OPTIONS...: run stages of run.sh for the baseline and a student per loss
 recipe() {
-    local configs=() loss
+    local configs=() loss config
     for loss in $1; do
-        configs+=("${expdir}/conf/${student}_${loss}.yaml")
+        config=${expdir}/conf/${student}_${loss}.yaml
+        configs+=("${config}")
         ${python} pyscripts/merge_yaml.py --base "${asr_config}" \
-            --added "conf/losses/${loss}.yaml" --out "${expdir}/conf/${student}_${loss}.yaml" \
+            --added "conf/losses/${loss}.yaml" --out "${config}" \
             --set train="${data}" teacher="${teacher}" layer="${layer}" \
             teacher_conf="${teacher_yaml}" updates="${k_updates}" \
             quantizer="dump/mvq/${tag}_cb8/quantizer.safetensors"
@@ -78,7 +79,7 @@ recipe() {
         --asr_args "${asr_args}" --inference_config "${inference_config}" "$@"
 }
 
-# mvq LAYER OPTIONS...: mvq.sh for a layer of the teacher
+# mvq LAYER OPTIONS...: run mvq.sh for a layer of the teacher
 mvq() {
     local layer=$1
     shift
@@ -88,7 +89,7 @@ mvq() {
 }
 
 if runs 1; then
-    log "stage 1: Data, quantizer, codebook indexes"
+    log "stage 1: Prepare data, quantizer and codebook indexes"
     recipe mvq --stop_stage 1
     if [ -n "${num_test}" ]; then
         ${python} local/make_domain.py --data_dir data/test_clean --condition clean \
@@ -96,31 +97,31 @@ if runs 1; then
     fi
     recipe mvq --stage 4 --stop_stage 10
     if [[ " ${losses} " == *" mvq_two_layers "* ]]; then
-        log "stage 1: Quantizer and codebook indexes of layer ${second_layer}"
+        log "stage 1: Prepare quantizer and codebook indexes of layer ${second_layer}"
         mvq "${second_layer}" --index_name codebook_indexes_second --num_codebooks 8 \
             --max_frames "${max_frames}" ${num_threads:+--num_threads "${num_threads}"} \
-            --quantizer_args "--num_iterations 16" --stop_stage 4
+            --stop_stage 4
     fi
 fi
 
 if runs 2; then
-    log "stage 2: Embeddings, stored as float16"
+    log "stage 2: Store embeddings as float16"
     mvq "${layer}" --target embeddings
 fi
 
 if runs 3; then
     if [ -z "${loss_teacher}" ]; then
-        log "stage 3: MVQ student"
+        log "stage 3: Train the MVQ student"
         recipe mvq --stage 11 --stop_stage 11
-        loss_teacher=espnet/${expdir}/asr_${student}_mvq_raw_en_bpe100
+        loss_teacher=espnet/${expdir}/$(experiment_name "${student}_mvq" en 100)
     fi
-    log "stage 3: Task losses of ${loss_teacher}"
+    log "stage 3: Compute the task losses of ${loss_teacher}"
     ${python} -m espnet_mvq.bin.teacher_loss --data_dir "${data}" --teacher "${loss_teacher}"
 fi
 
 if runs 4; then
     log "stage 4: Train students of ${asr_config} with ${losses}"
-    # For *_text_quarter. Not named unlabelled, because teacher_loss reads that file.
+    # The list of *_text_quarter. teacher_loss would read a list named `unlabelled`.
     awk 'NR % 4 != 1 { print $1 }' "${data}/wav.scp" >"${data}/no_text"
     recipe "${losses}" --stage 11 --stop_stage 11
 fi
@@ -131,6 +132,6 @@ if runs 5; then
 fi
 
 if runs 6; then
-    log "stage 6: Report"
+    log "stage 6: Write the report"
     recipe "${losses}" --stage 14
 fi

@@ -96,7 +96,7 @@ def test_two_layers_get_two_sets_of_indexes(mvq, recipe):
     assert not (folder / "codebook_indexes.scp").exists()
     wrong = mvq("--train_set", "train", "--layer", "1 2", "--mvq_dir", "q")
     assert wrong.returncode == 2
-    assert "--mvq_dir is of one teacher and layer" in wrong.stderr
+    assert "--mvq_dir is for one teacher and layer" in wrong.stderr
 
 
 def test_embeddings(mvq, recipe):

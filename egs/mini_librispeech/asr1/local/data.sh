@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Data preparation: LibriSpeech's folders -> data/{train_clean_5,dev_clean,test_clean}
+# Data preparation: folders of LibriSpeech -> data/{train_clean_5,dev_clean,test_clean}
 set -euo pipefail
 
-on_error=stop  # Action on unusable utterances: stop or skip.
+on_error=stop  # stop or skip: action for unusable utterances.
 python=python3
 
 . utils/parse_options.sh
