@@ -91,8 +91,15 @@ run_job() {
     else
         configs=(--asr_config "$3" --mvq_asr_config "")
     fi
-    recipe --stage 11 --stop_stage 12 --train_set "$2" --asr_stats_dir "${stats}" \
-        --num_threads 1 --inference_nj 1 --ngpu "${ngpu}" "${configs[@]}"
+    configs+=(--train_set "$2" --asr_stats_dir "${stats}" --num_threads 1 --inference_nj 1
+        --ngpu "${ngpu}")
+    # ESPnet adds an epoch when it resumes a training that has ended.
+    if [ ! -e "${exp}/trained" ]; then
+        recipe --stage 11 --stop_stage 11 "${configs[@]}"
+        mkdir -p "${exp}"
+        touch "${exp}/trained"
+    fi
+    recipe --stage 12 --stop_stage 12 "${configs[@]}"
 }
 
 if [ -n "${job}" ]; then
