@@ -9,6 +9,7 @@ from typing import Any, Dict, Optional, Tuple, Type
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 
+from espnet_mvq.distillation import EMBEDDING_LOSSES
 from espnet_mvq.frame_timing.front_ends import student_frame_grid
 from espnet_mvq.plugin.codebook_target import CodebookTarget
 from espnet_mvq.plugin.config import (
@@ -24,6 +25,12 @@ from espnet_mvq.plugin.padded import Padded
 from espnet_mvq.plugin.target import Target
 from espnet_mvq.plugin.time_warp import TimeWarpHook, refuse_warp_inside
 from espnet_mvq.plugin.utterance_weighting import UtteranceWeighting
+
+# Class of the targets of each loss
+TARGETS: Dict[str, Type[Target]] = {
+    CODEBOOKS: CodebookTarget,
+    **dict.fromkeys(EMBEDDING_LOSSES, EmbeddingTarget),
+}
 
 
 class MVQ(torch.nn.ModuleDict):
@@ -122,8 +129,7 @@ def build_mvq(
                 getattr(model, "preencoder", None),
             )
             channels = layer_hooks[name].num_channels
-            kind = CodebookTarget if config.loss == CODEBOOKS else EmbeddingTarget
-            targets[name] = kind(name, config, grid, channels)
+            targets[name] = TARGETS[config.loss](name, config, grid, channels)
         return MVQ(targets)
 
 
