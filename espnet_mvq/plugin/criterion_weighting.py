@@ -89,20 +89,20 @@ class CriterionWeighting:
             **dict.fromkeys(LABEL_SMOOTHING, self._label_smoothing),
             **dict.fromkeys(TRANSDUCER, self._transducer),
         }
-        replaced = [
+        rows = [
             (getattr(model, name, None), "forward", name, function)
             for name, function in functions.items()
         ]
         if hasattr(model, "na"):  # the task s2t
-            replaced.append((model, "_calc_ctc_loss", "ctc", self._s2t_ctc))
+            rows.append((model, "_calc_ctc_loss", "ctc", self._s2t_ctc))
         if hasattr(model, "use_auxiliary_ctc"):  # the task asr_transducer
-            replaced.append((model, "_calc_ctc_loss", "aux_ctc", self._ctc))
-            replaced.append((model, "_calc_lm_loss", "aux_lm", self._auxiliary_lm))
+            rows.append((model, "_calc_ctc_loss", "aux_ctc", self._ctc))
+            rows.append((model, "_calc_lm_loss", "aux_lm", self._auxiliary_lm))
             if model.criterion_transducer is None:
                 name = "criterion_transducer"
                 function = self._first_transducer
-                replaced.append((model, "_calc_transducer_loss", name, function))
-        for owner, method, name, function in replaced:
+                rows.append((model, "_calc_transducer_loss", name, function))
+        for owner, method, name, function in rows:
             if owner is not None:
                 stock = getattr(owner, method)
                 yield owner, method, functools.partial(function, name, stock)

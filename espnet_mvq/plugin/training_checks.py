@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Set
 import torch
 
 from espnet_mvq.files.experiment import read_checkpoint, read_config
-from espnet_mvq.files.scp import read_list
+from espnet_mvq.files.scp import read_ids, read_list
 from espnet_mvq.indexes.metadata import (
     EmbeddingMetadata,
     FrameMetadata,
@@ -384,7 +384,7 @@ def complete_weighting(conf: Dict[str, Any], args: argparse.Namespace) -> None:
     labelled = [
         utt_id
         for path in texts
-        for utt_id in _read_utterances(path)
+        for utt_id in dict.fromkeys(read_ids(path))
         if utt_id not in unlabelled
     ]
     missing = [u for u in labelled if u not in losses and u not in skipped]
@@ -407,12 +407,6 @@ def _pieces(paths: List[str]) -> List[Path]:
         for path in map(Path, paths)
         for piece in (sorted(path.glob("split.*")) if path.is_dir() else [path])
     ]
-
-
-def _read_utterances(path: Path) -> List[str]:
-    """Return the utterances of a file of texts, each once."""
-    with path.open(encoding="utf-8") as lines:
-        return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
 
 
 def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None:
