@@ -22,6 +22,55 @@ _IGNORED = -100  # label of padding
 _MULTILINGUAL_VOCABULARY = 51_865
 
 
+def find_prefix(
+    spec: str,
+    model: torch.nn.Module,
+    tokenizer: Any,
+    language: Optional[str] = None,
+    task: str = "transcribe",
+) -> List[int]:
+    """Return the tokens that Whisper's decoder gets before every text.
+
+    Args:
+        spec: The whole name of the teacher, for messages.
+        model: A whole Whisper model.
+        tokenizer: Its tokenizer.
+        language: Language of the texts, as `en`; required for multilingual models.
+        task: transcribe or translate, for multilingual models.
+
+    Raises:
+        TeacherError: If language or task do not fit the model, or the tokenizer does
+            not.
+    """
+    multilingual = getattr(model.generation_config, "is_multilingual", None)
+    vocabulary = model.config.vocab_size
+    if multilingual is None:
+        multilingual = vocabulary >= _MULTILINGUAL_VOCABULARY
+    if multilingual == (language is None):
+        expected = "an English-only model; expected none"
+        if multilingual:
+            expected = (
+                "a multilingual model; give that of the texts by --teacher_conf "
+                "language=..."
+            )
+        raise TeacherError(f"teacher {spec}: got language {language!r} for {expected}")
+    options = {"language": language, "task": task} if multilingual else {}
+    try:
+        tokenizer.set_prefix_tokens(predict_timestamps=False, **options)
+        prefix = list(tokenizer.prefix_tokens)
+    except ValueError as error:
+        raise TeacherError(
+            f"teacher {spec}: language {language!r}, task {task!r}: {error}"
+        ) from error
+    if not all(i is not None and 0 <= i < vocabulary for i in prefix):
+        raise TeacherError(
+            f"teacher {spec}: its tokenizer gives the tokens {prefix} before a text, "
+            f"but the model has {vocabulary}; expected the tokenizer that belongs to "
+            "the model"
+        )
+    return prefix
+
+
 class WhisperTaskLoss(TaskLoss):
     """Cross entropy of a whole Whisper model, on 30 s of speech padded with silence.
 
@@ -69,7 +118,7 @@ class WhisperTaskLoss(TaskLoss):
         self._window_samples = 2 * hop_length * config.max_source_positions
         self._max_tokens = config.max_target_positions
         self._tokenizer = load_tokenizer(spec, name)
-        self._prefix = self._find_prefix(language, task)
+        self._prefix = find_prefix(spec, self._model, self._tokenizer, language, task)
         self._end: int = self._tokenizer.eos_token_id
         settings = {
             **transformers_settings(config),
@@ -80,38 +129,6 @@ class WhisperTaskLoss(TaskLoss):
         self.id = f"{model_id(name, self._model, settings)},ForConditionalGeneration"
         prefix = "".join(self._tokenizer.convert_ids_to_tokens(self._prefix))
         self.id += f",prefix={prefix},case={case},leading_space={self._leading_space}"
-
-    def _find_prefix(self, language: Optional[str], task: str) -> List[int]:
-        """Return the tokens before every text."""
-        multilingual = getattr(self._model.generation_config, "is_multilingual", None)
-        vocabulary = self._model.config.vocab_size
-        if multilingual is None:
-            multilingual = vocabulary >= _MULTILINGUAL_VOCABULARY
-        if multilingual == (language is None):
-            expected = "an English-only model; expected none"
-            if multilingual:
-                expected = (
-                    "a multilingual model; give that of the texts by --teacher_conf "
-                    "language=..."
-                )
-            raise TeacherError(
-                f"teacher {self.spec}: got language {language!r} for {expected}"
-            )
-        options = {"language": language, "task": task} if multilingual else {}
-        try:
-            self._tokenizer.set_prefix_tokens(predict_timestamps=False, **options)
-            prefix = list(self._tokenizer.prefix_tokens)
-        except ValueError as error:
-            raise TeacherError(
-                f"teacher {self.spec}: language {language!r}, task {task!r}: {error}"
-            ) from error
-        if not all(i is not None and 0 <= i < vocabulary for i in prefix):
-            raise TeacherError(
-                f"teacher {self.spec}: its tokenizer gives the tokens {prefix} before "
-                f"a text, but the model has {vocabulary}; expected the tokenizer that "
-                "belongs to the model"
-            )
-        return prefix
 
     def encode(self, text: str) -> torch.Tensor:
         """See `TaskLoss.encode`."""

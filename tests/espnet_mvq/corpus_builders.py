@@ -30,6 +30,13 @@ WHISPER_SIZES = {
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
 }
+# Before every text of Whisper; English-only models have the tokens, but no languages
+PREFIX_TOKENS = [
+    "<|startoftranscript|>",
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|notimestamps|>",
+]
 # Options of a quantizer that trains in a moment
 QUANTIZER_SIZES = ["--num_codebooks", "2", "--codebook_size", "4"]
 QUANTIZER_SIZES += ["--num_iterations", "2"]
@@ -164,6 +171,46 @@ def save_transformers(path, kind, model="Model", seed=0, vocabulary=None, **opti
         ids = {token: number for number, token in enumerate(vocabulary)}
         (path / "vocab.json").write_text(json.dumps(ids))
     return path
+
+
+def save_whisper(folder, generation=None, **options):
+    """Save a whole tiny Whisper with windows of 1 s; return its folder and tokenizer.
+
+    Its tokenizer knows bytes and a few words.
+    """
+    from transformers import (
+        AddedToken,
+        WhisperConfig,
+        WhisperForConditionalGeneration,
+        WhisperTokenizer,
+    )
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    torch.manual_seed(5)
+    folder.mkdir(exist_ok=True)
+    start, end = PREFIX_TOKENS[0], "<|endoftext|>"
+    tokens = [*bytes_to_unicode().values(), "he", "Ġhe", end, start]
+    ids = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("#version: 0.2\nh e\nĠ he\n")
+    tokenizer = WhisperTokenizer.from_pretrained(folder)
+    special = [start, *(f"<|{name}|>" for name in LANGUAGES), *PREFIX_TOKENS[1:]]
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in special])
+    tokenizer.save_pretrained(folder)
+    end, start = tokenizer.convert_tokens_to_ids([end, start])
+    ids = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], end)
+    ids.update(decoder_start_token_id=start, vocab_size=len(tokenizer))
+    sizes = {**WHISPER_SIZES, "encoder_layers": 1, "max_target_positions": 24}
+    config = WhisperConfig(**{**sizes, **ids, "dropout": 0.5, **options})
+    model = WhisperForConditionalGeneration(config)
+    # Logits that are not all alike, else losses tell nothing
+    torch.nn.init.normal_(model.model.decoder.embed_tokens.weight)
+    model.save_pretrained(folder)
+    if generation is not None:
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps({**ids, **generation}))
+    return folder, tokenizer
 
 
 def save_espnet(folder, options, task=None, seed=0, config=None, random_heads=False):

@@ -2,73 +2,33 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from corpus_builders import WHISPER_SIZES, change_json, waveforms_of, whisper_features
+from corpus_builders import (
+    PREFIX_TOKENS,
+    change_json,
+    save_whisper,
+    waveforms_of,
+    whisper_features,
+)
 
 from espnet_mvq.teachers import TeacherError
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.task_loss import TextError, build_task_loss
 
-START, END = "<|startoftranscript|>", "<|endoftext|>"
-# Of English-only models too, which do not use the languages
-PREFIX_TOKENS = [START, "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+START = PREFIX_TOKENS[0]
 TEXTS = ["he is here", "He", "so the heathen"]
 MULTILINGUAL = {"is_multilingual": True}
 
 
-@pytest.fixture(scope="session")
-def save_tokenizer(tmp_path_factory):
-    """Return a function that saves a tokenizer of bytes and a few words."""
-    from transformers import AddedToken, WhisperTokenizer
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokens = [*bytes_to_unicode().values(), "he", "Ġhe", END, START]
-    ids = {token: number for number, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(ids))
-    (folder / "merges.txt").write_text("#version: 0.2\nh e\nĠ he\n")
-    tokenizer = WhisperTokenizer.from_pretrained(folder)
-    special = [START, *(f"<|{name}|>" for name in LANGUAGES), *PREFIX_TOKENS[1:]]
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in special])
-
-    def save(path):
-        tokenizer.save_pretrained(path)
-        return tokenizer
-
-    return save
-
-
 @pytest.fixture
-def save(tmp_path, save_tokenizer):
-    """Return a function that saves a whole tiny Whisper with its tokenizer.
-
-    Its windows have 1 s.
-    """
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
-
-    def build(generation=None, **options):
-        torch.manual_seed(5)
-        tokenizer = save_tokenizer(tmp_path / "whisper")
-        end, start = tokenizer.convert_tokens_to_ids([END, START])
-        sizes = {**WHISPER_SIZES, "encoder_layers": 1, "max_target_positions": 24}
-        ids = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], end)
-        ids.update(decoder_start_token_id=start, vocab_size=len(tokenizer))
-        config = WhisperConfig(**{**sizes, **ids, "dropout": 0.5, **options})
-        model = WhisperForConditionalGeneration(config)
-        # Logits that are not all alike, else losses tell nothing
-        torch.nn.init.normal_(model.model.decoder.embed_tokens.weight)
-        model.save_pretrained(tmp_path / "whisper")
-        if generation is not None:
-            path = tmp_path / "whisper" / "generation_config.json"
-            path.write_text(json.dumps({**ids, **generation}))
-        return tmp_path / "whisper", tokenizer
-
-    return build
+def save(tmp_path):
+    """Return `save_whisper` with a folder of the test."""
+    return partial(save_whisper, tmp_path / "whisper")
 
 
 def plain_loss(path, waveform, prefix, tokens):
