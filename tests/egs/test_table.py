@@ -1,16 +1,26 @@
 """Tables of arms and seeds: configurations, the queue, the statistics, the report."""
 
-import json
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from builders import ROOT, index_metadata, write_indexes
-from corpus_builders import load_script, noted_options, run_script
+from corpus_builders import (
+    PREFIX_TOKENS,
+    load_script,
+    noted_options,
+    run_script,
+    save_whisper,
+    whisper_features,
+    write_speech,
+    write_table,
+)
 
 from espnet_mvq.indexes.reader import FrameReader
+from espnet_mvq.teachers.audio import read_audio
 
 PYSCRIPTS = ROOT / "egs" / "TEMPLATE" / "asr1" / "pyscripts"
 RECIPE = ROOT / "egs" / "mini_librispeech" / "asr1"
@@ -29,6 +39,7 @@ test.mkdir(parents=True, exist_ok=True)
 """
 ARMS = """
 student: conf/train_asr_small.yaml
+train_set: train_clean_5
 tables: {main: All labels, few: Few labels}
 arms:
 -   {name: none, table: main, title: no KD, seeds: [0, 1]}
@@ -39,7 +50,7 @@ arms:
     loss: mvq
     options: {optim_conf: {lr: 0.5}}
     against: none
--   {name: broken, table: few, title: few, seeds: [0], hours: 1, train_set: train_1h}
+-   {name: broken, table: few, title: few, seeds: [0], train_set: train_1h}
 """
 
 
@@ -186,7 +197,15 @@ def write_experiment(folder, cers, text):
             "time=1 second, total_count=5\n"
         )
     (folder / "train.log").write_text("".join(lines))
-    (folder / "config.yaml").write_text("train_data_path_and_name_and_type: []\n")
+    data = folder.parent / "data"
+    data.mkdir(exist_ok=True)
+    write_table(data / "text", {"a": "x", "b": "y", "c": "z"})
+    write_table(data / "utt2num_samples", {"a": 36000, "b": 72000, "c": 10**9})
+    (data / "unlabelled").write_text("c\n")
+    paths = [[str(data / "text"), "text", "text"]]
+    paths += [[str(data / "unlabelled"), "unlabelled", "mvq_list"]]
+    config = {"train_data_path_and_name_and_type": paths, "frontend_conf": {"fs": 1000}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if text:
         (folder / "decode").mkdir()
         (folder / "decode" / "text").write_text(text)
@@ -211,11 +230,11 @@ def test_report(load, table, tmp_path):
     page = (tmp_path / "page.md").read_text()
     rows = [line.strip("|").split("|") for line in page.splitlines() if line[:1] == "|"]
     none, mvq = rows[2:]
-    assert none[:7] == ["no KD", "5.31", "2 of 2", "60.0 ± 14.1", "50.0 ± 23.6"] + [
+    assert none[:7] == ["no KD", "0.03", "2 of 2", "60.0 ± 14.1", "50.0 ± 23.6"] + [
         "21.4 ± 10.1",
         "",
     ]
-    assert mvq[:6] == ["MVQ", "5.31", "1 of 2", "55.0 ± 35.4", "0.0", "0.0"]
+    assert mvq[:6] == ["MVQ", "0.03", "1 of 2", "55.0 ± 35.4", "0.0", "0.0"]
     assert mvq[6].startswith("-100.0 [-100.0, -100.0]")
     assert none[7:] == ["931.49 K", "0.0", "0.500", "2 ± 1", "`asr_none_seed0_x`"]
     assert "greedy: WER 25.0 %, CER 14.3 %" in page
@@ -228,6 +247,9 @@ def test_shuffled_indexes_are_those_of_other_utterances(tmp_path):
     script = load_script("egs/mini_librispeech/asr1/local/shuffle_indexes.py")
     arrays = {f"u{n}": np.full((3 + n % 3, 2), n, np.uint8) for n in range(4)}
     write_indexes(tmp_path, arrays)
+    write_table(tmp_path / "wav.scp", dict.fromkeys(arrays, "audio"))
+    lengths = {utt_id: 320 * len(array) for utt_id, array in arrays.items()}
+    write_table(tmp_path / "utt2num_samples", lengths)
     options = ["--data_dir", str(tmp_path), "--outdir", str(tmp_path / "shuffled")]
     script.main(options)
     original = FrameReader(tmp_path / "codebook_indexes.scp")
@@ -237,4 +259,48 @@ def test_shuffled_indexes_are_those_of_other_utterances(tmp_path):
         assert shuffled[utt_id].shape == array.shape
         assert shuffled[utt_id][0, 0] != array[0, 0]
     assert shuffled.metadata.quantizer_id == index_metadata().quantizer_id
-    json.loads((tmp_path / "codebook_indexes_shuffled.json").read_text())
+
+
+def test_teacher_writes_normalised_texts(tmp_path):
+    from transformers import WhisperForConditionalGeneration
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    folder, tokenizer = save_whisper(tmp_path / "whisper")
+    model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    # It writes letters and "he": the logits of all other tokens are 0.
+    words = tokenizer.convert_tokens_to_ids([*"abcdefgh", "Ġhe"])
+    weight = model.model.decoder.embed_tokens.weight.data
+    kept = weight[words].clone()
+    weight.zero_()
+    weight[words] = kept
+    model.save_pretrained(folder)
+    data = write_speech(tmp_path / "data", {"u0": 12000, "u1": 24000})
+    write_table(data / "text", {"u0": "IT'S HERE", "u1": "TWENTY MEN"})
+    script = load_script("egs/mini_librispeech/asr1/local/teacher_text.py")
+    options = ["--teacher", f"transformers/{folder}", "--data_dir", str(data)]
+    options += ["--outdir", str(tmp_path / "out")]
+    script.main(options)
+    ref = (tmp_path / "out" / "ref").read_text()
+    assert ref == "u0 it is here\nu1 20 men\n"
+    prefix = tokenizer.convert_tokens_to_ids([PREFIX_TOKENS[0], PREFIX_TOKENS[-1]])
+
+    def greedy(waveform):
+        """Choose the most likely token again and again, to the end of the positions."""
+        features, tokens = whisper_features(waveform), list(prefix)
+        while len(tokens) < 24 and tokens[-1] != tokenizer.eos_token_id:
+            with torch.no_grad():
+                output = model(features, decoder_input_ids=torch.tensor([tokens]))
+            tokens.append(int(output.logits[0, -1].argmax()))
+        return tokenizer.decode(tokens, skip_special_tokens=True)
+
+    waveforms = [read_audio(f"u{n}", str(data / f"{n}.wav"), 16000) for n in (0, 1)]
+    texts = [greedy(waveforms[0])]
+    # The windows of the model have 1 s.
+    texts.append(" ".join(map(greedy, waveforms[1].tensor_split(2))))
+    normalize = EnglishTextNormalizer({})
+    expected = [f"u{n} {normalize(text)}\n" for n, text in enumerate(texts)]
+    assert (tmp_path / "out" / "text").read_text(encoding="utf-8") == "".join(expected)
+    assert all(len(line.split()) > 1 for line in expected)
+    with pytest.raises(SystemExit) as ended:
+        script.main([*options, "--language", "en"])
+    assert ended.value.code == 1

@@ -18,6 +18,7 @@ expdir=exp/table    # Experiments and results.
 teacher=transformers/openai/whisper-base
 teacher_conf=window_s=0
 layer=5             # Teacher layer, counted from 1.
+language=en         # Language of a multilingual Whisper; empty: an English-only model.
 num_codebooks=8     # Bytes per teacher frame.
 inference_config=conf/decode_asr_debug.yaml
 job=                # Internal: number of the one job to run.
@@ -29,7 +30,8 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --nj N [${nj}]   trainings at a time   --ngpu 0|1 [${ngpu}]   --python CMD [${python}]
   --table YAML [${table}] --arms \"NAME ...\" [all]   --expdir DIR [${expdir}]
   --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}] --layer N [${layer}]
-  --num_codebooks N [${num_codebooks}] --inference_config YAML [${inference_config}]"
+  --language NAME [${language}] --num_codebooks N [${num_codebooks}]
+  --inference_config YAML [${inference_config}]"
 
 log "$0 $*"
 run_args=("$@")
@@ -43,12 +45,12 @@ without_spaces expdir
 . ./path.sh
 . ./cmd.sh
 
-train_set=train_clean_5
+student=$(sed -n 's/^student: *//p' "${table}")
+train_set=$(sed -n 's/^train_set: *//p' "${table}")
 data=dump/raw/${train_set}
-stats_dir=${expdir}/stats   # of train_clean_5; those of subsets: ${stats_dir}_SET
+stats_dir=${expdir}/stats   # of train_set; those of subsets: ${stats_dir}_SET
 suffix=raw_en_bpe100
 inference=$(basename "${inference_config}" .yaml)_asr_model_valid.cer_ctc.ave/test_clean
-student=$(sed -n 's/^student: *//p' "${table}")
 
 # recipe OPTIONS...: run.sh with the options that all arms share
 recipe() {
@@ -58,8 +60,11 @@ recipe() {
         --inference_asr_model valid.cer_ctc.ave.pth "$@"
 }
 
-# subset HOURS NAME: utterances of train_clean_5 with so many hours, the list of the others,
-# and their statistics; features are normalised as for train_clean_5
+# chosen SCP FILE: print the lines of the file whose utterances are in the scp
+chosen() { awk 'NR == FNR { chosen[$1]; next } $1 in chosen' "$1" "$2"; }
+
+# subset HOURS NAME: utterances of the training set with so many hours, the list of the
+# others, and their statistics; features are normalised as for the training set
 subset() {
     local dir=dump/raw/$2 file
     [ ! -s "${dir}/unlabelled" ] || return 0
@@ -67,14 +72,12 @@ subset() {
     ${python} -m espnet_mvq.bin.select_utterances --data_dir "${data}" --outdir "${dir}/chosen" \
         --hours "$1"
     for file in wav.scp text utt2spk utt2num_samples; do
-        awk 'NR == FNR { chosen[$1]; next } $1 in chosen' "${dir}/chosen/wav.scp" \
-            "${data}/${file}" >"${dir}/${file}"
+        chosen "${dir}/chosen/wav.scp" "${data}/${file}" >"${dir}/${file}"
     done
     mkdir -p "${stats_dir}_$2/train"
     ln -sfn "../$(basename "${stats_dir}")/valid" "${stats_dir}_$2/valid"
     for file in speech_shape text_shape.bpe; do
-        awk 'NR == FNR { chosen[$1]; next } $1 in chosen' "${dir}/wav.scp" \
-            "${stats_dir}/train/${file}" >"${stats_dir}_$2/train/${file}"
+        chosen "${dir}/wav.scp" "${stats_dir}/train/${file}" >"${stats_dir}_$2/train/${file}"
     done
     cp "${stats_dir}/train/feats_stats.npz" "${stats_dir}_$2/train/"
     awk 'NR == FNR { chosen[$1]; next } !($1 in chosen) { print $1 }' "${dir}/wav.scp" \
@@ -110,7 +113,7 @@ fi
 
 if runs 1; then
     log "stage 1: Data, quantizer, codebook indexes, statistics"
-    recipe --stage 1 --stop_stage 10 --asr_config "${student}" \
+    recipe --stage 1 --stop_stage 10 --train_set "${train_set}" --asr_config "${student}" \
         --mvq_asr_config conf/train_asr_debug_mvq.yaml --asr_stats_dir "${stats_dir}" \
         --ngpu "${ngpu}"
     log "stage 1: Embeddings, stored as float16"
@@ -142,8 +145,8 @@ fi
 
 if runs 3 && [ ! -s "${expdir}/teacher/text" ]; then
     log "stage 3: Errors of the teacher itself"
-    ${python} local/teacher_text.py --teacher "${teacher}" --data_dir dump/raw/test_clean \
-        --outdir "${expdir}/teacher" --ngpu "${ngpu}"
+    ${python} local/teacher_text.py --teacher "${teacher}" --language "${language}" \
+        --data_dir dump/raw/test_clean --outdir "${expdir}/teacher" --ngpu "${ngpu}"
 fi
 
 if runs 4; then

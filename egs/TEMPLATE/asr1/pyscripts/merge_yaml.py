@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 from string import Template
-from typing import Any, Dict
+from typing import Any, Dict, Mapping
 
 import yaml
 
@@ -39,21 +39,33 @@ def merge(base: Dict[str, Any], added: Dict[str, Any]) -> Dict[str, Any]:
     return merged
 
 
+def read_template(path: Path, values: Mapping[str, str]) -> Dict[str, Any]:
+    """Read a yaml, with values in the place of ${NAME}.
+
+    Raises:
+        ValueError: If a name has no value.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        return yaml.safe_load(Template(text).substitute(values)) or {}
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: got ${{{error.args[0]}}} without a value; give it by --set"
+        ) from error
+
+
 def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     values = dict(pair.split("=", 1) for pair in args.set)
-    text = Path(args.added).read_text(encoding="utf-8")
     try:
-        added = yaml.safe_load(Template(text).substitute(values))
-    except KeyError as error:
-        raise SystemExit(
-            f"{args.added}: got ${{{error.args[0]}}} without a value; give it by --set"
-        ) from error
+        added = read_template(Path(args.added), values)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     base = yaml.safe_load(Path(args.base).read_text(encoding="utf-8"))
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    merged = merge(base, added or {})
+    merged = merge(base, added)
     out.write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
 
 

@@ -5,27 +5,16 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from string import Template
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import yaml
-from merge_yaml import merge
+from merge_yaml import merge, read_template
 
 from espnet_mvq.files.whole_file import write_text
 
-TRAIN_SET = "train_clean_5"
-_KEYS = {
-    "name",
-    "table",
-    "title",
-    "seeds",
-    "loss",
-    "options",
-    "train_set",
-    "hours",
-    "against",
-}
+# Keys of an arm: required ones, and others
 _REQUIRED = ("name", "table", "title", "seeds")
+_KEYS = {*_REQUIRED, "loss", "options", "train_set", "against"}
 
 
 class TableError(Exception):
@@ -44,27 +33,19 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--arms", nargs="*", help="Names of arms (default: all of the table)"
     )
-    parser.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help="Value of ${NAME} in the options of losses",
-    )
     return parser
 
 
-def read_arms(path: Path) -> List[Dict[str, Any]]:
-    """Read and check the arms of a table.
+def read_table(path: Path) -> Dict[str, Any]:
+    """Read a table and check its arms.
 
     Raises:
         TableError: If a key is unknown or missing, a name is used twice, or an arm is
             compared with one that does not exist.
     """
     table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    arms = table["arms"]
-    names = [arm.get("name") for arm in arms]
-    for arm in arms:
+    names = [arm.get("name") for arm in table["arms"]]
+    for arm in table["arms"]:
         problems = [f"no {key}" for key in _REQUIRED if key not in arm]
         problems += [f"unknown key {key}" for key in sorted(set(arm) - _KEYS)]
         if names.count(arm.get("name")) > 1:
@@ -75,7 +56,7 @@ def read_arms(path: Path) -> List[Dict[str, Any]]:
             problems.append(f"against {arm['against']!r}, which is no arm")
         if problems:
             raise TableError(f"{path}: arm {arm.get('name')}: got {problems[0]}")
-    return arms
+    return table
 
 
 def arm_config(
@@ -90,8 +71,8 @@ def arm_config(
     """
     config = student
     if arm.get("loss"):
-        text = Path(f"conf/losses/{arm['loss']}.yaml").read_text(encoding="utf-8")
-        config = merge(config, yaml.safe_load(Template(text).substitute(values)))
+        loss = Path(f"conf/losses/{arm['loss']}.yaml")
+        config = merge(config, read_template(loss, values))
     return merge(config, arm.get("options") or {})
 
 
@@ -101,30 +82,28 @@ def write_jobs(args: argparse.Namespace) -> int:
     Returns:
         Number of jobs.
     """
-    table = Path(args.table)
-    arms = read_arms(table)
-    unknown = set(args.arms or ()) - {arm["name"] for arm in arms}
+    table = read_table(Path(args.table))
+    unknown = set(args.arms or ()) - {arm["name"] for arm in table["arms"]}
     if unknown:
-        raise TableError(f"--arms: got {sorted(unknown)[0]}, which is not in {table}")
-    student_path = yaml.safe_load(table.read_text(encoding="utf-8"))["student"]
-    student = yaml.safe_load(Path(student_path).read_text(encoding="utf-8"))
-    values = {
-        "train": f"dump/raw/{TRAIN_SET}",
-        **dict(pair.split("=", 1) for pair in args.set),
-    }
+        raise TableError(
+            f"--arms: got {sorted(unknown)[0]}, which is not in {args.table}"
+        )
+    student = yaml.safe_load(Path(table["student"]).read_text(encoding="utf-8"))
+    values = {"train": f"dump/raw/{table['train_set']}"}
     expdir = Path(args.expdir)
     (expdir / "conf").mkdir(parents=True, exist_ok=True)
     jobs = []
-    for arm in arms:
+    for arm in table["arms"]:
         if args.arms and arm["name"] not in args.arms:
             continue
         config = arm_config(arm, student, values)
+        train_set = arm.get("train_set", table["train_set"])
         for order, seed in enumerate(arm["seeds"]):
             name = f"{arm['name']}_seed{seed}"
             path = expdir / "conf" / f"{name}.yaml"
             text = yaml.safe_dump({**config, "seed": seed}, sort_keys=False)
             write_text(path, text)
-            jobs.append((order, f"{name} {arm.get('train_set', TRAIN_SET)} {path}\n"))
+            jobs.append((order, f"{name} {train_set} {path}\n"))
     # A table of one seed is readable early; the sort keeps the order of the arms.
     jobs.sort(key=lambda job: job[0])
     write_text(expdir / "jobs", "".join(line for _, line in jobs))
@@ -136,7 +115,7 @@ def main(cmd=None) -> None:
     args = get_parser().parse_args(cmd)
     try:
         print(write_jobs(args))
-    except (TableError, OSError, KeyError) as error:
+    except (TableError, OSError, ValueError, KeyError) as error:
         logging.error(str(error))
         sys.exit(1)
 

@@ -13,8 +13,9 @@ import numpy as np
 import yaml
 from distillation_report import ReportError, read_epochs, target_bytes
 from score import align, get_tokenizers, match, read_text
-from table_jobs import TableError, read_arms
+from table_jobs import TableError, read_table
 
+from espnet_mvq.files.scp import read_counts, read_ids, read_list
 from espnet_mvq.files.whole_file import write_text
 
 NUM_RESAMPLES = 10_000
@@ -49,7 +50,7 @@ class Run:
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
-        description="Print the tables of all arms that have results, as markdown, and "
+        description="Write the tables of all arms that have results, as markdown, and "
         "draw the CER of the validation set over the training.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -151,7 +152,19 @@ def num_parameters(exp: Path) -> str:
     return ""
 
 
-def seconds_per_step(runs: Dict[int, Run]) -> float:
+def labelled_hours(exp: Path) -> float:
+    """Return the hours of the training speech that has labels."""
+    config = yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8"))
+    data = config["train_data_path_and_name_and_type"]
+    (text,) = [Path(path) for path, name, _ in data if name == "text"]
+    unlabelled = [read_list(path) for path, _, kind in data if kind == "mvq_list"]
+    labelled = set(read_ids(text)).difference(*unlabelled)
+    num_samples = read_counts(text.with_name("utt2num_samples"))
+    total = sum(num_samples[utt_id] for utt_id in labelled)
+    return total / config["frontend_conf"]["fs"] / 3600
+
+
+def undisturbed_step_s(runs: Dict[int, Run]) -> float:
     """Return the time of a step in the least disturbed epoch of all seeds, in s."""
     return min(e["train_time"] for run in runs.values() for e in run.epochs)
 
@@ -173,14 +186,14 @@ def arm_row(
         ]
     cells = [
         arm["title"],
-        f"{arm.get('hours', 5.31):g}",
+        f"{labelled_hours(exp):.2f}",
         f"{len(decoded)} of {len(arm['seeds'])}",
         mean_and_deviation([run.valid_cer for run in own.values()]),
         *rates,
         compare(arm, runs),
         num_parameters(exp),
         f"{target_bytes(exp) / 1e6:,.1f}",
-        f"{seconds_per_step(own):.3f}",
+        f"{undisturbed_step_s(own):.3f}",
         mean_and_deviation([len(run.epochs) for run in own.values()], 0),
         f"`{exp.name}`",
     ]
@@ -206,7 +219,9 @@ def compare(arm: Dict[str, Any], runs: Dict[str, Dict[int, Run]]) -> str:
 
 
 def draw_curves(
-    arms: List[Dict[str, Any]], runs: Dict[str, Dict[int, Run]], path: Path
+    arms: List[Dict[str, Any]],
+    runs: Dict[str, Dict[int, Run]],
+    args: argparse.Namespace,
 ) -> None:
     """Draw the CER of the validation set against epochs and hours of training."""
     import matplotlib
@@ -217,12 +232,13 @@ def draw_curves(
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
     for arm in arms:
         own = runs[arm["name"]]
-        label = f"{arm['title']}, {arm.get('hours', 5.31):g} h"
+        hours_of_labels = labelled_hours(exp_of(arm, min(own), args))
+        label = f"{arm['title']}, {hours_of_labels:.2f} h"
         color = None
         for run in own.values():
             rates = [100 * epoch["valid_cer_ctc"] for epoch in run.epochs]
             steps = np.array([epoch["total_count"] for epoch in run.epochs])
-            hours = steps * seconds_per_step(own) / 3600
+            hours = steps * undisturbed_step_s(own) / 3600
             for axis, x in zip(axes, (np.arange(1, len(rates) + 1), hours)):
                 (line,) = axis.plot(x, rates, color=color, label=label, linewidth=1)
                 color = line.get_color()
@@ -231,7 +247,7 @@ def draw_curves(
     axes[1].set(xlabel="hours of training")
     axes[0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(args.figure, dpi=120)
     pyplot.close(figure)
 
 
@@ -250,15 +266,15 @@ def teacher_lines(folder: Path) -> List[str]:
 
 def make_page(args: argparse.Namespace) -> str:
     """Return the page of all tables that have a result."""
-    content = yaml.safe_load(Path(args.table).read_text(encoding="utf-8"))
-    arms = read_arms(Path(args.table))
+    table = read_table(Path(args.table))
+    arms = table["arms"]
     refs = read_text(Path(args.ref))
     runs = {arm["name"]: read_runs(arm, args, refs) for arm in arms}
     started = [arm for arm in arms if runs[arm["name"]]]
     if not started:
         raise ReportError(f"{args.expdir}: no arm has an epoch; run the trainings")
     lines = ["# Tables", "", args.note, *teacher_lines(Path(args.expdir) / "teacher")]
-    for name, title in content["tables"].items():
+    for name, title in table["tables"].items():
         members = [arm for arm in started if arm["table"] == name]
         if members:
             lines += ["", f"## {title}", ""]
@@ -281,7 +297,7 @@ def make_page(args: argparse.Namespace) -> str:
         "of the least disturbed epoch.",
     ]
     if args.figure:
-        draw_curves(started, runs, Path(args.figure))
+        draw_curves(started, runs, args)
         lines += ["", f"![CER of dev_clean]({Path(args.figure).name})"]
     return "\n".join(lines) + "\n"
 

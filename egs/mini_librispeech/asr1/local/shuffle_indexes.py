@@ -11,11 +11,9 @@ from typing import Dict, List
 
 import numpy as np
 
-from espnet_mvq.files.scp import read_scp
-from espnet_mvq.files.whole_file import write_text
+from espnet_mvq.extraction.shard_combination import combine_shards
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.reader import FrameReader
-from espnet_mvq.indexes.shard import shard_paths
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -55,19 +53,15 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     folder = Path(args.data_dir)
-    scp = folder / f"{args.source}.scp"
-    reader = FrameReader(str(scp))
-    lengths = {utt_id: len(reader[utt_id]) for utt_id in read_scp(scp)}
+    reader = FrameReader(folder / f"{args.source}.scp")
+    lengths = {utt_id: len(indexes) for utt_id, indexes in reader.items()}
     metadata = IndexMetadata.load(folder / f"{args.source}.json")
-    metadata.num_utterances = metadata.num_frames = 0
     pairs = partners(lengths)
     with ShardWriter(args.outdir, 1, metadata) as shard:
         for utt_id, length in lengths.items():
-            indexes = np.asarray(reader[pairs[utt_id]]).astype(np.uint8)
+            indexes = reader[pairs[utt_id]].astype(np.uint8)
             shard.write(utt_id, to_length(indexes, length))
-    shard_scp = shard_paths(args.outdir, 1)[1]
-    write_text(folder / f"{args.name}.scp", shard_scp.read_text(encoding="utf-8"))
-    metadata.save(folder / f"{args.name}.json")
+    combine_shards(folder, args.outdir, 1, IndexMetadata, args.name)
 
 
 if __name__ == "__main__":
