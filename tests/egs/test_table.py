@@ -30,10 +30,14 @@ config = options["--asr_config"] or options["--mvq_asr_config"]
 name = pathlib.Path(config).stem
 if "broken" in name and not pathlib.Path("repaired").exists():
     sys.exit("ERROR: no luck")
+exp = pathlib.Path(options["--expdir"]) / f"asr_{name}_raw_en_bpe100"
+exp.mkdir(parents=True, exist_ok=True)
 if options["--stage"] == "11":
+    for file in ("checkpoint.pth", "1epoch.pth", "train.log"):
+        with open(exp / file, "a") as log:
+            log.write(name)
     sys.exit()
-test = pathlib.Path(options["--expdir"]) / f"asr_{name}_raw_en_bpe100"
-test /= "decode_asr_debug_asr_model_valid.cer_ctc.ave/test_clean"
+test = exp / "decode_asr_debug_asr_model_valid.cer_ctc.ave/test_clean"
 test.mkdir(parents=True, exist_ok=True)
 (test / "text").write_text("u0 a\\n")
 """
@@ -52,6 +56,7 @@ arms:
     against: none
 -   {name: broken, table: few, title: few, seeds: [0], train_set: train_1h}
 """
+CONTINUING = "{name: long, table: main, title: long, seeds: [0], continues: broken}"
 
 
 @pytest.fixture
@@ -99,6 +104,11 @@ def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatc
         ("name: mvq", "name: none", "arm none: got a name that another arm has"),
         ("seeds: [0], ", "", "arm broken: got no seeds"),
         ("table: few", "table: fev", "arm broken: got table 'fev'"),
+        (
+            "against: none",
+            "continues: nun",
+            "arm mvq: got continues 'nun', which is no arm",
+        ),
         ("loss: mvq", "loss: mwq", "conf/losses/mwq.yaml"),
     ],
 )
@@ -129,6 +139,7 @@ def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
     folder = copy_recipe("run_table.sh", "run.sh", STAND_IN)
     shared = ROOT / "egs" / "TEMPLATE" / "asr1" / "cmd.sh"
     (folder / "cmd.sh").symlink_to(shared)
+    table.write_text(f"{ARMS}-   {CONTINUING}\n")
     teacher = folder / "exp" / "table" / "teacher"
     teacher.mkdir(parents=True)
     (teacher / "text").write_text("u0 a\n")
@@ -143,7 +154,9 @@ def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
         return calls
 
     done = run_script(folder, "run_table.sh", *options)
-    assert done.returncode != 0 and "no luck" in done.stdout + done.stderr
+    output = done.stdout + done.stderr
+    assert done.returncode != 0 and "no luck" in output
+    assert "long_seed0 continues broken_seed0, which is not trained yet" in output
     names = ["mvq_seed0", "mvq_seed1", "none_seed0", "none_seed1"]
     both = [(name, stage) for name in names for stage in ("11", "12")]
     assert sorted(calls()) == [("broken_seed0", "11"), *both]
@@ -156,11 +169,15 @@ def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
     (folder / "repaired").touch()
     (folder / "calls").unlink()
     next(folder.glob("exp/table/asr_mvq_seed1_*/*/test_clean/text")).unlink()
+    options[-1] = "1"  # one at a time: "long" needs the end of "broken"
     done = run_script(folder, "run_table.sh", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    # What has been trained is only decoded.
-    expected = [("broken_seed0", "11"), ("broken_seed0", "12"), ("mvq_seed1", "12")]
-    assert sorted(calls()) == expected
+    # A trained student is only decoded.
+    both = [(name, stage) for name in ("broken_seed0", "long_seed0") for stage in "12"]
+    expected = [(name, f"1{stage}") for name, stage in both]
+    assert sorted(calls()) == [*expected, ("mvq_seed1", "12")]
+    continued = folder / "exp/table/asr_long_seed0_raw_en_bpe100"
+    assert (continued / "checkpoint.pth").read_text() == "broken_seed0long_seed0"
 
 
 def test_bootstrap_of_known_systems(load):

@@ -84,10 +84,20 @@ subset() {
         "${data}/wav.scp" >"${dir}/unlabelled"
 }
 
-# run_job NAME TRAIN_SET CONFIG: train and decode one arm with one seed
+# run_job NAME TRAIN_SET CONFIG [CONTINUED]: train and decode one arm with one seed
 run_job() {
     local exp=${expdir}/asr_$1_${suffix} stats=${stats_dir} configs
     [ ! -s "${exp}/${inference}/text" ] || return 0
+    if [ -n "${4:-}" ] && [ ! -e "${exp}" ]; then
+        local continued=${expdir}/asr_$4_${suffix}
+        if [ ! -e "${continued}/trained" ]; then
+            log "Error: $1 continues $4, which is not trained yet: ${continued}. Run the same command again when it is."
+            exit 1
+        fi
+        mkdir -p "${exp}.part"
+        cp "${continued}"/{checkpoint.pth,*epoch.pth,train*.log} "${exp}.part/"
+        mv "${exp}.part" "${exp}"
+    fi
     [ "$2" = "${train_set}" ] || stats=${stats_dir}_$2
     if grep -q "^model: mvq" "$3"; then
         configs=(--asr_config "" --mvq_asr_config "$3")
@@ -106,8 +116,8 @@ run_job() {
 }
 
 if [ -n "${job}" ]; then
-    read -r name set config < <(sed -n "${job}p" "${expdir}/jobs")
-    run_job "${name}" "${set}" "${config}"
+    read -r name set config continued < <(sed -n "${job}p" "${expdir}/jobs")
+    run_job "${name}" "${set}" "${config}" "${continued}"
     exit 0
 fi
 

@@ -14,7 +14,7 @@ from espnet_mvq.files.whole_file import write_text
 
 # Keys of an arm: required ones, and others
 _REQUIRED = ("name", "table", "title", "seeds")
-_KEYS = {*_REQUIRED, "loss", "options", "train_set", "against"}
+_KEYS = {*_REQUIRED, "loss", "options", "train_set", "against", "continues"}
 
 
 class TableError(Exception):
@@ -25,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         description="Write EXPDIR/conf/ARM_seedN.yaml for each arm and seed, and "
-        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG' for each of them.",
+        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG [CONTINUED]' for each of them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--table", default="local/table.yaml", help="Arms")
@@ -52,8 +52,9 @@ def read_table(path: Path) -> Dict[str, Any]:
             problems.append("a name that another arm has, too")
         if arm.get("table") not in table["tables"]:
             problems.append(f"table {arm.get('table')!r}, which is not in tables")
-        if arm.get("against", arm.get("name")) not in names:
-            problems.append(f"against {arm['against']!r}, which is no arm")
+        for key in ("against", "continues"):
+            if arm.get(key, arm.get("name")) not in names:
+                problems.append(f"{key} {arm[key]!r}, which is no arm")
         if problems:
             raise TableError(f"{path}: arm {arm.get('name')}: got {problems[0]}")
     return table
@@ -103,7 +104,10 @@ def write_jobs(args: argparse.Namespace) -> int:
             path = expdir / "conf" / f"{name}.yaml"
             text = yaml.safe_dump({**config, "seed": seed}, sort_keys=False)
             write_text(path, text)
-            jobs.append((order, f"{name} {train_set} {path}\n"))
+            job = f"{name} {train_set} {path}"
+            if "continues" in arm:
+                job += f" {arm['continues']}_seed{seed}"
+            jobs.append((order, f"{job}\n"))
     # A table of one seed is readable early; the sort keeps the order of the arms.
     jobs.sort(key=lambda job: job[0])
     write_text(expdir / "jobs", "".join(line for _, line in jobs))
