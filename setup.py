@@ -43,6 +43,7 @@ extras = {
         "isort",
         "flake8",
         "multi_quantization==0.1.1",  # the library whose quantizers we can read
+        "faiss-cpu",  # quantizers to compare with
     ],
 }
 extras["benchmark"] = ["faiss-cpu", "multi_quantization==0.1.1"]  # to compare with

@@ -1,8 +1,10 @@
 """Tables of arms and seeds: configurations, the queue, the statistics, the report."""
 
+import json
 from pathlib import Path
 from statistics import NormalDist
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from corpus_builders import (
 )
 
 from espnet_mvq.indexes.reader import FrameReader
+from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers.audio import read_audio
 
 PYSCRIPTS = ROOT / "egs" / "TEMPLATE" / "asr1" / "pyscripts"
@@ -45,6 +48,7 @@ ARMS = """
 student: conf/train_asr_small.yaml
 train_set: train_clean_5
 tables: {main: All labels, few: Few labels}
+indexes: {layer9: --layer 9, layer8: --layer 8}
 arms:
 -   {name: none, table: main, title: no KD, seeds: [0, 1]}
 -   name: mvq
@@ -54,7 +58,8 @@ arms:
     loss: mvq
     options: {optim_conf: {lr: 0.5}}
     against: none
--   {name: broken, table: few, title: few, seeds: [0], train_set: train_1h}
+-   {name: broken, table: few, title: few, seeds: [0], train_set: train_1h,
+     loss: mvq, indexes: layer9}
 """
 CONTINUING = "{name: long, table: main, title: long, seeds: [0], continues: broken}"
 
@@ -82,12 +87,16 @@ def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatc
     names = ["none_seed0", "mvq_seed0", "broken_seed0", "none_seed1", "mvq_seed1"]
     assert [job.split()[0] for job in jobs] == names
     assert jobs[2].split()[1] == "train_1h"
+    indexes = (tmp_path / "exp" / "indexes").read_text()
+    assert indexes == "layer9 --layer 9\n"
     configs = [yaml.safe_load(Path(job.split()[2]).read_text()) for job in jobs]
     student = yaml.safe_load(Path("conf/train_asr_small.yaml").read_text())
     assert configs[3] == {**student, "seed": 1}
     assert configs[4]["optim_conf"] == {**student["optim_conf"], "lr": 0.5}
     data = configs[4]["train_data_path_and_name_and_type"]
     assert data[0][0] == "dump/raw/train_clean_5/codebook_indexes.scp"
+    data = configs[2]["train_data_path_and_name_and_type"]
+    assert data[0][0] == "dump/layer9/train_clean_5/codebook_indexes.scp"
     load("table_jobs").main([*options, "--arms", "mvq"])
     assert len((tmp_path / "exp" / "jobs").read_text().splitlines()) == 2
 
@@ -95,7 +104,7 @@ def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("loss: mvq", "lose: mvq", "arm mvq: got unknown key lose"),
+        ("loss: mvq\n", "lose: mvq\n", "arm mvq: got unknown key lose"),
         (
             "against: none",
             "against: nun",
@@ -109,7 +118,12 @@ def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatc
             "continues: nun",
             "arm mvq: got continues 'nun', which is no arm",
         ),
-        ("loss: mvq", "loss: mwq", "conf/losses/mwq.yaml"),
+        (
+            "indexes: layer9",
+            "indexes: layer7",
+            "arm broken: got indexes 'layer7', which are not in indexes",
+        ),
+        ("loss: mvq\n", "loss: mwq\n", "conf/losses/mwq.yaml"),
     ],
 )
 def test_bad_tables_are_refused(
@@ -204,7 +218,7 @@ def test_bootstrap_interval_is_that_of_the_normal_distribution(load):
     assert not_better == pytest.approx(share, abs=0.005)
 
 
-def write_experiment(folder, cers, text):
+def write_experiment(folder, cers, text, quantizer_error=None):
     folder.mkdir(parents=True)
     lines = [" Total Number of model parameters: 931.49 K\n"]
     for epoch, cer in enumerate(cers, 1):
@@ -221,6 +235,14 @@ def write_experiment(folder, cers, text):
     (data / "unlabelled").write_text("c\n")
     paths = [[str(data / "text"), "text", "text"]]
     paths += [[str(data / "unlabelled"), "unlabelled", "mvq_list"]]
+    if quantizer_error is not None:
+        arks = folder / "arks"
+        arks.mkdir()
+        (arks / "1.ark").write_text("indexes")
+        write_table(arks / "indexes.scp", {"a": f"{arks / '1.ark'}:0"})
+        paths += [[str(arks / "indexes.scp"), "codebook_indexes", "mvq_ark"]]
+        quality = {"quality": {"relative_error": quantizer_error}}
+        (folder / "quantizer_report.json").write_text(json.dumps(quality))
     config = {"train_data_path_and_name_and_type": paths, "frontend_conf": {"fs": 1000}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if text:
@@ -234,7 +256,9 @@ def test_report(load, table, tmp_path):
     # CER of 5 + 2 characters: 2 of 7, 1 of 7 and 0
     write_experiment(exp / "asr_none_seed0_x", [0.9, 0.5], "u0 ab ce\nu1 eg\n")
     write_experiment(exp / "asr_none_seed1_x", [0.7], "u0 ab cd\nu1 eg\n")
-    write_experiment(exp / "asr_mvq_seed0_x", [0.6, 0.3, 0.4], "u0 ab cd\nu1 ef\n")
+    write_experiment(
+        exp / "asr_mvq_seed0_x", [0.6, 0.3, 0.4], "u0 ab cd\nu1 ef\n", 0.25
+    )
     write_experiment(exp / "asr_mvq_seed1_x", [0.8], None)
     (exp / "teacher").mkdir()
     (exp / "teacher" / "ref").write_text("u0 a b c d\n")
@@ -253,11 +277,35 @@ def test_report(load, table, tmp_path):
     ]
     assert mvq[:6] == ["MVQ", "0.03", "1 of 2", "55.0 ± 35.4", "0.0", "0.0"]
     assert mvq[6].startswith("-100.0 [-100.0, -100.0]")
-    assert none[7:] == ["931.49 K", "0.0", "0.500", "2 ± 1", "`asr_none_seed0_x`"]
+    run = ["2 ± 1", "`asr_none_seed0_x`"]
+    assert none[7:] == ["931.49 K", "0.0", "", "0.500", *run]
+    assert mvq[9] == "0.250"
     assert "greedy: WER 25.0 %, CER 14.3 %" in page
     assert "Not begun: broken." in page and "Teacher: big." in page
     assert "## Few labels" not in page
     assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("kind", ["pq", "rq"])
+def test_faiss_quantizer_is_that_of_faiss(kind):
+    script = load_script("egs/mini_librispeech/asr1/local/faiss_quantizer.py")
+    frames = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
+    quantizer = Quantizer(torch.from_numpy(script.train(frames, kind, 2)))
+    if kind == "pq":
+        theirs = faiss.ProductQuantizer(8, 2, 8)
+    else:
+        theirs = faiss.ResidualQuantizer(8, 2, 8)
+        theirs.max_beam_size = script.BEAM_SIZE
+    theirs.train(frames)
+    codes = theirs.compute_codes(frames)
+    indexes = torch.from_numpy(codes)
+    decoded = theirs.decode(codes)
+    np.testing.assert_allclose(quantizer.decode(indexes), decoded, atol=1e-5)
+    found = quantizer.encode(torch.from_numpy(frames))
+    if kind == "pq":
+        assert (found == indexes).float().mean() > 0.999  # ties
+    errors = (np.square(y - frames).sum() for y in (quantizer.decode(found), decoded))
+    assert next(errors) <= 1.0001 * next(errors)
 
 
 def test_shuffled_indexes_are_those_of_other_utterances(tmp_path):

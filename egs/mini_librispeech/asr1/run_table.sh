@@ -121,16 +121,53 @@ if [ -n "${job}" ]; then
     exit 0
 fi
 
+# mvq OPTIONS...: run mvq.sh for the training set
+mvq() {
+    local use_gpu=false
+    [ "${ngpu}" -eq 0 ] || use_gpu=true
+    bash "$(${python} -m espnet_mvq --mvq_sh)" --train_set "${train_set}" --nj "${nj}" \
+        --python "${python}" --use_gpu "${use_gpu}" --teacher "${teacher}" \
+        --teacher_conf "${teacher_conf}" --layer "${layer}" \
+        --num_codebooks "${num_codebooks}" "$@"
+}
+
+# further_indexes NAME OPTIONS...: a set of indexes of other options, in dump/NAME
+further_indexes() {
+    local name=$1 dir=dump/$1/${train_set} file
+    shift
+    if [[ "$*" =~ (dump/mvq/faiss_(.*).safetensors) ]] && [ ! -e "${BASH_REMATCH[1]}" ]; then
+        ${python} local/faiss_quantizer.py --kind "${BASH_REMATCH[2]}" \
+            --feats "${data}/embeddings.scp" --num_codebooks "${num_codebooks}" \
+            --out "${BASH_REMATCH[1]}"
+    fi
+    mkdir -p "${dir}"
+    for file in wav.scp utt2spk utt2num_samples; do
+        cp "${data}/${file}" "${dir}/"
+    done
+    ln -sfn ../raw/dev_clean "dump/${name}/dev_clean"
+    set -- --datadir "dump/${name}" --mvq_dir "dump/mvq/${name}" "$@"
+    mvq "$@" --stop_stage 4
+    measure "dump/mvq/${name}" "$@"
+}
+
+# measure DIR OPTIONS...: error of a quantizer on speakers that it was not trained on
+measure() {
+    [ -s "$1/quantizer_report.json" ] || mvq "${@:2}" --stage 5 --dev_set dev_clean
+}
+
 if runs 1; then
     log "stage 1: Data, quantizer, codebook indexes, statistics"
     recipe --stage 1 --stop_stage 10 --train_set "${train_set}" --asr_config "${student}" \
         --mvq_asr_config conf/train_asr_debug_mvq.yaml --asr_stats_dir "${stats_dir}" \
         --ngpu "${ngpu}"
+    tag=$(teacher_tag "${teacher}" "${layer}" "${teacher_conf}")
+    measure "dump/mvq/${tag}_cb${num_codebooks}"
     log "stage 1: Embeddings, stored as float16"
-    bash "$(${python} -m espnet_mvq --mvq_sh)" --train_set "${train_set}" --nj "${nj}" \
-        --python "${python}" --teacher "${teacher}" --layer "${layer}" \
-        --teacher_conf "${teacher_conf}" --target embeddings
+    mvq --target embeddings
 fi
+
+num_jobs=$(${python} pyscripts/table_jobs.py --table "${table}" --expdir "${expdir}" \
+    ${arms:+--arms ${arms}})
 
 if runs 2; then
     subset 1 train_1h
@@ -140,12 +177,19 @@ if runs 2; then
         ${python} local/shuffle_indexes.py --data_dir "${data}" \
             --outdir "dump/mvq/shuffled_layer${layer}_cb${num_codebooks}"
     fi
+    while read -r name options; do
+        log "stage 2: Codebook indexes with ${options}"
+        # shellcheck disable=SC2086
+        further_indexes "${name}" ${options}
+    done <"${expdir}/indexes"
+    if cut -d " " -f 3 "${expdir}/jobs" | xargs grep -q teacher_loss; then
+        log "stage 2: Losses of the teacher"
+        ${python} -m espnet_mvq.bin.teacher_loss --data_dir "${data}" \
+            --teacher "${teacher}" ${language:+--teacher_conf language="${language}"}
+    fi
 fi
 
 if runs 3; then
-    # shellcheck disable=SC2086
-    num_jobs=$(${python} pyscripts/table_jobs.py --table "${table}" --expdir "${expdir}" \
-        ${arms:+--arms ${arms}})
     log "stage 3: ${num_jobs} students, ${nj} at a time; logs: ${expdir}/log/"
     # shellcheck disable=SC2086
     ${cuda_cmd} --gpu "${ngpu}" --max-jobs-run "${nj}" JOB=1:"${num_jobs}" \

@@ -14,7 +14,10 @@ from espnet_mvq.files.whole_file import write_text
 
 # Keys of an arm: required ones, and others
 _REQUIRED = ("name", "table", "title", "seeds")
-_KEYS = {*_REQUIRED, "loss", "options", "train_set", "against", "continues"}
+_KEYS = {
+    *_REQUIRED,
+    *("student", "loss", "options", "train_set", "indexes", "against", "continues"),
+}
 
 
 class TableError(Exception):
@@ -25,7 +28,8 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         description="Write EXPDIR/conf/ARM_seedN.yaml for each arm and seed, and "
-        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG [CONTINUED]' for each of them.",
+        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG [CONTINUED]' for each of them. "
+        "EXPDIR/indexes gets a line 'NAME OPTIONS' for each set of indexes they need.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--table", default="local/table.yaml", help="Arms")
@@ -55,30 +59,28 @@ def read_table(path: Path) -> Dict[str, Any]:
         for key in ("against", "continues"):
             if arm.get(key, arm.get("name")) not in names:
                 problems.append(f"{key} {arm[key]!r}, which is no arm")
+        if "indexes" in arm and arm["indexes"] not in table.get("indexes", ()):
+            problems.append(f"indexes {arm['indexes']!r}, which are not in indexes")
         if problems:
             raise TableError(f"{path}: arm {arm.get('name')}: got {problems[0]}")
     return table
 
 
-def arm_config(
-    arm: Dict[str, Any], student: Dict[str, Any], values: Dict[str, str]
-) -> Dict[str, Any]:
-    """Return the training configuration of an arm, without its seed.
-
-    Args:
-        arm: The arm.
-        student: Configuration of the student without a teacher.
-        values: Values of ${NAME} in the options of the loss.
-    """
-    config = student
+def arm_config(arm: Dict[str, Any], table: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the training configuration of an arm, without its seed."""
+    student = Path(arm.get("student", table["student"]))
+    config = yaml.safe_load(student.read_text(encoding="utf-8"))
     if arm.get("loss"):
+        data = f"dump/{arm.get('indexes', 'raw')}/{table['train_set']}"
         loss = Path(f"conf/losses/{arm['loss']}.yaml")
-        config = merge(config, read_template(loss, values))
+        config = merge(config, read_template(loss, {"train": data}))
     return merge(config, arm.get("options") or {})
 
 
 def write_jobs(args: argparse.Namespace) -> int:
-    """Write configurations and the list of jobs, seeds 0 of all arms first.
+    """Write configurations and the lists of jobs and indexes.
+
+    Seeds 0 of all arms come first.
 
     Returns:
         Number of jobs.
@@ -89,15 +91,15 @@ def write_jobs(args: argparse.Namespace) -> int:
         raise TableError(
             f"--arms: got {sorted(unknown)[0]}, which is not in {args.table}"
         )
-    student = yaml.safe_load(Path(table["student"]).read_text(encoding="utf-8"))
-    values = {"train": f"dump/raw/{table['train_set']}"}
     expdir = Path(args.expdir)
     (expdir / "conf").mkdir(parents=True, exist_ok=True)
-    jobs = []
+    jobs, indexes = [], {}
     for arm in table["arms"]:
         if args.arms and arm["name"] not in args.arms:
             continue
-        config = arm_config(arm, student, values)
+        config = arm_config(arm, table)
+        if "indexes" in arm:
+            indexes[arm["indexes"]] = table["indexes"][arm["indexes"]]
         train_set = arm.get("train_set", table["train_set"])
         for order, seed in enumerate(arm["seeds"]):
             name = f"{arm['name']}_seed{seed}"
@@ -111,6 +113,8 @@ def write_jobs(args: argparse.Namespace) -> int:
     # A table of one seed is readable early; the sort keeps the order of the arms.
     jobs.sort(key=lambda job: job[0])
     write_text(expdir / "jobs", "".join(line for _, line in jobs))
+    lines = (f"{name} {options}\n" for name, options in indexes.items())
+    write_text(expdir / "indexes", "".join(lines))
     return len(jobs)
 
 

@@ -2,6 +2,7 @@
 """Report on the arms and seeds of a table: error rates, paired bootstrap, curves."""
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -15,7 +16,7 @@ from distillation_report import ReportError, read_epochs, target_bytes
 from score import align, get_tokenizers, match, read_text
 from table_jobs import TableError, read_table
 
-from espnet_mvq.files.scp import read_counts, read_ids, read_list
+from espnet_mvq.files.scp import read_counts, read_ids, read_list, read_scp
 from espnet_mvq.files.whole_file import write_text
 
 NUM_RESAMPLES = 10_000
@@ -164,6 +165,19 @@ def labelled_hours(exp: Path) -> float:
     return total / config["frontend_conf"]["fs"] / 3600
 
 
+def quantizer_error(exp: Path) -> str:
+    """Return the quantizer's error on other speakers; "" without a measured one."""
+    config = yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8"))
+    for scp, name, _ in config["train_data_path_and_name_and_type"]:
+        if name == "codebook_indexes":
+            ark = next(iter(read_scp(scp).values())).rpartition(":")[0]
+            report = Path(ark).parents[1] / "quantizer_report.json"
+            if report.is_file():
+                quality = json.loads(report.read_text(encoding="utf-8"))["quality"]
+                return f"{quality['relative_error']:.3f}"
+    return ""
+
+
 def undisturbed_step_s(runs: Dict[int, Run]) -> float:
     """Return the time of a step in the least disturbed epoch of all seeds, in s."""
     return min(e["train_time"] for run in runs.values() for e in run.epochs)
@@ -193,6 +207,7 @@ def arm_row(
         compare(arm, runs),
         num_parameters(exp),
         f"{target_bytes(exp) / 1e6:,.1f}",
+        quantizer_error(exp),
         f"{undisturbed_step_s(own):.3f}",
         mean_and_deviation([len(run.epochs) for run in own.values()], 0),
         f"`{exp.name}`",
@@ -280,9 +295,9 @@ def make_page(args: argparse.Namespace) -> str:
             lines += ["", f"## {title}", ""]
             lines += [
                 "|arm|hours of labels|seeds decoded|dev CER %|test WER %|test CER %|"
-                "change of the CER, % [95 %], p|parameters|targets, MB|s/step|epochs|"
-                "experiment|",
-                "|---" * 12 + "|",
+                "change of the CER, % [95 %], p|parameters|targets, MB|"
+                "quantizer error|s/step|epochs|experiment|",
+                "|---" * 13 + "|",
             ]
             lines += [arm_row(arm, runs, args) for arm in members]
     missing = [arm["name"] for arm in arms if not runs[arm["name"]]]
@@ -293,7 +308,8 @@ def make_page(args: argparse.Namespace) -> str:
         "± is the standard deviation over seeds. The change is relative to the arm "
         "without a teacher; its interval and p come from a paired bootstrap over the "
         f"test utterances ({NUM_RESAMPLES:,} resamples, errors averaged over seeds); p "
-        "is the share of resamples in which the arm is not better. s/step is the mean "
+        "is the share of resamples in which the arm is not better. The quantizer's "
+        "relative reconstruction error is that of other speakers. s/step is the mean "
         "of the least disturbed epoch.",
     ]
     if args.figure:
