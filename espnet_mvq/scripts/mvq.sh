@@ -133,9 +133,11 @@ if [ -f cmd.sh ]; then
     . ./cmd.sh
 fi
 if "${use_gpu}"; then
+    check_back_end cuda_cmd
     read -ra teacher_cmd <<<"${cuda_cmd}"
     ngpu=1
 else
+    check_back_end train_cmd
     read -ra teacher_cmd <<<"${train_cmd}"
     ngpu=0
 fi

@@ -119,6 +119,18 @@ def test_damaged_metadata_are_made_again(extract, shards, caplog):
     assert f"{described}: not readable" in caplog.text
 
 
+def test_finished_shard_that_another_job_spoilt_is_made_again(extract, shards, caplog):
+    """On a file system without locks, it appends to the ark after its renaming."""
+    extract()
+    ark = shard_paths(shards, 1)[0]
+    content = ark.read_bytes()
+    with ark.open("ab") as file:
+        file.write(content[:100])
+    extract()
+    assert ark.read_bytes() == content
+    assert f"{ark}: its checksum is wrong; the shard is made again" in caplog.text
+
+
 def test_nan_of_the_teacher_stops_or_is_skipped(
     extract, shards, monkeypatch, caplog, ends_with_error
 ):
