@@ -91,7 +91,7 @@ disturbed() {
 }
 
 step "quantizer, a job of its own"
-mvq --mvq_dir dump/mvq/whole --max_frames 4000 --stop_stage 2 \
+mvq --mvq_dir dump/mvq/whole --max_frames 4000 --quantizer_hours 0.05 --stop_stage 2 \
     --quantizer_args "--num_iterations 1" >quantizer.log 2>&1 || { cat quantizer.log; exit 1; }
 
 step "an array of four tasks: 1 cancelled, 2 killed, 3 over its time limit, 4 on a node set down"
@@ -100,7 +100,7 @@ first_run=$!
 down=
 # Slurm may have set the node up itself (ReturnToService).
 resume() { [ -z "${down}" ] || scontrol update nodename="${down}" state=resume || true; }
-trap resume EXIT
+trap 'resume; [ -z "${array-}" ] || scancel "${array}"' EXIT
 for task in 1 2 3 4; do
     wait_for 300 test -e "held/${task}/now"
 done
@@ -192,8 +192,9 @@ for task in 1 2 3; do
     grep -q "log/extract.${task}.log" disturbed.log || fail "task ${task} is not reported"
 done
 grep -q "DUE TO TIME LIMIT" disturbed.log || fail "the time limit is not reported"
-grep -q "Run the same command again" disturbed.log || fail "no advice is reported"
+grep -q "run the same command again" disturbed.log || fail "no advice is reported"
 
+array=
 step "the same command again"
 disturbed >rerun.log 2>&1 || { cat rerun.log; fail "the same command does not resume"; }
 grep -h "are kept\|is done already" dump/mvq/disturbed/subset/log/extract.*.log

@@ -76,6 +76,15 @@ def test_finished_shard_is_kept(extract, shards):
     assert finished_shard(shards, 2) is not None
 
 
+def test_a_job_sets_its_threads(extract, monkeypatch):
+    """Else, each of several jobs would use all cores."""
+    numbers = []
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    extract()
+    extract("--num_threads", "3")
+    assert numbers == [1, 3]
+
+
 def test_other_settings_or_utterances_make_it_again(
     extract, shards, data_dir, quantizer, tmp_path
 ):

@@ -279,9 +279,11 @@ def test_bytes_of_another_writer_do_not_get_the_name_of_a_shard(tmp_path, monkey
         with ShardWriter(tmp_path / "s", 1, metadata(), UTTERANCES) as shard:
             for utt_id, indexes in UTTERANCES.items():
                 shard.write(utt_id, indexes)
-            with shard_paths(tmp_path / "s", 1)[0].with_suffix(".ark.tmp").open(
-                "r+b"
-            ) as file:
+            with (
+                shard_paths(tmp_path / "s", 1)[0]
+                .with_suffix(".ark.tmp")
+                .open("r+b") as file
+            ):
                 file.write(b"u")
                 file.seek(-1, os.SEEK_END)
                 file.write(b"\1")
@@ -303,7 +305,9 @@ def test_full_disk_keeps_written_utterances(tmp_path, undisturbed, monkeypatch):
     open_locked = module.open_locked
     with monkeypatch.context() as patch:
         patch.setattr(
-            module, "open_locked", lambda path: FullAfterUtt2(open_locked(path).detach())
+            module,
+            "open_locked",
+            lambda path: FullAfterUtt2(open_locked(path).detach()),
         )
         with pytest.raises(ValueError, match="No space left.*the 3 utterances .* safe"):
             write_all(tmp_path / "s")
