@@ -4,8 +4,8 @@
 Takes the command line of Kaldi's ``run.pl``, so that a recipe on pip-installed ESPnet
 can use ``train_cmd="python3 -m espnet_mvq.bin.run_jobs"``, and one on a cluster
 ``slurm.pl`` or ``queue.pl``. Unlike ``run.pl``, it runs the command without a shell:
-for pipes and redirections give ``bash -c "..."``. With ``--gpu N``, each job gets N GPUs
-of its own in ``CUDA_VISIBLE_DEVICES``; a job without a free GPU waits.
+for pipes and redirections give ``bash -c "..."``. With ``--gpu N``, each job has N
+GPUs of its own in ``CUDA_VISIBLE_DEVICES``; a job without free GPUs waits.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def get_parser() -> argparse.ArgumentParser:
         usage="run_jobs [options] [JOB=1:4] LOG COMMAND...",
         description="Run COMMAND once per job number, without a shell, with its output "
         "in LOG. The number replaces the name before '=' in LOG and COMMAND.",
-        epilog="Any other option and its value, such as --num-threads 4 or --mem 4G, are "
-        "ignored: they are for clusters.",
+        epilog="Any other option and its value, such as --num-threads 4 or --mem 4G, "
+        "are ignored: they are for clusters.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -152,8 +152,8 @@ def share_gpus(num_gpus: int) -> List[str]:
     gpus = visible_gpus() if num_gpus > 0 else []
     if gpus and len(gpus) < num_gpus:
         raise UsageError(
-            f"--gpu {num_gpus}: got {len(gpus)} visible GPUs ({','.join(gpus)}), expected "
-            f"at least {num_gpus}; check CUDA_VISIBLE_DEVICES"
+            f"--gpu {num_gpus}: got {len(gpus)} visible GPUs ({','.join(gpus)}), "
+            f"expected at least {num_gpus}; check CUDA_VISIBLE_DEVICES"
         )
     groups = len(gpus) // max(num_gpus, 1)
     return [",".join(gpus[n * num_gpus : (n + 1) * num_gpus]) for n in range(groups)]

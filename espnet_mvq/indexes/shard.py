@@ -146,8 +146,8 @@ class ShardWriter:
         self._size, self._checksum = 0, hashlib.sha256()
         kept_bytes = self._recover()
         self._file.seek(0)
-        while self._size < kept_bytes:
-            self._add_bytes(self._file.read(min(2**20, kept_bytes - self._size)))
+        while block := self._file.read(min(2**20, kept_bytes - self._size)):
+            self._add_bytes(block)
         self._file.truncate(kept_bytes)
         self._file.seek(0, os.SEEK_END)
         self.metadata.save(self._json_tmp)
@@ -168,7 +168,7 @@ class ShardWriter:
         self._checksum.update(content)
 
     def _refuse_other_bytes(self) -> None:
-        """Remove an ark that another process writes too; its records may be mixed up.
+        """Remove an ark that another process writes too: records may be mixed up.
 
         Raises:
             ValueError: Always.
@@ -176,8 +176,8 @@ class ShardWriter:
         self._lines.clear()
         self._discard()
         raise ValueError(
-            f"{self._ark_tmp}: got other bytes than this job wrote; another job writes it "
-            "too, and the locks of this file system (flock) do not work. The file is "
+            f"{self._ark_tmp}: got other bytes than this job wrote; another job writes "
+            "it too, and the locks of this file system (flock) do not work. It is "
             "removed: end the other job and run this again"
         )
 

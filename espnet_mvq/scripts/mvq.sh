@@ -311,7 +311,8 @@ for dset in ${train_set} ${dev_set}; do
         done
         # shellcheck disable=SC2086
         "${teacher_cmd[@]}" --gpu "${ngpu}" JOB=1:"${_nj}" \
-            "${shard_dir}/log/extract.JOB.log" "${py[@]}" -m espnet_mvq.bin.extract "${teacher_opts[@]}" \
+            "${shard_dir}/log/extract.JOB.log" \
+            "${py[@]}" -m espnet_mvq.bin.extract "${teacher_opts[@]}" \
             --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" --outdir "${shard_dir}" \
             --job JOB "${opts[@]}" ${extract_args} || failed "${logs[@]}"
     fi

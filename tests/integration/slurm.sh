@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 
-# mvq.sh on a running Slurm, through Kaldi's slurm.pl as ESPnet uses it: an array of four jobs
-# with a fault in each, the same command again, and a training on two nodes.
+# mvq.sh on a running Slurm, through slurm.pl of an ESPnet checkout: an array of four jobs with
+# a fault in each, the same command again, and a training on two nodes.
 #
 # Usage: tests/integration/slurm.sh ESPNET_DIR WORK_DIR
 #
@@ -44,10 +44,11 @@ wait_for() {
     done
 }
 
-step "data of the demo recipe, whose path.sh and cmd.sh are replaced by those of a cluster"
+step "data of the demo recipe, with path.sh and cmd.sh for a cluster"
 cp -a "${root}/egs" "${work}"
 ln -s "${root}/espnet_mvq" "${work}"
 cd "${recipe}"
+# VIRTUAL_ENV: the python3 of the path is used, not that of `make venv`.
 VIRTUAL_ENV=here ./run.sh --stop_stage 4 >data.log 2>&1 || { cat data.log; exit 1; }
 mkdir dump/raw/subset
 for name in wav.scp text utt2num_samples utt2spk; do
@@ -92,9 +93,10 @@ disturbed() {
 
 step "quantizer, a job of its own"
 mvq --mvq_dir dump/mvq/whole --max_frames 4000 --quantizer_hours 0.05 --stop_stage 2 \
-    --quantizer_args "--num_iterations 1" >quantizer.log 2>&1 || { cat quantizer.log; exit 1; }
+    --quantizer_args "--num_iterations 1" >quantizer.log 2>&1 ||
+    { cat quantizer.log; exit 1; }
 
-step "an array of four tasks: 1 cancelled, 2 killed, 3 over its time limit, 4 on a node set down"
+step "an array: task 1 cancelled, 2 killed, 3 over its time limit, 4 on a node set down"
 disturbed >disturbed.log 2>&1 &
 first_run=$!
 down=

@@ -1,4 +1,4 @@
-"""Functions of common.sh: messages about failed jobs, back ends that are not installed."""
+"""common.sh: messages about failed jobs, back ends that are not installed."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ BY_SLURM = "# Accounting: time=56 threads=1\n# Finished at Fri Nov 27 with statu
 # The ends of logs of jobs that ended well
 ENDS = {
     "slurm.pl and queue.pl": BY_SLURM.format(0),
-    "run.pl": "# Accounting: time=1 threads=1\n# Ended (code 0) at Fri, elapsed time 1 s\n",
+    "run.pl": "# Accounting: time=1\n# Ended (code 0) at Fri, elapsed time 1 seconds\n",
     "run_jobs": "# Ended (code 0) at Fri, elapsed time 1 seconds\n",
 }
 ERROR = "2026-11-27 (options:190) ERROR: utterance utt3: no audio\n"
