@@ -72,10 +72,11 @@ failed() {
         log "Error: the jobs could not be started; the messages above give the cause" >&2
         exit 1
     fi
-    log "Error: ${#bad[@]} of $# jobs did not end well: ${bad[*]}" >&2
-    for file in "${bad[@]:0:5}"; do
+    log "Error: ${#bad[@]} of $# jobs did not end well" >&2
+    for file in "${bad[@]:0:20}"; do
         cause "${file}" >&2
     done
+    [ ${#bad[@]} -le 20 ] || echo "... and $((${#bad[@]} - 20)) more" >&2
     log "Remove the cause and run the same command again: it resumes" >&2
     exit 1
 }
@@ -213,9 +214,9 @@ check_back_end() {
     for _co_name in "$@"; do
         read -r _co_program _ <<<"${!_co_name}"
         case ${_co_program##*/} in
-            slurm*.pl) _co_scheduler=sbatch ;;
-            queue*.pl | pbs*.pl) _co_scheduler=qsub ;;
-            ssh*.pl) _co_scheduler=ssh ;;
+            slurm*.pl) _co_scheduler="sbatch" ;;
+            queue*.pl | pbs*.pl) _co_scheduler="qsub" ;;
+            ssh*.pl) _co_scheduler="ssh" ;;
             *) _co_scheduler= ;;
         esac
         for _co_program in ${_co_program} ${_co_scheduler}; do

@@ -119,7 +119,7 @@ mvq --mvq_dir dump/mvq/whole --stage 3 --stop_stage 4 >whole.log 2>&1 ||
 step "task 3 waits for its time limit"
 wait_for 300 task_is_gone "${array}_3"
 node=$(squeue -h -j "${array}_4" -o %N)
-if [ -n "$(squeue -h -w "${node}" -o %u | grep -vx "$(id -un)")" ]; then
+if squeue -h -w "${node}" -o %u | grep -qvx "$(id -un)"; then
     step "SKIPPED: no node is set down, since other users have jobs on ${node}"
     scancel "${array}_4"
 elif ! scontrol update nodename="${node}" state=down reason=slurm.sh 2>/dev/null; then
@@ -169,6 +169,7 @@ config = {
 yaml.safe_dump(config, open("two_nodes.yaml", "w"))
 END
 (
+    # shellcheck source=/dev/null
     . ./path.sh
     python3 -m espnet_mvq.run -m espnet2.bin.launch --cmd "slurm.pl" --ngpu 0 --num_nodes 2 \
         --log exp/two_nodes/train.log --init_file_prefix exp/two_nodes/.dist_init_ \
@@ -178,7 +179,7 @@ END
 log=exp/two_nodes/train.log
 grep -q "^# SLURM_JOB_NUM_NODES=2" "${log}" || fail "${log}: not on two nodes"
 [ "$(grep -c "registered model 'mvq'" "${log}")" = 2 ] || fail "${log}: not two ranks"
-grep "1epoch results: \[train\].*loss_mvq" "${log}" || fail "${log}: no loss_mvq"
+grep -o "1epoch results: \[train\].*mvq_frames=[0-9.]*" "${log}" || fail "${log}: no loss_mvq"
 
 step "slurm.pl ends when squeue forgets the array"
 if [ -n "${down}" ]; then

@@ -58,7 +58,7 @@ def test_only_jobs_that_did_not_end_well_are_shown(bash, write_logs, end):
     logs = write_logs(ERROR.replace("no audio", "of a job that ended well") + end, bad)
     done = bash('failed "$@"', *logs)
     assert done.returncode == 1
-    assert "1 of 2 jobs did not end well: set/log/extract.2.log" in done.stderr
+    assert "1 of 2 jobs did not end well\n" in done.stderr
     assert f"set/log/extract.2.log:{ERROR}" in done.stderr
     assert "ended well\n" not in done.stderr
     assert "run the same command again: it resumes" in done.stderr
@@ -98,6 +98,12 @@ def test_cause_of_killed_jobs(bash, write_logs, tmp_path):
         f"{logs[6]}: # Ended (code 0; signal 9) at Fri, elapsed time 1 seconds",
         f"{logs[7]}: has no end, the job was killed; see set/q/extract.log",
     ]
+
+
+def test_many_failed_jobs_are_shortened(bash, write_logs):
+    lines = bash('failed "$@"', *write_logs(*25 * [None])).stderr.splitlines()
+    assert "25 of 25 jobs" in lines[0] and len(lines) == 23
+    assert lines[-2] == "... and 5 more"
 
 
 def test_jobs_that_were_not_started_again(bash, write_logs):
