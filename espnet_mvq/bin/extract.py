@@ -4,6 +4,8 @@
 import argparse
 import functools
 
+import torch
+
 from espnet_mvq.bin.options import (
     add_num_workers_option,
     add_on_error_option,
@@ -81,6 +83,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_on_error_option(parser)
     add_num_workers_option(parser)
+    parser.add_argument(
+        "--num_threads",
+        type=int,
+        default=1,
+        help="CPU threads of teacher and code search; for more speed, run more jobs",
+    )
     parser.set_defaults(
         **defaults_of(extract_shard, "level", "job"),
         **defaults_of(Quantizer.encode, *ENCODE_OPTIONS),
@@ -98,6 +106,10 @@ def main(cmd=None) -> None:
             f"--quantizer: got {args.quantizer}; expected a file with --target indexes "
             "and none with --target embeddings"
         )
+    if args.num_threads < 1:
+        raise ValueError(f"--num_threads: got {args.num_threads}, expected at least 1")
+    # With torch's default, each of several jobs would use all cores.
+    torch.set_num_threads(args.num_threads)
     extract_shard(
         functools.partial(load_teacher, args),
         args.quantizer,

@@ -4,11 +4,13 @@
 Takes the command line of Kaldi's ``run.pl``, so that a recipe on pip-installed ESPnet
 can use ``train_cmd="python3 -m espnet_mvq.bin.run_jobs"``, and one on a cluster
 ``slurm.pl`` or ``queue.pl``. Unlike ``run.pl``, it runs the command without a shell:
-for pipes and redirections give ``bash -c "..."``.
+for pipes and redirections give ``bash -c "..."``. With ``--gpu N``, each job has N
+GPUs of its own in ``CUDA_VISIBLE_DEVICES``; a job without free GPUs waits.
 """
 
 import argparse
 import os
+import queue
 import re
 import shlex
 import signal
@@ -17,7 +19,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 GRACE_S = 10.0  # between SIGTERM and SIGKILL
 MAX_LISTED = 20  # failed jobs in the closing message
@@ -48,8 +50,8 @@ def get_parser() -> argparse.ArgumentParser:
         usage="run_jobs [options] [JOB=1:4] LOG COMMAND...",
         description="Run COMMAND once per job number, without a shell, with its output "
         "in LOG. The number replaces the name before '=' in LOG and COMMAND.",
-        epilog="Any other option and its value, such as --gpu 1, --num-threads 4 or "
-        "--mem 4G, are ignored: they are for clusters.",
+        epilog="Any other option and its value, such as --num-threads 4 or --mem 4G, "
+        "are ignored: they are for clusters.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -57,7 +59,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--max-jobs-run",
         "-tc",
         type=int,
-        help="Parallel jobs (default: all)",
+        help="Parallel jobs (default: all, or as many as there are GPUs for)",
+    )
+    parser.add_argument(
+        "--gpu",
+        type=int,
+        default=0,
+        help="GPUs of each job, of those in CUDA_VISIBLE_DEVICES or else of all "
+        "(default: %(default)s; where no GPU is found, jobs run as with 0)",
     )
     return parser
 
@@ -118,11 +127,52 @@ def build_jobs(name: str, numbers: range, log: str, command: List[str]) -> List[
     return [Job(n, fill(log, n), [fill(word, n) for word in command]) for n in numbers]
 
 
-class Runner:
-    """Run jobs in parallel and stop all of them on a signal."""
+def visible_gpus() -> List[str]:
+    """Return the GPUs that jobs may use, as words of ``CUDA_VISIBLE_DEVICES``."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    except OSError:
+        return []
+    return re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE)
 
-    def __init__(self):
+
+def share_gpus(num_gpus: int) -> List[str]:
+    """Divide the visible GPUs among jobs.
+
+    Args:
+        num_gpus: GPUs of a job.
+
+    Returns:
+        ``CUDA_VISIBLE_DEVICES`` of each job that can run at a time; none if jobs need
+        no GPU, or there is none here, which the job itself reports.
+    """
+    gpus = visible_gpus() if num_gpus > 0 else []
+    if gpus and len(gpus) < num_gpus:
+        raise UsageError(
+            f"--gpu {num_gpus}: got {len(gpus)} visible GPUs ({','.join(gpus)}), "
+            f"expected at least {num_gpus}; check CUDA_VISIBLE_DEVICES"
+        )
+    groups = len(gpus) // max(num_gpus, 1)
+    return [",".join(gpus[n * num_gpus : (n + 1) * num_gpus]) for n in range(groups)]
+
+
+class Runner:
+    """Run jobs in parallel and stop all of them on a signal.
+
+    Args:
+        gpus: ``CUDA_VISIBLE_DEVICES`` of each job that may run at a time; empty: jobs
+            inherit it.
+    """
+
+    def __init__(self, gpus: Sequence[str] = ()):
         self.running: Dict[int, subprocess.Popen] = {}
+        self._free_gpus: "queue.SimpleQueue[str]" = queue.SimpleQueue()
+        for gpu in gpus:
+            self._free_gpus.put(gpu)
+        self._uses_gpus = bool(gpus)
         self.stopped_by: Optional[str] = None
 
     def stop(self, signum: int, frame=None) -> None:
@@ -139,16 +189,28 @@ class Runner:
 
     def run(self, job: Job) -> int:
         """Run one job to its end and return its exit code (128 + n for signal n)."""
+        if not self._uses_gpus:
+            return self._run(job, {})
+        gpu = self._free_gpus.get()
+        try:
+            return self._run(job, {"CUDA_VISIBLE_DEVICES": gpu})
+        finally:
+            self._free_gpus.put(gpu)
+
+    def _run(self, job: Job, variables: Dict[str, str]) -> int:
+        """Run one job with environment variables of its own."""
         if self.stopped_by:
             return 1
         start = time.time()
         os.makedirs(os.path.dirname(job.log) or ".", exist_ok=True)
         with open(job.log, "w", encoding="utf-8") as log:
             line = shlex.join(job.argv).replace("\n", "\n# ")
-            log.write(f"# {line}\n# Started at {time.ctime()}\n#\n")
+            log.write(f"# {line}\n# Started at {time.ctime()}\n")
+            log.writelines(f"# {name}={value}\n" for name, value in variables.items())
+            log.write("#\n")
         # Append: a process that outlives the job must not overwrite the closing lines.
         with open(job.log, "a", encoding="utf-8") as log:
-            code = self._spawn_and_wait(job, log)
+            code = self._spawn_and_wait(job, log, variables)
             if self.stopped_by:
                 log.write(f"# Killed: run_jobs got {self.stopped_by}\n")
             log.write(
@@ -158,11 +220,12 @@ class Runner:
         # A job may exit with 0 on SIGTERM without having finished.
         return code or int(self.stopped_by is not None)
 
-    def _spawn_and_wait(self, job: Job, log) -> int:
+    def _spawn_and_wait(self, job: Job, log, variables: Dict[str, str]) -> int:
         try:
             # With a session of its own, one killpg reaches all processes of the job.
             process = subprocess.Popen(
                 job.argv,
+                env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -205,13 +268,20 @@ def failure_message(
     return f"run_jobs: {count}{reason}, see {logs}"
 
 
-def run_all(jobs: List[Job], max_jobs_run: int) -> Tuple[List[int], Optional[str]]:
+def run_all(
+    jobs: List[Job], max_jobs_run: int, gpus: Sequence[str] = ()
+) -> Tuple[List[int], Optional[str]]:
     """Run the jobs, at most ``max_jobs_run`` at a time.
+
+    Args:
+        jobs: The jobs.
+        max_jobs_run: Limit; the GPUs are another one.
+        gpus: See ``Runner``.
 
     Returns:
         Numbers of the failed jobs and the name of the signal that stopped them.
     """
-    runner = Runner()
+    runner = Runner(gpus)
     previous = {}
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Signals that nohup or "command &" ignore stay ignored.
@@ -243,7 +313,8 @@ def main(cmd: Optional[List[str]] = None) -> int:
             raise UsageError(f"--max-jobs-run must be 1 or more: {args.max_jobs_run}")
         log, *command = rest
         jobs = build_jobs(name, numbers, log, command)
-        failed, stopped_by = run_all(jobs, args.max_jobs_run or len(jobs))
+        gpus = share_gpus(args.gpu)
+        failed, stopped_by = run_all(jobs, args.max_jobs_run or len(jobs), gpus)
     except UsageError as error:
         print(f"run_jobs: {error}", file=sys.stderr)
         return 1

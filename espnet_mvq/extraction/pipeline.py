@@ -18,6 +18,7 @@ from espnet_mvq.extraction.embedding_stream import (
     usable_results,
 )
 from espnet_mvq.files.scp import read_scp
+from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
 from espnet_mvq.indexes.metadata import EmbeddingMetadata, FrameMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
@@ -195,10 +196,14 @@ def _is_finished(
         return False
     if finished is None:
         return False
-    scp = shard_paths(outdir, job, metadata.STEM)[1]
+    ark, scp, _ = shard_paths(outdir, job, metadata.STEM)
     differences = finished.differences(metadata)
     if differences:
         logging.info(f"{scp} has other settings and is made again: {differences}")
+        return False
+    # A second writer spoils an ark on a file system without working locks.
+    if file_sha256(ark) != finished.shards.get(ark.name):
+        logging.warning(f"{ark}: its checksum is wrong; the shard is made again")
         return False
     skipped = [utt_id for utt_id in finished.skipped if utt_id in places]
     if set(read_scp(scp)) != set(places).difference(skipped):

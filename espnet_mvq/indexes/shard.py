@@ -1,5 +1,7 @@
 """Shards: ark, scp and metadata with the utterances of one extraction job."""
 
+import hashlib
+import io
 import logging
 import os
 from pathlib import Path
@@ -70,16 +72,19 @@ class ShardWriter:
             array: Its frames, for example codebook indexes, uint8, (T, N).
 
         Raises:
-            ValueError: If the array does not fit the metadata, or cannot be written, on
-                a full disk for example.
+            ValueError: If the array does not fit the metadata, cannot be written, on a
+                full disk for example, or another process writes the shard too.
         """
         try:
             self.metadata.check(array)
         except ValueError as error:
             raise ValueError(f"utterance {utt_id}: {error}") from error
-        start = self._file.tell()
+        if os.fstat(self._file.fileno()).st_size != self._size:
+            self._refuse_other_bytes()
+        record = io.BytesIO()
+        kaldiio.save_ark(record, {utt_id: array}, write_function="numpy")
         try:
-            kaldiio.save_ark(self._file, {utt_id: array}, write_function="numpy")
+            self._file.write(record.getvalue())
             self._file.flush()
         except OSError as error:
             raise ValueError(
@@ -87,7 +92,8 @@ class ShardWriter:
                 f"({error.strerror}); the {self.metadata.num_utterances} utterances "
                 "before it are safe: make room and run it again, it goes on from there"
             ) from error
-        self._count(utt_id, array, start)
+        self._count(utt_id, array, self._size)
+        self._add_bytes(record.getvalue())
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         if exc_type is not None:
@@ -100,7 +106,10 @@ class ShardWriter:
             return
         try:
             with self._file:  # closed last, since that releases the lock
-                self.metadata.shards = {self._ark.name: file_sha256(self._ark_tmp)}
+                checksum = self._checksum.hexdigest()
+                if not self._ark_tmp.exists() or file_sha256(self._ark_tmp) != checksum:
+                    self._refuse_other_bytes()
+                self.metadata.shards = {self._ark.name: checksum}
                 # Identifies the ark between its renaming and the writing of its json.
                 self.metadata.save(self._json_tmp)
                 self._ark_tmp.replace(self._ark)
@@ -134,7 +143,12 @@ class ShardWriter:
                 self._ark.replace(self._ark_tmp)
                 self._file = open_locked(self._ark_tmp)
         self._lines: List[str] = []
-        self._file.truncate(self._recover())
+        self._size, self._checksum = 0, hashlib.sha256()
+        kept_bytes = self._recover()
+        self._file.seek(0)
+        while block := self._file.read(min(2**20, kept_bytes - self._size)):
+            self._add_bytes(block)
+        self._file.truncate(kept_bytes)
         self._file.seek(0, os.SEEK_END)
         self.metadata.save(self._json_tmp)
         for path in (self._json, self._scp):
@@ -147,6 +161,25 @@ class ShardWriter:
         self._lines.append(f"{utt_id} {self._ark.resolve()}:{offset}\n")
         self.metadata.num_utterances += 1
         self.metadata.num_frames += len(array)
+
+    def _add_bytes(self, content: bytes) -> None:
+        """Add bytes to those that the temporary ark must have."""
+        self._size += len(content)
+        self._checksum.update(content)
+
+    def _refuse_other_bytes(self) -> None:
+        """Remove an ark that another process writes too: records may be mixed up.
+
+        Raises:
+            ValueError: Always.
+        """
+        self._lines.clear()
+        self._discard()
+        raise ValueError(
+            f"{self._ark_tmp}: got other bytes than this job wrote; another job writes "
+            "it too, and the locks of this file system (flock) do not work. It is "
+            "removed: end the other job and run this again"
+        )
 
     def _discard(self) -> None:
         """Remove the temporary files."""

@@ -118,8 +118,8 @@ def _load_shard(
         )
     if metadata.shards.get(ark.name) != file_sha256(ark):
         raise ValueError(
-            f"{ark}: its bytes are not those that were written (checksum differs); "
-            f"delete {json_path} and run the extraction again"
+            f"{ark}: its bytes are not those that were written (checksum differs); run "
+            "the extraction again, it makes this shard anew"
         )
     differences = others[0].differences(metadata) if others else []
     if differences:

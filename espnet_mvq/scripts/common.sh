@@ -24,11 +24,60 @@ split_scp() {
         '{ print > (stem "." int((NR - 1) * n / total) + 1 ".scp") }' "$1"
 }
 
-# failed LOG...: print the errors of failed jobs and end the script
+# ended_well LOG: whether the end of a job's log says so, as run_jobs, run.pl and ssh.pl
+# ("Ended"), or slurm.pl, queue.pl and pbs.pl ("Finished") write it
+ended_well() {
+    tail -n 10 "$1" 2>/dev/null |
+        grep -qE "^# (Ended \(code 0\) at|Finished at .* with status 0$)"
+}
+
+# scheduler_log LOG: the file in which slurm.pl and queue.pl keep the scheduler's messages
+# about the job of a log; all jobs of an array have the same
+scheduler_log() {
+    local dir name
+    dir=$(dirname "$1") name=$(basename "$1")
+    dir=${dir%/log}/q
+    [ -f "${dir}/${name}" ] || name=$(sed -E "s/[.]?[0-9]+([.][a-z]+)$/\1/" <<<"${name}")
+    [ ! -f "${dir}/${name}" ] || echo "${dir}/${name}"
+}
+
+# cause LOG: print the errors of a job that did not end well
+cause() {
+    local job queue
+    if [ ! -f "$1" ]; then
+        echo "$1: no such file, the job did not start"
+        return
+    fi
+    job=$(sed -n "s/^# SLURM_JOB_ID=//p" "$1")
+    queue=$(scheduler_log "$1")
+    if [ -n "${job}" ] && squeue -h -j "${job}" 2>/dev/null | grep -q .; then
+        echo "$1: still runs, as Slurm job ${job}; wait for it, or end it with scancel"
+    elif grep -H -E "ERROR|Error:|error:" "$1" | tail -n 3 | grep .; then
+        return  # It printed the errors.
+    elif [ -n "${job}" ] && [ -n "${queue}" ] &&
+        grep -E "(JOB |StepId=)${job}[^0-9]" "${queue}" | sed "s:^:$1\: :" | grep .; then
+        return
+    elif ! grep -E "^# (Ended|Finished) " "$1" | tail -n 1 | sed "s:^:$1\: :" | grep .; then
+        echo "$1: has no end, the job was killed${queue:+; see ${queue}}"
+    fi
+}
+
+# failed LOG...: print the errors of the jobs that did not end well, and end the script
 failed() {
-    log "Error: a job failed: $*" >&2
-    grep -H -E "ERROR|Error:|error:" "$@" 2>/dev/null | tail -n 5 >&2 ||
-        tail -n 12 "$@" >&2
+    local file bad=()
+    for file in "$@"; do
+        ended_well "${file}" || bad+=("${file}")
+    done
+    if [ ${#bad[@]} -eq 0 ]; then
+        log "Error: the jobs could not be started; the messages above give the cause" >&2
+        exit 1
+    fi
+    log "Error: ${#bad[@]} of $# jobs did not end well" >&2
+    for file in "${bad[@]:0:20}"; do
+        cause "${file}" >&2
+    done
+    [ ${#bad[@]} -le 20 ] || echo "... and $((${#bad[@]} - 20)) more" >&2
+    log "Remove the cause and run the same command again: it resumes" >&2
     exit 1
 }
 
@@ -156,6 +205,26 @@ check_python() {
     [ ! -x "${python}" ] || py=("${python}")
     "${py[@]}" -c "import espnet_mvq" 2>/dev/null ||
         refuse "espnet_mvq is not installed for '${python}': $1"
+}
+
+# check_back_end NAME...: end the script if a command of cmd.sh needs a program that is not
+# installed
+check_back_end() {
+    local _co_name _co_program _co_scheduler
+    for _co_name in "$@"; do
+        read -r _co_program _ <<<"${!_co_name}"
+        case ${_co_program##*/} in
+            slurm*.pl) _co_scheduler="sbatch" ;;
+            queue*.pl | pbs*.pl) _co_scheduler="qsub" ;;
+            ssh*.pl) _co_scheduler="ssh" ;;
+            *) _co_scheduler= ;;
+        esac
+        for _co_program in ${_co_program} ${_co_scheduler}; do
+            command -v "${_co_program}" >/dev/null || refuse "cmd.sh: ${_co_name} is" \
+                "'${!_co_name}', but ${_co_program} is not installed here; install it, add" \
+                "its folder to PATH in path.sh, or choose another command in cmd.sh"
+        done
+    done
 }
 
 # --- names

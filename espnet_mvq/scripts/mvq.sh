@@ -133,9 +133,11 @@ if [ -f cmd.sh ]; then
     . ./cmd.sh
 fi
 if "${use_gpu}"; then
+    check_back_end cuda_cmd
     read -ra teacher_cmd <<<"${cuda_cmd}"
     ngpu=1
 else
+    check_back_end train_cmd
     read -ra teacher_cmd <<<"${train_cmd}"
     ngpu=0
 fi
@@ -217,11 +219,11 @@ done
 
 # quantizer_job LOG MODULE OPTIONS...: run a command that uses teacher and quantizer
 quantizer_job() {
-    # OMP_NUM_THREADS is set in the job: on clusters the job reads ESPnet's path.sh again,
-    # which sets one thread. Without path.sh, a job would use all cores.
+    # Set in the job: on clusters the job reads ESPnet's path.sh again, which sets one
+    # thread. PASSIVE: spinning threads are slow where jobs share cores.
     "${teacher_cmd[@]}" --gpu "${ngpu}" --num-threads "${num_threads}" "$1" \
-        env "OMP_NUM_THREADS=${num_threads}" "${py[@]}" -m "espnet_mvq.bin.$2" \
-        "${teacher_opts[@]}" "${@:3}" || failed "$1"
+        env "OMP_NUM_THREADS=${num_threads}" OMP_WAIT_POLICY=PASSIVE \
+        "${py[@]}" -m "espnet_mvq.bin.$2" "${teacher_opts[@]}" "${@:3}" || failed "$1"
 }
 
 # absolute NAME: print the absolute path of an existing file, folder or BACKEND/PATH; other
@@ -309,7 +311,7 @@ for dset in ${train_set} ${dev_set}; do
         done
         # shellcheck disable=SC2086
         "${teacher_cmd[@]}" --gpu "${ngpu}" JOB=1:"${_nj}" \
-            "${shard_dir}/log/extract.JOB.log" env OMP_NUM_THREADS=1 \
+            "${shard_dir}/log/extract.JOB.log" \
             "${py[@]}" -m espnet_mvq.bin.extract "${teacher_opts[@]}" \
             --wav_scp "${shard_dir}/split${_nj}/wav.JOB.scp" --outdir "${shard_dir}" \
             --job JOB "${opts[@]}" ${extract_args} || failed "${logs[@]}"

@@ -103,6 +103,7 @@ for file in ${asr_config} ${mvq_asr_config} "${inference_config}"; do
 done
 . ./path.sh
 . ./cmd.sh
+check_back_end train_cmd cuda_cmd
 # On a cluster, this counts only the cores of this process.
 num_threads=${num_threads:-$(OMP_NUM_THREADS='' nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
 
@@ -243,7 +244,10 @@ train() {
         --normalize global_mvn \
         --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz" \
         --resume true --output_dir "${exp}" --config "${config}" ${asr_args} \
-        >"${exp}/launch.log" 2>&1 || failed "${exp}/train.log" "${exp}/launch.log"
+        >"${exp}/launch.log" 2>&1 || {
+        [ -f "${exp}/train.log" ] || tail -n 5 "${exp}/launch.log" >&2
+        failed "${exp}/train.log"
+    }
 }
 
 if runs 11; then

@@ -76,6 +76,15 @@ def test_finished_shard_is_kept(extract, shards):
     assert finished_shard(shards, 2) is not None
 
 
+def test_a_job_sets_its_threads(extract, monkeypatch):
+    """Else, each of several jobs would use all cores."""
+    numbers = []
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    extract()
+    extract("--num_threads", "3")
+    assert numbers == [1, 3]
+
+
 def test_other_settings_or_utterances_make_it_again(
     extract, shards, data_dir, quantizer, tmp_path
 ):
@@ -117,6 +126,18 @@ def test_damaged_metadata_are_made_again(extract, shards, caplog):
     extract()
     assert ark.read_bytes() == content and finished_shard(shards, 1) is not None
     assert f"{described}: not readable" in caplog.text
+
+
+def test_finished_shard_that_another_job_spoilt_is_made_again(extract, shards, caplog):
+    """On a file system without locks, it appends to the ark after its renaming."""
+    extract()
+    ark = shard_paths(shards, 1)[0]
+    content = ark.read_bytes()
+    with ark.open("ab") as file:
+        file.write(content[:100])
+    extract()
+    assert ark.read_bytes() == content
+    assert f"{ark}: its checksum is wrong; the shard is made again" in caplog.text
 
 
 def test_nan_of_the_teacher_stops_or_is_skipped(

@@ -128,7 +128,7 @@ def test_failing_job_shows_its_error(mvq, recipe):
     (recipe / "dump" / "raw" / "train" / "3.wav").write_bytes(b"RIFF")
     done = mvq("--train_set", "train", *SIZES)
     assert done.returncode == 1
-    assert "a job failed" in done.stderr and "3.wav" in done.stderr
+    assert "1 of 1 jobs did not end well" in done.stderr and "3.wav" in done.stderr
 
 
 def test_unusable_audio_is_skipped_in_all_stages(mvq, recipe):
@@ -238,6 +238,13 @@ def test_recipe_commands_are_used(mvq, recipe):
     calls = (recipe / "calls").read_text().splitlines()
     assert len(calls) == 2 and all(line.startswith("yes --gpu 0 ") for line in calls)
     assert "JOB=1:2" in calls[1]
-    # Without OMP_NUM_THREADS, each job would use all cores.
+    # Without OMP_NUM_THREADS, the job would use all cores.
     assert " env OMP_NUM_THREADS=4 " in calls[0]
-    assert " env OMP_NUM_THREADS=1 " in calls[1]
+
+
+def test_back_end_that_is_not_installed(mvq, recipe):
+    (recipe / "cmd.sh").write_text('train_cmd="no_such.pl --mem 4G"\ncuda_cmd=false\n')
+    refused = mvq(*TRAIN)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "train_cmd is 'no_such.pl --mem 4G', but no_such.pl is not" in refused.stderr
+    assert not (recipe / "dump" / "mvq").exists()

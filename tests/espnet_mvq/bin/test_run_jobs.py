@@ -1,5 +1,6 @@
 """Jobs on this machine, in run.pl's manner."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -79,6 +80,51 @@ def test_max_jobs_run_bounds_the_number_at_a_time():
     assert main(["--max-jobs-run", "2", "JOB=1:5", "x.JOB.log", *SHELL, command]) == 0
     counts = [int(output(f"x.{i}.log")[0]) for i in range(1, 6)]
     assert max(counts) == 2
+
+
+NVIDIA_SMI = """#!/bin/sh
+[ "$1" = -L ] && printf 'GPU %s: NVIDIA (UUID: GPU-%s)\\n' 0 a 1 b 2 c
+"""
+
+
+@pytest.mark.parametrize(
+    "visible, gpu, devices",
+    [
+        ("3,5", 1, {"3", "5"}),
+        ("GPU-a, GPU-b,GPU-c,GPU-d", 2, {"GPU-a,GPU-b", "GPU-c,GPU-d"}),
+        (None, 1, {"0", "1", "2"}),  # those that nvidia-smi lists
+        ("3,5", 0, {"3,5"}),
+        ("", 1, {""}),  # The command reports that there is none.
+    ],
+)
+def test_each_job_has_gpus_of_its_own(monkeypatch, visible, gpu, devices):
+    """More jobs than GPUs: the others wait."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    Path("nvidia-smi").write_text(NVIDIA_SMI)
+    Path("nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f".{os.pathsep}{os.environ['PATH']}")
+    Path("now").mkdir()
+    command = 'echo "$CUDA_VISIBLE_DEVICES"'
+    shared = gpu == 0 or visible == ""
+    if not shared:
+        # mkdir fails, and the job with it, if two jobs have the same GPUs at a time.
+        own = '"now/$CUDA_VISIBLE_DEVICES"'
+        command += f" && mkdir {own} && sleep 0.2 && rmdir {own}"
+    words = ["--gpu", str(gpu), "JOB=1:6", "x.JOB.log", *SHELL, command]
+    assert main(words) == 0
+    assert {output(f"x.{n}.log")[0] for n in range(1, 7)} == devices
+    log = Path("x.1.log").read_text()
+    assert ("# CUDA_VISIBLE_DEVICES=" in log) != shared
+
+
+def test_more_gpus_than_there_are(monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert main(["--gpu", "3", "x.log", "true"]) == 1
+    error = capsys.readouterr().err
+    assert "--gpu 3: got 2 visible GPUs (3,5), expected at least 3" in error
+    assert error.count("\n") == 1 and not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(

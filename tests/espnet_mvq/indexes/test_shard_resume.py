@@ -249,19 +249,66 @@ def test_second_writer_is_refused(tmp_path, undisturbed):
     check(tmp_path / "s", undisturbed)
 
 
-def test_full_disk_keeps_written_utterances(tmp_path, undisturbed, monkeypatch):
-    original = kaldiio.save_ark
+def without_locks(monkeypatch):
+    """Make flock do nothing, as on Lustre that is mounted with localflock."""
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
 
-    def save_ark(file, arrays, **options):
-        if "utt3" in arrays:
-            buffer = io.BytesIO()
-            original(buffer, arrays, **options)
-            file.write(buffer.getvalue()[:20])
+
+def test_two_writers_without_locks_are_noticed(tmp_path, undisturbed, monkeypatch):
+    """Both end with an error that says why, and the next run starts anew."""
+    without_locks(monkeypatch)
+    writer = (tmp_path / "s", 1)
+    with pytest.raises(ValueError, match="got other bytes .* end the other job"):
+        with ShardWriter(*writer, metadata(), UTTERANCES) as first:
+            first.write("utt0", UTTERANCES["utt0"])
+            with ShardWriter(*writer, metadata(), UTTERANCES) as second:
+                assert second.kept == ["utt0"]
+                second.write("utt1", UTTERANCES["utt1"])
+                with pytest.raises(ValueError, match="got other bytes than this job"):
+                    first.write("utt1", UTTERANCES["utt1"])
+            # The end of the second writer raises, and that error ends the first one.
+    assert list((tmp_path / "s").iterdir()) == []
+    assert write_all(tmp_path / "s") == []
+    check(tmp_path / "s", undisturbed)
+
+
+def test_bytes_of_another_writer_do_not_get_the_name_of_a_shard(tmp_path, monkeypatch):
+    """Those that it overwrote too, as network file systems allow."""
+    without_locks(monkeypatch)
+    with pytest.raises(ValueError, match="got other bytes than this job wrote"):
+        with ShardWriter(tmp_path / "s", 1, metadata(), UTTERANCES) as shard:
+            for utt_id, indexes in UTTERANCES.items():
+                shard.write(utt_id, indexes)
+            with (
+                shard_paths(tmp_path / "s", 1)[0]
+                .with_suffix(".ark.tmp")
+                .open("r+b") as file
+            ):
+                file.write(b"u")
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\1")
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+class FullAfterUtt2(io.BufferedRandom):
+    """File on a disk that is full in the middle of a record."""
+
+    def write(self, content):
+        if b"utt3" in content:
+            super().write(content[:20])
+            self.flush()
             raise OSError(errno.ENOSPC, "No space left on device")
-        return original(file, arrays, **options)
+        return super().write(content)
 
+
+def test_full_disk_keeps_written_utterances(tmp_path, undisturbed, monkeypatch):
+    open_locked = module.open_locked
     with monkeypatch.context() as patch:
-        patch.setattr(module.kaldiio, "save_ark", save_ark)
+        patch.setattr(
+            module,
+            "open_locked",
+            lambda path: FullAfterUtt2(open_locked(path).detach()),
+        )
         with pytest.raises(ValueError, match="No space left.*the 3 utterances .* safe"):
             write_all(tmp_path / "s")
     assert write_all(tmp_path / "s") == ["utt0", "utt1", "utt2"]
