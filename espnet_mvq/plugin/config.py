@@ -89,6 +89,7 @@ class MVQConfig:
         num_codebooks: Indexes per teacher frame, N. This and all below None: from the
             metadata beside the training set's codebook_indexes.scp.
         codebook_size: Values an index can take, K.
+        sample_rate: Sample rate of the teacher's speech, in Hz.
         frame_shift_samples: Samples between teacher frames.
         frame_offset_samples: Centre of teacher frame 0, in samples.
         quantizer_id: Content id of the quantizer.
