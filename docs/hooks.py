@@ -1,9 +1,9 @@
-"""Hooks of mkdocs: pages of the repository outside docs/, and pages made from the code.
+"""Hooks of mkdocs: files of the repository outside docs/, and pages made from the code.
 
-Files of the repository that pages link to become part of the site, with their path in the
-repository, so that one relative link works on GitHub and on the site. A line
-`<!-- generated: NAME -->` is replaced by text from the code, `<!-- api: NAME -->` by the
-docstrings of an object.
+Files of the repository that pages link to become part of the site, with their path in
+the repository, so that one relative link works on GitHub and on the site. A line
+`<!-- generated: NAME -->` is replaced by text from the code, `<!-- api: NAME -->` by
+the docstrings of an object.
 """
 
 import argparse
@@ -15,8 +15,9 @@ import posixpath
 import re
 import textwrap
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple, Type
+from typing import Any, Callable, Dict, List, Tuple, Type
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -24,6 +25,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 # A link of Markdown: the text, the path, and the anchor
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
+# A block that tests do not run; the word is no name of a language.
+NOTEST = re.compile(r"^(```\w+) notest$", re.MULTILINE)
 MARKER = re.compile(r"^<!-- (generated|api): (\S+) -->$", re.MULTILINE)
 
 
@@ -59,7 +62,8 @@ def on_page_markdown(
     def generate(match: re.Match) -> str:
         return f"::: {match[2]}" if match[1] == "api" else GENERATED[match[2]]()
 
-    return MARKER.sub(generate, LINK.sub(adapt, markdown))
+    markdown = NOTEST.sub(r"\1", LINK.sub(adapt, markdown))
+    return MARKER.sub(generate, markdown)
 
 
 def _add(
@@ -80,6 +84,17 @@ def _target(src_uri: str, link: str) -> str:
     source = src_uri if (ROOT / src_uri).is_file() else f"docs/{src_uri}"
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
     return f"{path}/README.md" if (ROOT / path / "README.md").is_file() else path
+
+
+class SourceLines(griffe.Extension):
+    """Keeps the paragraphs "Source: ..." of docstrings, no sections of Google style."""
+
+    def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Make the word bold, which the parser of docstrings takes for plain text."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(
+                r"^Source: ", "**Source:** ", obj.docstring.value, flags=re.MULTILINE
+            )
 
 
 # --- pages made from the code
