@@ -122,9 +122,14 @@ def _options(config: Type) -> str:
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        value = "" if default is None or default == {} else f"`{default}`"
+        value = "" if default in (None, {}) else f"`{_yaml_value(default)}`"
         rows.append((f"`{field.name}`", value, descriptions[field.name]))
     return _table(("option", "default", "meaning"), rows)
+
+
+def _yaml_value(value: Any) -> Any:
+    """Return a default as a yaml has it."""
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _summary(documented: Type) -> str:

@@ -168,7 +168,7 @@ def recipe(tmp_path, monkeypatch):
     quantizer = Quantizer(torch.randn(8, 4, 192))
     quantizer.save(mvq / "quantizer.safetensors")
     quantizer.to_multi_quantization(tmp_path / "quantizer.pt")
-    frames = torch.randint(4, (137, 8)).numpy()
+    frames = torch.randint(4, (112, 8)).numpy()
     write_indexes(
         data, {"100-1100-0000": frames}, num_codebooks=8, quantizer_id=quantizer.id
     )
