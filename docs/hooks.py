@@ -86,15 +86,14 @@ def _target(src_uri: str, link: str) -> str:
     return f"{path}/README.md" if (ROOT / path / "README.md").is_file() else path
 
 
-class SourceLines(griffe.Extension):
-    """Keeps the paragraphs "Source: ..." of docstrings, no sections of Google style."""
+class DocstringSections(griffe.Extension):
+    """Adapts our docstrings to the parser, which reads other words as notes."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Make the word bold, which the parser of docstrings takes for plain text."""
+        """Change the sections "Example:" and "Source: ..."."""
         if obj.docstring:
-            obj.docstring.value = re.sub(
-                r"^Source: ", "**Source:** ", obj.docstring.value, flags=re.MULTILINE
-            )
+            text = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)
+            obj.docstring.value = re.sub(r"(?m)^Source: ", "**Source:** ", text)
 
 
 # --- pages made from the code

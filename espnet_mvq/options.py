@@ -31,7 +31,7 @@ def check_options(
     Raises:
         ValueError: If options are unknown or have values of another type.
 
-    Examples:
+    Example:
         >>> def build(size: int = 1): ...
         >>> check_options("head", build, {"size": True})
         Traceback (most recent call last):

@@ -52,7 +52,7 @@ class FrameAligner:
             that is not faster. A loss that is divided by it weighs a student frame
             the same at any ratio; between whole ratios some slots stay empty.
 
-    Examples:
+    Example:
         >>> aligner = FrameAligner(FrameGrid(640, 480), FrameGrid(320, 200))
         >>> aligner.num_slots, aligner.teacher_frames(2)[0].tolist()
         (2, [[0, 1], [2, 3]])

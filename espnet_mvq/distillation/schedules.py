@@ -27,7 +27,7 @@ class WeightSchedule:
     Raises:
         ValueError: If a value is out of range, or a part ends before it begins.
 
-    Examples:
+    Example:
         >>> schedule = WeightSchedule.from_dict({"warmup_updates": 4}, weight=2.0)
         >>> [schedule.weight_at(update) for update in (0, 1, 4, 100)]
         [0.0, 0.5, 2.0, 2.0]

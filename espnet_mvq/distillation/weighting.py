@@ -50,7 +50,7 @@ class Weighting:
         Raises:
             ValueError: If the type or an option is unknown, or a value is out of range.
 
-        Examples:
+        Example:
             >>> Weighting.from_dict({"type": "fixed", "alpha": 0.3}).alpha
             0.3
         """
@@ -151,7 +151,7 @@ class AdaKD(Weighting):
             set's teacher losses, which `resolved` replaces by a number.
         scale: Divisor of x_i - t, in nats per label. None: `resolved` fills it in.
 
-    Examples:
+    Example:
         >>> weighting = AdaKD(k_start=4.0, threshold=1.0, scale=0.5)
         >>> shares = weighting.alphas(0, torch.tensor([0.0, 1.0, 2.0]))
         >>> [round(float(share), 3) for share in shares]
@@ -315,7 +315,7 @@ def resolve_threshold(
     Raises:
         ValueError: If losses are NaN, none is finite, or the threshold is unknown.
 
-    Examples:
+    Example:
         >>> resolve_threshold(torch.tensor([1.0, 2.0, 6.0, 3.0]), "median")[0]
         2.5
     """

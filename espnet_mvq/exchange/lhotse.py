@@ -163,7 +163,7 @@ def write_manifest(path: Union[str, Path], cuts: Iterable[Dict[str, Any]]) -> No
 def espnet_speed_id(utt_id: str) -> str:
     """Convert lhotse's id of a speed-perturbed utterance to Kaldi's.
 
-    Examples:
+    Example:
         >>> espnet_speed_id("84-121123-0000_sp0.9")
         'sp0.9-84-121123-0000'
         >>> espnet_speed_id("84-121123-0000")

@@ -34,7 +34,7 @@ class CriterionWeighting:
     Raises:
         ValueError: If the model has criteria that cannot be weighted; naming all.
 
-    Examples:
+    Example:
         >>> criteria = CriterionWeighting(model)  # doctest: +SKIP
         >>> with criteria.weighted_by(lambda losses, labels: w):  # doctest: +SKIP
         ...     loss, stats, weight = model(**batch)

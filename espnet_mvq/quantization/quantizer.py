@@ -167,7 +167,7 @@ class Quantizer(torch.nn.Module):
                 values too large for float32, if initial_indexes do not fit x, or an
                 option is out of range.
 
-        Examples:
+        Example:
             >>> quantizer = Quantizer(torch.tensor([[[0.0, 0.0], [4.0, 4.0]]]))
             >>> quantizer.encode(torch.tensor([[3.0, 5.0], [0.5, 0.0]]))
             tensor([[1],

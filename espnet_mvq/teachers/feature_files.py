@@ -33,7 +33,7 @@ def read_features(path: Union[str, Path]) -> Iterator[Tuple[str, np.ndarray]]:
             when that utterance is reached, if its array is damaged, not float (T, D),
             of another D than those before, or contains NaN or infinity.
 
-    Examples:
+    Example:
         >>> for utt_id, embeddings in read_features("dump/feats.scp"):  # doctest: +SKIP
         ...     print(utt_id, embeddings.shape)
     """
