@@ -208,15 +208,7 @@ def _table(head: Tuple[str, ...], rows: List[Tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def notebook_link() -> str:
-    """Return a link to the notebook, if there is one."""
-    path = "notebooks/distil.ipynb"
-    exists = (ROOT / "docs" / path).is_file()
-    return f"A distillation in a notebook: [distil.ipynb]({path})." if exists else ""
-
-
 GENERATED: Dict[str, Callable[[], str]] = {
     "mvq_conf": mvq_conf_table,
     "commands": command_tables,
-    "notebook": notebook_link,
 }
