@@ -36,6 +36,11 @@ extras = {
     "s3prl": ["espnet-s3prl"],
     "transformers": ["transformers"],
     "report": ["matplotlib"],  # figures in reports
+    "docs": [
+        "mkdocs<2",  # builds the site; version 2 has no hooks
+        "mkdocs-material",  # its theme, with search; loads nothing from other hosts
+        "mkdocstrings[python]",  # API pages from the docstrings, without importing them
+    ],
     "dev": [
         "pytest",
         "pytest-timeout",
@@ -47,6 +52,7 @@ extras = {
         "faiss-cpu",  # quantizers to compare with
     ],
 }
+extras["dev"] += extras["docs"]  # tests build the site
 extras["benchmark"] = ["faiss-cpu", "multi_quantization==0.1.1"]  # to compare with
 extras["all"] = sorted(
     {name for key in extras if key != "benchmark" for name in extras[key]}

@@ -49,11 +49,10 @@ class MVQConfig:
     """Options of one target: a teacher's layer in a student's layer.
 
     Attributes:
-        loss: codebooks: the student predicts codebook indexes, the MVQ loss. A name
-            of `EMBEDDING_LOSSES`, as l2: a projection of the student comes near the
-            teacher's embeddings: stored ones (data named embeddings), those that
-            codebook indexes stand for (needs `quantizer`), or those of a `teacher`
-            that runs in training.
+        loss: codebooks: the student predicts codebook indexes, the MVQ loss. l1, l2 or
+            cosine: a projection of the student comes near the teacher's embeddings:
+            stored ones (data named embeddings), those that codebook indexes stand for
+            (needs `quantizer`), or those of a `teacher` that runs in training.
         weight: Weight of this loss beside the task's own loss.
         schedule: How the weight changes over training: attributes of
             `espnet_mvq.distillation.WeightSchedule`, as `{warmup_updates: 1000}`. An
@@ -89,6 +88,7 @@ class MVQConfig:
         num_codebooks: Indexes per teacher frame, N. This and all below None: from the
             metadata beside the training set's codebook_indexes.scp.
         codebook_size: Values an index can take, K.
+        sample_rate: Sample rate of the teacher's speech, in Hz.
         frame_shift_samples: Samples between teacher frames.
         frame_offset_samples: Centre of teacher frame 0, in samples.
         quantizer_id: Content id of the quantizer.
