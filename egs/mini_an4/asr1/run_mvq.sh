@@ -5,4 +5,4 @@
 set -euo pipefail
 run_mvq=$(set +u -- && . ./path.sh >&2 && python3 -m espnet_mvq --run_mvq_sh)
 exec bash "${run_mvq}" --teacher s3prl/hubert_base --layer 9 --use_gpu false --num_codebooks 4 \
-    --mvq_args "--quantizer_args '--codebook_size 16 --num_iterations 4'" "$@"
+    --mvq_args "--codebook_size 16" "$@"
