@@ -60,6 +60,7 @@ def test_trainer_of_espnet_ez(data_set, data_dir, tmp_path, caplog):
         "optim": "adam",
         "optim_conf": {"lr": 0.01},
         "num_workers": 0,
+        "ngpu": 0,
         "num_att_plot": 0,
         "best_model_criterion": [["valid", "loss", "min"]],
     }
