@@ -35,6 +35,8 @@ extras = {
     "s3prl": ["espnet-s3prl"],
     "transformers": ["transformers"],
     "report": ["matplotlib"],  # figures in reports
+    # ESPnet-EZ imports ESPnet's singing synthesis, which needs it without asking for it
+    "ez": ["six"],
     "dev": [
         "pytest",
         "pytest-timeout",
@@ -43,6 +45,9 @@ extras = {
         "isort",
         "flake8",
         "multi_quantization==0.1.1",  # the library whose quantizers we can read
+        "nbclient",  # the tests run the notebooks of docs/
+        "ipykernel",  # Jupyter's Python, for nbclient
+        "six",  # ESPnet-EZ, as above
     ],
 }
 extras["benchmark"] = ["faiss-cpu", "multi_quantization==0.1.1"]  # to compare with

@@ -15,8 +15,12 @@ pytest.importorskip("lightning")
 # A data set of an ESPnet3 recipe
 DATASET = """
 import numpy as np
+from espnet3.components.data.base_dataset import BaseDataset
+from espnet3.contract import Field
 
-class Dataset:
+class Dataset(BaseDataset):
+    fields = (Field("speech", "audio"),)
+
     def __init__(self, recipe_dir=None, **kwargs):
         draw = np.random.default_rng(0)
         self.items = []
