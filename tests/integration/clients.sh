@@ -62,9 +62,11 @@ check "multi_quantization's own tests" multi_quantization_tests
 
 espnet_202611() {
     local venv=${work}/espnet
-    "${python312}" -m venv "${venv}" &&
-        "${venv}/bin/pip" install -q ".[transformers,dev]" "espnet[train]==202611" &&
-        "${venv}/bin/pip" uninstall -q -y espnet-mvq &&
+    # A copy, because pip leaves files in the folder that it installs
+    mkdir "${work}/source" && git archive HEAD | tar -x -C "${work}/source" &&
+        "${python312}" -m venv "${venv}" &&
+        "${venv}/bin/pip" install -q "${work}/source[transformers,dev]" \
+            "espnet[train]==202611" &&
         "${venv}/bin/python" -m pytest -q tests/espnet_mvq/plugin/test_espnet3.py \
             tests/docs/test_notebooks.py
 }

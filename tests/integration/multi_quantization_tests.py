@@ -32,7 +32,7 @@ CHANGES = {
     # A tenth of the validation data
     "repeat=False": "repeat=False, stop=1000",
     "repeat: bool": "repeat: bool, stop: int = 10**9",
-    "cur_offset + B <= data.shape[0])": "cur_offset + B <= min(stop, data.shape[0]))",
+    "repeat else cur_offset": "repeat else cur_offset < stop and cur_offset",
 }
 NUM_FRAMES = 60_000  # for our trainer
 # Error of synthetic data of 256 dimensions in 4 bytes, in the comments of older versions
