@@ -1,10 +1,7 @@
 """`espnet_mvq.mvq_conf`: complete options of a student from metadata, in Python."""
 
-import subprocess
-import sys
-
 import pytest
-from builders import MVQ_CONF, ROOT, index_metadata
+from builders import MVQ_CONF, index_metadata
 from corpus_builders import embedding_metadata
 
 import espnet_mvq
@@ -77,15 +74,3 @@ def test_embeddings_in_the_place_of_indexes_are_refused(folder):
     message = "codebook_indexes.json: not readable: got format 'espnet_mvq.embeddings'"
     with pytest.raises(ValueError, match=message):
         espnet_mvq.mvq_conf(folder)
-
-
-def test_call_does_not_load_espnet(folder):
-    """It is fast in a notebook, and needs no registration."""
-    code = f"""
-import sys, espnet_mvq
-espnet_mvq.mvq_conf({str(folder)!r}, layer=1)
-print("espnet2" in sys.modules)
-"""
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "False\n", done.stderr
