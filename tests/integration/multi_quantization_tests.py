@@ -35,9 +35,9 @@ CHANGES = {
     "repeat else cur_offset": "repeat else cur_offset < stop and cur_offset",
 }
 NUM_FRAMES = 60_000  # for our trainer
-# Error of synthetic data of 256 dimensions in 4 bytes, in the comments of older versions
-# of their test: 0.39 to 0.40
-MAX_ERROR = 0.62
+# Relative error of `_test_quantizer_trainer` with their trainer and its 600 000 frames,
+# measured on a CPU. Ours has a tenth of the frames, and may be 5 % worse.
+THEIR_ERROR = 0.576
 
 
 class OurTrainer:
@@ -117,13 +117,13 @@ def main() -> None:
         os.chdir(work)
         for name in ("_test_quantizer_trainer", "_test_quantizer_trainer_double"):
             text = run(quantization[name], log)
-            assert value_of("approximation error", text) < MAX_ERROR
+            assert value_of("approximation error", text) < 1.05 * THEIR_ERROR
         text = run(quantization["_test_quantizer_trainer_gaussian"], log)
         bound = value_of("shannon distortion", text)
         assert bound < value_of("approximation error", text) < 1.15 * bound
         run(write["_write_example_data"], log)
         text = run(train["_test_train_from_file"], log)
-        assert value_of("average relative error", text) < MAX_ERROR
+        assert value_of("average relative error", text) < 1.05 * THEIR_ERROR
         text = run(train["_test_joint_predictor"], log)
         losses = [float(loss) for loss in re.findall(r"loss = (\d+\.\d+)", text)]
         assert losses[-1] < 0.8 * losses[0], losses
