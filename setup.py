@@ -41,6 +41,8 @@ extras = {
         "mkdocs-material",  # its theme, with search; loads nothing from other hosts
         "mkdocstrings[python]",  # API pages from the docstrings, without importing them
     ],
+    # ESPnet-EZ imports ESPnet's singing synthesis, which needs it without asking for it
+    "ez": ["six"],
     "dev": [
         "pytest",
         "pytest-timeout",
@@ -50,6 +52,9 @@ extras = {
         "flake8",
         "multi_quantization==0.1.1",  # the library whose quantizers we can read
         "faiss-cpu",  # quantizers to compare with
+        "nbclient",  # the tests run the notebooks of docs/
+        "ipykernel",  # Jupyter's Python, for nbclient
+        "six",  # ESPnet-EZ, as above
     ],
 }
 extras["dev"] += extras["docs"]  # tests build the site

@@ -89,8 +89,11 @@ def is_downward(path, module):
     folder = folder_of(path)
     target = (module.split(".") + ["__init__"])[1]
     if folder == "__init__":
-        # `register()` is the one door from the top
-        return module == "espnet_mvq.plugin.registration"
+        # `register()` and `mvq_conf()` are the doors from the top
+        return module in (
+            "espnet_mvq.plugin.registration",
+            "espnet_mvq.plugin.completion",
+        )
     if target in ("__init__", folder):
         return True  # the version; a sibling
     if folder == "distillation":

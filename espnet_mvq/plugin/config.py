@@ -151,7 +151,8 @@ class MVQConfig:
                 f"mvq_conf: {', '.join(missing)} missing. They are taken from the "
                 "metadata when training runs through 'python3 -m espnet_mvq.run' with "
                 "codebook indexes or embeddings (type mvq_ark) in "
-                "train_data_path_and_name_and_type"
+                "train_data_path_and_name_and_type; in Python, espnet_mvq.mvq_conf "
+                "reads them"
             )
         check_ranges("mvq_conf", config, _RANGES)
         config.weight_schedule()
@@ -172,6 +173,11 @@ class MVQConfig:
                     f"mvq_conf {name}: got {getattr(self, name)!r}, expected one of "
                     f"{', '.join(choices)}"
                 )
+        if isinstance(self.layer, int) and self.layer != -1 and self.layer < 1:
+            raise ValueError(
+                f"mvq_conf layer: got {self.layer}, expected a student block, counted "
+                "from 1, or -1, the encoder output"
+            )
 
     def _check_source(self, name: str) -> None:
         """Refuse options that do not fit the kind of target, which its name gives."""

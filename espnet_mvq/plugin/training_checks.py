@@ -14,16 +14,11 @@ import torch
 
 from espnet_mvq.files.experiment import read_checkpoint, read_config
 from espnet_mvq.files.scp import read_ids, read_list
-from espnet_mvq.indexes.metadata import (
-    EmbeddingMetadata,
-    FrameMetadata,
-    IndexMetadata,
-)
 from espnet_mvq.indexes.teacher_losses import read_teacher_losses
 from espnet_mvq.options import check_options
+from espnet_mvq.plugin.completion import load_metadata, metadata_values
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
-    EMBEDDINGS_NAME,
     TEACHER_LOSS_NAME,
     TEACHER_NAME,
     UNLABELLED_NAME,
@@ -39,7 +34,6 @@ from espnet_mvq.plugin.config import (
 from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
 from espnet_mvq.plugin.data_type import skipped_utterances
-from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher, build_teacher
 from espnet_mvq.teachers.espnet import sample_rate_hz
 
@@ -222,8 +216,9 @@ def missing_values(
     wanted = from_metadata(name, options.get("loss", CODEBOOKS))
     has_teacher = is_of(name, TEACHER_NAME)
     if not paths and all(options.get(option) is not None for option in wanted):
-        # All given by hand: a training that has no indexes, or gets them elsewhere
-        if not has_teacher:
+        # All given by hand: a training that has no indexes, or gets them elsewhere, as
+        # from the data sets of ESPnet-EZ, which have no paths
+        if args.train_data_path_and_name_and_type and not has_teacher:
             logging.warning(
                 f"mvq_conf: no data named {name!r} of type {DATA_TYPE!r}: the student "
                 "trains without this loss"
@@ -232,7 +227,7 @@ def missing_values(
     if has_teacher:
         source, metadata = options.get("teacher"), _build_teacher(options)
     elif paths:
-        source, metadata = paths[0], _read_metadata(name, paths)
+        source, metadata = paths[0], load_metadata(name, paths)
     else:
         raise ValueError(
             f"mvq_conf needs codebook indexes: got no data named {name!r} of type "
@@ -243,19 +238,7 @@ def missing_values(
     gives_rate = (getattr(args, "frontend_conf", None) or {}).get("fs") is not None
     if gives_rate or has_teacher:
         _refuse_other_rate(args, metadata.sample_rate, source)
-    values = {option: getattr(metadata, option, None) for option in (*wanted, "level")}
-    if values["level"] is None:
-        del values["level"]
-    if "dim" in wanted and values["dim"] is None and options.get("quantizer"):
-        values["dim"] = Quantizer.load(options["quantizer"]).dim
-    for option, value in values.items():
-        if options.get(option) is not None and options[option] != value:
-            raise ValueError(
-                f"mvq_conf {option}: got {options[option]!r} in the yaml, but "
-                f"{source} ({name}) has {value!r}. Leave it out of the yaml, or "
-                "run the extraction again"
-            )
-    return values
+    return metadata_values(options, name, metadata, source)
 
 
 def _build_teacher(options: Dict[str, Any]) -> Teacher:
@@ -276,20 +259,6 @@ def _build_teacher(options: Dict[str, Any]) -> Teacher:
             "mvq.sh --target embeddings"
         )
     return teacher
-
-
-def _read_metadata(name: str, paths: List[str]) -> FrameMetadata:
-    """Read the metadata beside the files of one target, all of which must agree."""
-    kind = EmbeddingMetadata if is_of(name, EMBEDDINGS_NAME) else IndexMetadata
-    (first, metadata), *others = [(path, kind.beside(path)) for path in paths]
-    for path, other in others:
-        differences = metadata.differences(other)
-        if differences:
-            raise ValueError(
-                f"{first} and {path} have different metadata: "
-                f"{'; '.join(differences)}. Extract both with one teacher and quantizer"
-            )
-    return metadata
 
 
 def _refuse_other_rate(args: argparse.Namespace, rate: int, source: str) -> None:

@@ -66,7 +66,7 @@ def test_options_may_be_absent_or_agree_with_the_metadata(options):
 def test_yaml_that_disagrees_is_refused_naming_both(options, name):
     other = "other" if isinstance(COMPLETE[name], str) else 77
     expected = re.escape(repr(COMPLETE[name]))
-    message = f"mvq_conf {name}: got {other!r} in the yaml.*{expected}"
+    message = f"mvq_conf {name}: got {other!r}, but .*{expected}"
     with pytest.raises(ValueError, match=message):
         complete(options({name: other}))
 
