@@ -2,13 +2,16 @@
 
 import base64
 import io
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import jinja2
 
 from espnet_mvq.files.whole_file import write_text
+
+NONE = "–"  # a cell without a value
 
 
 @dataclass
@@ -18,6 +21,11 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+
+    def has_numbers(self, column: int) -> bool:
+        """Whether all cells of a column are numbers, or empty ones."""
+        cells = [row[column] for row in self.rows]
+        return all(cell[:1] in "+-–0123456789" for cell in cells)
 
 
 @dataclass
@@ -100,6 +108,13 @@ class Report:
     sections: List[Section]
 
 
+def number(value: Optional[float], digits: int) -> str:
+    """Format a number; None and NaN have none."""
+    if value is None or math.isnan(value):
+        return NONE
+    return f"{value:,.{digits}f}"
+
+
 def write_html(report: Report, path: Union[str, Path]) -> None:
     """Write a report as one HTML file that needs no other file.
 
@@ -158,7 +173,9 @@ def draw_svg(curves: Curves, colors: Dict[str, str]) -> str:
             axes.plot(x, values, style, marker=marker, markersize=3, color=colors[name])
         axes.set(title=curves.title, xlabel=curves.xlabel)
         axes.title.set_size(11)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        longest = max(map(len, curves.curves.values()))
+        axes.set_xlim(curves.first - 0.5, curves.first + longest - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         svg = io.BytesIO()

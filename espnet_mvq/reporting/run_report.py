@@ -2,45 +2,17 @@
 
 import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import yaml
 
-from espnet_mvq.errors import one_line
-from espnet_mvq.files.experiment import read_config
-from espnet_mvq.indexes import IndexMetadata
-from espnet_mvq.indexes.metadata import FrameMetadata, read_metadata
-from espnet_mvq.quantization import Quantizer
-from espnet_mvq.quantization.quality_text import findings, table_of_codebooks
+from espnet_mvq.reporting.arm import Arm, read_arm, short_names
 from espnet_mvq.reporting.environment import describe_environment
-from espnet_mvq.reporting.error_rates import Decoding, read_decodings
-from espnet_mvq.reporting.page import (
-    AlignedUtterance,
-    Comparison,
-    Curves,
-    Report,
-    Section,
-    Table,
-)
-from espnet_mvq.reporting.scoring import Utterance
-from espnet_mvq.reporting.training_data import (
-    ark_paths,
-    data_files,
-    find_quantizer,
-    read_quality,
-    recipe_folder,
-    target_bytes,
-)
-from espnet_mvq.reporting.training_log import (
-    ReportError,
-    read_epochs,
-    seconds_per_step,
-)
+from espnet_mvq.reporting.page import NONE, Curves, Report, Section, Table, number
+from espnet_mvq.reporting.teacher_sections import quantizer_sections, storage_section
+from espnet_mvq.reporting.utterances import utterance_section
 
-NONE = "–"  # a cell without a value
-_NUM_UTTERANCES = 3  # shown in each direction
 # Statistics of an epoch: name, title, factor. Those of the validation first.
 _STATS = (
     ("valid_loss", "validation loss", 1),
@@ -60,50 +32,6 @@ _STATS = (
 )
 # Options of a training that differ by nature
 _NOT_COMPARED = ("config", "output_dir", "dist_init_method")
-
-
-@dataclass
-class TeacherData:
-    """Codebook indexes or embeddings that a training read.
-
-    Attributes:
-        scp: Their scp.
-        metadata: Their metadata.
-        num_bytes: Bytes of the arks.
-        quantizer: File of the quantizer; None if there is none or it was not found.
-    """
-
-    scp: Path
-    metadata: FrameMetadata
-    num_bytes: int
-    quantizer: Optional[Path] = None
-
-
-@dataclass
-class Arm:
-    """An experiment of the report.
-
-    Attributes:
-        name: Name in the report.
-        exp: Experiment folder.
-        config: Content of its config.yaml.
-        epochs: Statistics of each epoch, see `read_epochs`; empty if none is finished.
-        decodings: Decoded sets, see `read_decodings`.
-        teacher_data: Codebook indexes and embeddings.
-        problems: Reasons why parts are missing.
-    """
-
-    name: str
-    exp: Path
-    config: Dict[str, Any]
-    epochs: List[Dict[str, float]]
-    decodings: Dict[str, Decoding]
-    teacher_data: List[TeacherData] = field(default_factory=list)
-    problems: List[str] = field(default_factory=list)
-
-    def values(self, stat: str, factor: float = 1) -> List[float]:
-        """Return a statistic of all epochs; NaN where there is none."""
-        return [factor * epoch.get(stat, math.nan) for epoch in self.epochs]
 
 
 def make_report(exps: Sequence[Path], baseline: Optional[Path] = None) -> Report:
@@ -142,61 +70,6 @@ def make_report(exps: Sequence[Path], baseline: Optional[Path] = None) -> Report
     )
 
 
-def short_names(exps: Sequence[Path]) -> List[str]:
-    """Name experiments after their folders, without the words at the end of all."""
-    words = [exp.resolve().name.removeprefix("asr_").split("_") for exp in exps]
-    while len(exps) > 1 and all(len(w) > 1 and w[-1] == words[0][-1] for w in words):
-        words = [w[:-1] for w in words]
-    names = ["_".join(w) for w in words]
-    return names if len(set(names)) == len(names) else [str(exp) for exp in exps]
-
-
-def read_arm(exp: Path, name: str) -> Arm:
-    """Read an experiment; see `make_report`."""
-    for file in ("config.yaml", "train.log"):
-        if not (exp / file).is_file():
-            raise ReportError(
-                f"{exp}: no {file} in it, expected the experiment folder of a "
-                "training, such as exp/asr_train_asr_raw_en_bpe100"
-            )
-    config = read_config(exp / "config.yaml")
-    folder = recipe_folder(exp, config)
-    texts = [path for path, name, _ in data_files(config, "valid") if name == "text"]
-    data_dir = folder / (Path(texts[0]).parent.parent if texts else "dump/raw")
-    problems = []
-    try:
-        epochs = read_epochs(exp)
-    except ReportError:
-        epochs = []
-        problems.append(f"{name}: no epoch is finished.")
-    arm = Arm(name, exp, config, epochs, read_decodings(exp, data_dir))
-    arm.problems = problems
-    for path, _, data_type in data_files(config, "train"):
-        if data_type == "mvq_ark":
-            try:
-                arm.teacher_data.append(
-                    read_teacher_data(folder / path, folder, config)
-                )
-            except (OSError, ValueError) as error:
-                arm.problems.append(f"{name}: {one_line(error)}.")
-    return arm
-
-
-def read_teacher_data(scp: Path, folder: Path, config: Dict[str, Any]) -> TeacherData:
-    """Read the metadata of indexes or embeddings, and find the quantizer.
-
-    Raises:
-        OSError: If a file is missing.
-        ValueError: If a file is damaged.
-    """
-    metadata = read_metadata(scp)
-    num_bytes = sum(ark.stat().st_size for ark in ark_paths(scp, folder))
-    data = TeacherData(scp, metadata, num_bytes)
-    if isinstance(metadata, IndexMetadata):
-        data.quantizer = find_quantizer(metadata, scp, folder, config)
-    return data
-
-
 def error_rate_section(arms: List[Arm], baseline: Optional[Arm]) -> Section:
     """Return the error rates of all decoded sets."""
     section = Section("Error rates")
@@ -215,12 +88,13 @@ def error_rate_section(arms: List[Arm], baseline: Optional[Arm]) -> Section:
                 cells.append(number(rate, 1))
                 cells.append(change(rate, theirs and theirs["error_rate"]))
             rows.append([name, arm.name, *cells])
+    missing = [arm.name for arm in arms if not has_results(arm)]
+    if missing:
+        section.notes.append(f"Not decoded and scored yet: {', '.join(missing)}.")
     for arm in arms:
-        if not any(decoding.results for decoding in arm.decodings.values()):
-            section.notes.append(f"{arm.name} is not decoded and scored yet.")
-        for decoding in arm.decodings.values():
+        for name, decoding in arm.decodings.items():
             if decoding.problem and not decoding.results:
-                section.notes.append(f"{arm.name}: not scored, {decoding.problem}.")
+                section.notes.append(f"{arm.name}, {name}: {decoding.problem}.")
     columns = ["decoded set", "arm", "WER %", "change", "CER %", "change"]
     if baseline is None:
         section.notes.append("No baseline was given, so no change is shown.")
@@ -231,18 +105,16 @@ def error_rate_section(arms: List[Arm], baseline: Optional[Arm]) -> Section:
     return section
 
 
+def has_results(arm: Arm) -> bool:
+    """Whether a set is decoded and scored."""
+    return any(decoding.results for decoding in arm.decodings.values())
+
+
 def change(rate: Optional[float], baseline: Optional[float]) -> str:
     """Format the relative change of an error rate."""
     if rate is None or not baseline:
         return NONE
     return f"{100 * (rate - baseline) / baseline:+.1f} %"
-
-
-def number(value: Optional[float], digits: int) -> str:
-    """Format a number; None and NaN have none."""
-    if value is None or math.isnan(value):
-        return NONE
-    return f"{value:,.{digits}f}"
 
 
 def training_section(arms: List[Arm]) -> Section:
@@ -251,8 +123,8 @@ def training_section(arms: List[Arm]) -> Section:
     columns, cells = ["arm", "epochs"], {a.name: [str(len(a.epochs))] for a in arms}
     if any(is_finite(arm.values("valid_loss_mvq")) for arm in arms):
         section.notes.append(
-            "The validation loss of arms with a teacher has the MVQ loss in it; compare "
-            "the parts of the loss."
+            "The validation loss of arms with a teacher includes the MVQ loss; compare "
+            "its parts."
         )
     drawn: List[Dict[str, List[float]]] = []
     for stat, title, factor in training_stats(arms):
@@ -339,141 +211,6 @@ def codebook_section(arms: List[Arm]) -> Section:
     return section
 
 
-def quantizer_sections(arms: List[Arm]) -> List[Section]:
-    """Return the sections on quantizers and on extraction, each file once."""
-    used: Dict[Path, TeacherData] = {}
-    for arm in arms:
-        for data in arm.teacher_data:
-            used.setdefault(data.scp.resolve(), data)
-    quality, extraction = Section("Quantizer"), Section("Extraction")
-    if not used:
-        note = "No arm has codebook indexes or embeddings of a teacher."
-        return [Section("Quantizer and extraction", [note])]
-    rows = []
-    seen = set()
-    for data in used.values():
-        metadata = data.metadata
-        rows.append(extraction_row(data))
-        if not isinstance(metadata, IndexMetadata) or metadata.quantizer_id in seen:
-            continue
-        seen.add(metadata.quantizer_id)
-        if data.quantizer is None:
-            quality.notes.append(
-                f"The file of quantizer {metadata.quantizer_id} was not found."
-            )
-        else:
-            add_quantizer(quality, data.quantizer)
-    columns = ["data", "teacher", "layer", "bytes a frame", "frame shift, ms"]
-    columns += ["utterances", "skipped", "frames", "bytes"]
-    extraction.parts.append(Table(columns, rows))
-    return [quality, extraction] if seen else [extraction]
-
-
-def extraction_row(data: TeacherData) -> List[str]:
-    """Return the row of a file of indexes or embeddings."""
-    metadata = data.metadata
-    return [
-        str(data.scp),
-        metadata.teacher,
-        str(metadata.layer),
-        str(bytes_per_frame(metadata)),
-        f"{1000 * metadata.frame_shift_samples / metadata.sample_rate:g}",
-        f"{metadata.num_utterances:,}",
-        str(len(metadata.skipped)),
-        f"{metadata.num_frames:,}",
-        f"{data.num_bytes:,}",
-    ]
-
-
-def bytes_per_frame(metadata: FrameMetadata) -> int:
-    """Return the bytes of a frame of indexes or float16 embeddings."""
-    if isinstance(metadata, IndexMetadata):
-        return metadata.num_codebooks
-    return 2 * metadata.dim
-
-
-def add_quantizer(section: Section, path: Path) -> None:
-    """Add provenance and measured quality of a quantizer to a section."""
-    quantizer = Quantizer.load(path)
-    values = {
-        "codebooks": quantizer.num_codebooks,
-        "entries of a codebook": quantizer.codebook_size,
-        "dimension": quantizer.dim,
-        **quantizer.provenance,
-    }
-    for name in ("num_codebooks", "codebook_size"):
-        values.pop(name, None)
-    rows = [[name.replace("_", " "), str(value)] for name, value in values.items()]
-    section.parts.append(Table(["", f"quantizer {quantizer.id}"], rows, str(path)))
-    report = path.with_name("quantizer_report.json")
-    if not report.is_file():
-        section.notes.append(
-            "The relative reconstruction error is that on held-out frames of the "
-            f"quantizer's training. {report} does not exist; python3 -m "
-            "espnet_mvq.bin.inspect_quantizer writes it and measures more."
-        )
-        return
-    content = read_quality(report)
-    frames = content["frames"]
-    judged = [list(finding) for finding in findings(content)]
-    section.parts.append(
-        Table(
-            ["verdict", "quality"],
-            judged,
-            f"{frames['measured']:,} frames of {frames['utterances']:,} utterances in "
-            f"{frames['source']}",
-        )
-    )
-    section.parts.append(Table(*table_of_codebooks(content["quality"])))
-
-
-def storage_section(arms: List[Arm]) -> Section:
-    """Return the size of the additional data, and the time of the training."""
-    section = Section("Storage and time")
-    rows = []
-    hours = {}
-    for arm in arms:
-        try:
-            size = f"{target_bytes(arm.exp):,}"
-        except (OSError, ValueError) as error:
-            size = NONE
-            section.notes.append(f"{arm.name}: {one_line(error)}.")
-        cells = [NONE] * 3
-        if arm.epochs:
-            step_s = seconds_per_step(arm.epochs)
-            steps = arm.epochs[-1]["total_count"]
-            cells = [f"{step_s:.3f}", f"{steps:,.0f}", f"{step_s * steps / 3600:.2f}"]
-        rows.append([arm.name, *cells, size])
-        for data in arm.teacher_data:
-            hours[data.scp.resolve()] = data
-    columns = ["arm", "train s/step", "steps", "hours of training"]
-    columns.append("additional data, bytes on disk")
-    section.parts.append(Table(columns, rows))
-    rows = [
-        storage_row(data) for data in hours.values() if data.metadata.level == "frame"
-    ]
-    if rows:
-        columns = ["an hour of speech", "stored, bytes", "float32 embeddings, bytes"]
-        section.parts.append(Table([*columns, "ratio"], rows))
-    return section
-
-
-def storage_row(data: TeacherData) -> List[str]:
-    """Return the storage of an hour of speech; embeddings need the dimension."""
-    metadata = data.metadata
-    frames = 3600 * metadata.sample_rate / metadata.frame_shift_samples
-    stored = bytes_per_frame(metadata) * frames
-    cells = [str(data.scp), f"{stored:,.0f}", NONE, NONE]
-    if isinstance(metadata, IndexMetadata):
-        dim = Quantizer.load(data.quantizer).dim if data.quantizer else None
-    else:
-        dim = metadata.dim
-    if dim:
-        floats = 4 * dim * frames
-        cells[2:] = [f"{floats:,.0f}", f"{floats / stored:.0f}"]
-    return cells
-
-
 def config_section(arms: List[Arm]) -> Section:
     """Return the options of the trainings that differ."""
     section = Section("Configuration: differences")
@@ -525,93 +262,6 @@ def config_text(value: Any) -> str:
         return value
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-def utterance_section(arms: List[Arm], baseline: Optional[Arm]) -> Section:
-    """Return the utterances whose errors differ most from the baseline's."""
-    section = Section("Utterances")
-    if baseline is None:
-        section.notes.append("Utterances are compared with those of a baseline.")
-        return section
-    for arm in arms:
-        for name, decoding in arm.decodings.items():
-            theirs = baseline.decodings.get(name)
-            if arm is baseline or not decoding.ref or theirs is None or not theirs.ref:
-                continue
-            section.parts.append(compare(name, baseline, arm))
-    if not section.parts:
-        section.notes.append("No set is decoded with the baseline and another arm.")
-        return section
-    section.notes.append(
-        "The utterances with the largest difference of the word errors, in both "
-        "directions. Red: another word; blue: a word is missing; yellow with +: an "
-        "additional word."
-    )
-    return section
-
-
-def compare(name: str, baseline: Arm, arm: Arm) -> Comparison:
-    """Choose and align utterances of a set that two arms have decoded."""
-    theirs = baseline.decodings[name].align("wer")
-    pairs = list(zip(theirs, arm.decodings[name].align("wer")))
-    pairs.sort(key=lambda pair: num_errors(pair[1]) - num_errors(pair[0]))
-    chosen = pairs[:_NUM_UTTERANCES] + pairs[_NUM_UTTERANCES:][-_NUM_UTTERANCES:]
-    utterances = []
-    for first, second in chosen:
-        errors = num_errors(first), num_errors(second)
-        if errors[0] != errors[1]:
-            title = "{} and {} word errors".format(*errors)
-            columns = word_columns([first, second])
-            utterances.append(AlignedUtterance(first.utt_id, title, columns))
-    return Comparison(
-        f"{name}: {baseline.name} and {arm.name}",
-        ["reference", baseline.name, arm.name],
-        utterances,
-    )
-
-
-def num_errors(utterance: Utterance) -> int:
-    """Return the number of errors of an utterance."""
-    return sum(utterance.count(edit) for edit in "SDI")
-
-
-def word_columns(
-    utterances: Sequence[Utterance],
-) -> List[Tuple[str, List[Tuple[str, str]]]]:
-    """Align several hypotheses of an utterance with each other.
-
-    Args:
-        utterances: Alignments with the same reference.
-
-    Returns:
-        For each word, the reference and (edit, word) of each hypothesis. Additional
-        words of different hypotheses at the same place share a column.
-    """
-    columns: List[Tuple[str, List[Tuple[str, str]]]] = []
-    for group in zip(*map(split_at_reference, utterances)):
-        longest = max(len(inserted) for inserted, *_ in group)
-        for i in range(longest):
-            words = [inserted[i : i + 1] for inserted, *_ in group]
-            columns.append(("", [("I", f"+{w[0]}") if w else ("", "") for w in words]))
-        ref = group[0][2]
-        if ref:
-            hyps = [(edit, hyp or "∗" * len(ref)) for _, edit, _, hyp in group]
-            columns.append((ref, hyps))
-    return columns
-
-
-def split_at_reference(
-    utterance: Utterance,
-) -> List[Tuple[List[str], str, str, str]]:
-    """Return additional words before it, edit, word and hypothesis of each word."""
-    parts, inserted = [], []
-    for edit, ref, hyp in utterance.columns:
-        if edit == "I":
-            inserted.append(hyp)
-        else:
-            parts.append((inserted, edit, ref, hyp))
-            inserted = []
-    return [*parts, (inserted, "", "", "")]
 
 
 def environment_section(arms: List[Arm]) -> Section:
