@@ -26,12 +26,15 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
-    # Ctrl-C ends it without a message, also where a shell has it ignore the signal.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         watch_training(Path(args.exp), Path(args.baseline) if args.baseline else None)
     except OSError as error:
-        sys.exit(f"watch_training: {error}")
+        print(f"watch_training: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        # A shell script goes on after a command that handled the signal itself.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

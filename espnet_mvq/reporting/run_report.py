@@ -199,7 +199,10 @@ def codebook_section(arms: List[Arm]) -> Section:
             "valid_data_path_and_name_and_type."
         )
         return section
-    section.notes.append("On the validation set, after the last epoch.")
+    section.notes.append(
+        "On the validation set, after the last epoch. Codebooks are counted from 1, as "
+        "in train.log; the quality of the quantizer counts from 0."
+    )
     count = max(map(len, curves.values()))
     section.parts.append(Curves("accuracy of the indexes, %", "codebook", curves))
     rows = [

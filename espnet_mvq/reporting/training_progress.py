@@ -33,12 +33,15 @@ def watch_training(exp: Path, baseline: Optional[Path] = None) -> None:
     ended if its log says so; or if standard input is a pipe that ends.
 
     Args:
-        exp: Experiment folder; may not exist yet.
+        exp: Experiment folder; the log may not exist yet.
         baseline: Experiment whose validation loss is shown, too.
 
     Raises:
-        OSError: If the log cannot be read, or the progress not be written.
+        OSError: If there is no such folder, the log cannot be read, or the progress not
+            be written.
     """
+    if not exp.is_dir():
+        raise FileNotFoundError(f"{exp}: no such folder, expected that of a training")
     is_fed = sys.stdin is not None and stat.S_ISFIFO(os.fstat(0).st_mode)
     # The training starts with the pipe; ESPnet will rename an older log.
     log = GrowingLog(exp / "train.log", time.time() - POLL_S if is_fed else 0)
