@@ -30,6 +30,7 @@ _STATS = (
     ("embedding_cosine", "cosine of the embeddings", 1),
     ("mvq_alpha", "weight of the teacher", 1),
 )
+_OF_TARGETS = ("loss_mvq", "loss_embedding", "embedding", "mvq", "acc_mvq")
 # Options of a training that differ by nature
 _NOT_COMPARED = ("config", "output_dir", "dist_init_method")
 
@@ -121,10 +122,17 @@ def training_section(arms: List[Arm]) -> Section:
     """Return curves of all statistics, and a table of their last or best values."""
     section = Section("Training", [p for arm in arms for p in arm.problems])
     columns, cells = ["arm", "epochs"], {a.name: [str(len(a.epochs))] for a in arms}
-    if any(is_finite(arm.values("valid_loss_mvq")) for arm in arms):
+    teacher_losses = {
+        name
+        for arm in arms
+        for epoch in arm.epochs
+        for name in epoch
+        if name.startswith(("valid_loss_mvq", "valid_loss_embedding"))
+    }
+    if any(is_finite(arm.values(name)) for arm in arms for name in teacher_losses):
         section.notes.append(
-            "The validation loss of arms with a teacher includes the MVQ loss; compare "
-            "its parts."
+            "The validation loss of arms with a teacher includes that of the teacher; "
+            "compare its parts."
         )
     drawn: List[Dict[str, List[float]]] = []
     for stat, title, factor in training_stats(arms):
@@ -162,12 +170,8 @@ def training_stats(arms: List[Arm]) -> Iterator[Tuple[str, str, float]]:
     for stem, title, factor in _STATS:
         for name in sorted(names):
             target = name.removeprefix(stem)
-            is_one = (
-                name == stem
-                or ("mvq" in stem or "embedding" in stem)
-                and target.startswith("_")
-            )
-            if not name.startswith(stem) or not is_one or target.startswith("_cb"):
+            of_target = stem.startswith(_OF_TARGETS) and target.startswith("_")
+            if name != stem and not of_target or target.startswith("_cb"):
                 continue
             if any(is_finite(arm.values(name)) for arm in arms):
                 yield name, title + target.replace("_", " "), factor

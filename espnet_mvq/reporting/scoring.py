@@ -28,6 +28,11 @@ class Utterance(NamedTuple):
     utt_id: str
     columns: List[Tuple[str, str, str]]
 
+    @property
+    def reference(self) -> List[str]:
+        """The tokens of the reference."""
+        return [ref for edit, ref, _ in self.columns if edit != "I"]
+
     def count(self, edit: str) -> int:
         """Return the number of columns of one kind of edit."""
         return sum(column[0] == edit for column in self.columns)

@@ -131,8 +131,15 @@ def storage_section(arms: List[Arm]) -> Section:
     columns = ["arm", "train s/step", "steps", "time of the steps"]
     columns.append("additional data, bytes on disk")
     section.parts.append(Table(columns, rows))
+    dims = {
+        data.metadata.quantizer_id: Quantizer.load(data.quantizer).dim
+        for data in hours.values()
+        if data.quantizer
+    }
     rows = [
-        storage_row(data) for data in hours.values() if data.metadata.level == "frame"
+        storage_row(data, dims)
+        for data in hours.values()
+        if data.metadata.level == "frame"
     ]
     if rows:
         columns = ["an hour of speech", "stored, bytes", "float32 embeddings, bytes"]
@@ -140,14 +147,19 @@ def storage_section(arms: List[Arm]) -> Section:
     return section
 
 
-def storage_row(data: TeacherData) -> List[str]:
-    """Return the storage of an hour of speech; embeddings need the dimension."""
+def storage_row(data: TeacherData, dims: Dict[str, int]) -> List[str]:
+    """Return the storage of an hour of speech.
+
+    Args:
+        data: The stored data.
+        dims: Dimension of the embeddings by quantizer.
+    """
     metadata = data.metadata
     frames = 3600 * metadata.sample_rate / metadata.frame_shift_samples
     stored = bytes_per_frame(metadata) * frames
     cells = [str(data.scp), f"{stored:,.0f}", NONE, NONE]
     if isinstance(metadata, IndexMetadata):
-        dim = Quantizer.load(data.quantizer).dim if data.quantizer else None
+        dim = dims.get(metadata.quantizer_id)
     else:
         dim = metadata.dim
     if dim:

@@ -20,9 +20,14 @@ def utterance_section(arms: List[Arm], baseline: Optional[Arm]) -> Section:
             theirs = baseline.decodings.get(name)
             if arm is baseline or not decoding.ref or theirs is None or not theirs.ref:
                 continue
-            section.parts.append(compare(name, baseline, arm))
+            comparison = compare(name, baseline, arm)
+            if comparison.utterances:
+                section.parts.append(comparison)
     if not section.parts:
-        section.notes.append("No set is decoded with the baseline and another arm.")
+        section.notes.append(
+            "No utterance of a set that is decoded with the baseline and another arm "
+            "has another number of errors."
+        )
         return section
     section.notes.append(
         "The utterances with the largest difference of the word errors, in both "
@@ -33,9 +38,16 @@ def utterance_section(arms: List[Arm], baseline: Optional[Arm]) -> Section:
 
 
 def compare(name: str, baseline: Arm, arm: Arm) -> Comparison:
-    """Choose and align utterances of a set that two arms have decoded."""
-    theirs = baseline.decodings[name].align("wer")
-    pairs = list(zip(theirs, arm.decodings[name].align("wer")))
+    """Choose and align utterances of a set that two arms have decoded.
+
+    An utterance counts if both arms have the same reference of it.
+    """
+    theirs = {u.utt_id: u for u in baseline.decodings[name].align("wer")}
+    pairs = []
+    for second in arm.decodings[name].align("wer"):
+        first = theirs.get(second.utt_id)
+        if first is not None and first.reference == second.reference:
+            pairs.append((first, second))
     pairs.sort(key=lambda pair: num_errors(pair[1]) - num_errors(pair[0]))
     chosen = pairs[:_NUM_UTTERANCES] + pairs[_NUM_UTTERANCES:][-_NUM_UTTERANCES:]
     utterances = []

@@ -123,7 +123,7 @@ def test_parts_that_are_missing_have_a_sentence(run, recipe):
         data=[[scp, "codebook_indexes", "mvq_ark"]],
     )
     page, tables = run("exp/gone", "--baseline", "exp/new")
-    assert "No set is decoded with the baseline and another arm." in page
+    assert "No utterance of a set that is decoded with the baseline" in page
     assert tables.count("none/codebook_indexes") == 3
     assert "|gone|0.300|27|00:08|–|" in tables
 
@@ -145,3 +145,13 @@ def test_names_of_arms(run, recipe):
     assert "<h1>Report: base, kd</h1>" in page
     page, _ = run("exp/asr_kd_raw", "other/asr_kd_raw", "exp/asr_kd_raw/")
     assert "<h1>Report: exp/asr_kd_raw, other/asr_kd_raw</h1>" in page
+
+
+def test_each_target_has_its_curves(run, recipe):
+    stats = {"acc_mvq": 0.25, "acc_mvq_layer9": 0.5, "acc_mvq_own_name": 0.75}
+    write_experiment(recipe / "exp" / "targets", [(stats, {"loss": 9.0})])
+    page, tables = run("exp/targets")
+    title = "accuracy of the indexes, %"
+    for name in (title, f"{title} layer9", f"{title} own name"):
+        assert f"|{name}, last epoch" in tables and f'alt="{name} of targets"' in page
+    assert "|targets|1|9.00 (1)|25.0|50.0|75.0|" in tables
