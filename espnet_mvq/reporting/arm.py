@@ -82,7 +82,7 @@ def read_arm(exp: Path, name: str) -> Arm:
             )
     config = read_config(exp / "config.yaml")
     folder = recipe_folder(exp, config)
-    texts = [path for path, name, _ in data_files(config, "valid") if name == "text"]
+    texts = [path for path, key, _ in data_files(config, "valid") if key == "text"]
     data_dir = folder / (Path(texts[0]).parent.parent if texts else "dump/raw")
     problems = []
     try:

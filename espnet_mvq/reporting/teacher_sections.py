@@ -1,7 +1,7 @@
 """Sections of a report on the teacher's data: quantizer, extraction, storage."""
 
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 from tqdm import tqdm
 
@@ -26,24 +26,22 @@ def quantizer_sections(arms: List[Arm]) -> List[Section]:
     if not used:
         note = "No arm has codebook indexes or embeddings of a teacher."
         return [Section("Quantizer and extraction", [note])]
-    seen = set()
+    quantizers: Dict[str, Optional[Path]] = {}
     for data in used.values():
-        metadata = data.metadata
-        if not isinstance(metadata, IndexMetadata) or metadata.quantizer_id in seen:
-            continue
-        seen.add(metadata.quantizer_id)
-        if data.quantizer is None:
-            quality.notes.append(
-                f"The file of quantizer {metadata.quantizer_id} was not found."
-            )
+        if isinstance(data.metadata, IndexMetadata):
+            quantizer_id = data.metadata.quantizer_id
+            quantizers[quantizer_id] = quantizers.get(quantizer_id) or data.quantizer
+    for quantizer_id, path in quantizers.items():
+        if path is None:
+            quality.notes.append(f"The file of quantizer {quantizer_id} was not found.")
         else:
-            add_quantizer(quality, data.quantizer)
+            add_quantizer(quality, path)
     columns = [extraction_values(data) for data in used.values()]
     rows = [[name, *(values[name] for values in columns)] for name in columns[0]]
     extraction.parts.append(
         Table(["", *(str(data.scp) for data in used.values())], rows)
     )
-    return [quality, extraction] if seen else [extraction]
+    return [quality, extraction] if quantizers else [extraction]
 
 
 def extraction_values(data: TeacherData) -> Dict[str, str]:
