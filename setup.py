@@ -24,6 +24,7 @@ requirements = [
     "soundfile",  # audio
     "tqdm",  # progress bars
     "jiwer>=4",  # word and character error rates
+    "jinja2",  # the page of a report
     # What ESPnet's training imports, or its recipes use, without its wheel asking for
     # it (202511 leaves out the next three, 202611 all four):
     "tensorboard",  # its trainer
@@ -75,7 +76,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["espnet_mvq", "espnet_mvq.*"]),
-    package_data={"espnet_mvq": ["scripts/*.sh"]},
+    package_data={"espnet_mvq": ["scripts/*.sh", "reporting/templates/*"]},
     entry_points={
         "console_scripts": [
             "mvq.sh = espnet_mvq.__main__:mvq_sh",

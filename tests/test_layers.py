@@ -1,10 +1,10 @@
 """Which modules may import which: the floors of the package, checked in its sources.
 
-6 commands (bin, run.py, __main__.py), 5 plugin, 4 extraction and exchange, 3 teachers
-and indexes, 2 frame_timing, 1 quantization and distillation, 0 files (so that the
-quantizer's file is written as all others are), -1 errors.py and options.py, which use
-the standard library alone. Imports go downwards or stay inside one folder; distillation
-is pure torch and imports only options.py.
+6 commands (bin, run.py, __main__.py), 5 plugin, 4 extraction, exchange and reporting,
+3 teachers and indexes, 2 frame_timing, 1 quantization and distillation, 0 files (so
+that the quantizer's file is written as all others are), -1 errors.py and options.py,
+which use the standard library alone. Imports go downwards or stay inside one folder;
+distillation is pure torch and imports only options.py.
 """
 
 import ast
@@ -24,6 +24,7 @@ LAYERS = {
     "plugin": 5,
     "extraction": 4,
     "exchange": 4,
+    "reporting": 4,
     "teachers": 3,
     "indexes": 3,
     "frame_timing": 2,
@@ -130,6 +131,7 @@ def test_imports_go_down(path):
         ("options.py", "import torch"),
         ("teachers/a.py", "from espnet_mvq.indexes import reader"),
         ("exchange/a.py", "from espnet_mvq.extraction import read_ahead"),
+        ("reporting/a.py", "from espnet_mvq.exchange import lhotse"),
         ("teachers/a.py", "import espnet2"),
         ("indexes/a.py", "from espnet_mvq import plugin"),
         ("plugin/a.py", "from espnet_mvq.bin.options import command"),
@@ -171,10 +173,16 @@ def test_module_has_a_docstring(path):
 
 
 @pytest.mark.parametrize(
-    "module", ["espnet_mvq", "espnet_mvq.run", "espnet_mvq.bin.run_jobs"]
+    "module",
+    [
+        "espnet_mvq",
+        "espnet_mvq.run",
+        "espnet_mvq.bin.run_jobs",
+        "espnet_mvq.bin.watch_training",
+    ],
 )
 def test_import_is_light(module):
-    """These start with every job and every command line."""
+    """These start with every job, training and command line."""
     heavy = "{'torch', 'numpy', 'espnet2', 'transformers', 's3prl'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(

@@ -88,8 +88,12 @@ def test_baseline_and_two_students(run):
     assert len(of_kind(calls, "pyscripts/score.py")) == 3
     (table,) = of_kind(calls, "pyscripts/results_table.py")
     assert table.endswith(f"--exp {' '.join(names)}")
-    (report,) = of_kind(calls, "pyscripts/distillation_report.py")
-    assert f"--baseline {names[0]} --student {names[1]} {names[2]} --inf" in report
+    (report,) = of_kind(calls, "espnet_mvq.bin.report")
+    assert f"report {' '.join(names)} --baseline {names[0]} --output exp/re" in report
+    watchers = of_kind(calls, "espnet_mvq.bin.watch_training")
+    assert [w.split("--exp ")[1] for w in watchers] == [
+        f"{name} --baseline {names[0]}" for name in names
+    ]
 
 
 def test_student_without_baseline(recipe, run):
@@ -111,7 +115,7 @@ def test_student_without_baseline(recipe, run):
     )
     assert "--config conf/one.yaml" in stats and "--config conf/one.yaml" in training
     assert (recipe / "stats/train/text_shape.bpe").read_text() == "utt 3,2\n"
-    (report,) = of_kind(calls, "pyscripts/distillation_report.py")
+    (report,) = of_kind(calls, "espnet_mvq.bin.report")
     assert "--baseline" not in report
 
 
@@ -120,7 +124,21 @@ def test_baseline_alone_needs_no_teacher(run):
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(of_kind(calls, "espnet2.bin.asr_train")) == 1
     assert not of_kind(calls, "mvq.sh")
-    assert not of_kind(calls, "pyscripts/distillation_report.py")
+    assert len(of_kind(calls, "espnet_mvq.bin.report")) == 1
+
+
+def test_training_fails_with_its_own_errors_only(recipe, run):
+    """The watcher may fail; a training that fails ends the script."""
+    python = recipe / "python0"
+    text = python.read_text()
+    broken = 'sys.exit(3 if "{}" in words else 0)\n'.format
+    python.write_text(text + broken("espnet_mvq.bin.watch_training"))
+    done, _ = run("--stage", "11", "--stop_stage", "11")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (recipe / "exp/asr_plain_raw_en_bpe100/train.log").write_text("Error: no disk\n")
+    python.write_text(text + broken("espnet2.bin.launch"))
+    done, _ = run("--stage", "11", "--stop_stage", "11")
+    assert done.returncode == 1 and "train.log:Error: no disk" in done.stderr
 
 
 def test_more_options_of_mvq_sh_come_last(run):

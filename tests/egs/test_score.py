@@ -116,10 +116,10 @@ def test_refusals(run, ends_with_error, tmp_path):
     assert "have no words" in ends_with_error(run, {"u1": ""}, {"u1": "a"})
     model = str(tmp_path / "no.model")
     assert f"{model}: " in ends_with_error(run, REFS, HYPS, "--bpemodel", model)
-    with pytest.raises(score.ScoreError, match="no text file"):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         score.read_text(tmp_path / "nowhere")
     (tmp_path / "twice").write_text("u1 a\nu1 b\n")
-    with pytest.raises(score.ScoreError, match="u1 occurs twice"):
+    with pytest.raises(ValueError, match="twice:2: got utterance u1 again"):
         score.read_text(tmp_path / "twice")
 
 

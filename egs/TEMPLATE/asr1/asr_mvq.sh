@@ -54,8 +54,8 @@ mvq_args=           # More options of mvq.sh; they override the options above.
 
 # Students
 asr_config=conf/train_asr.yaml          # Baseline; empty: no baseline.
-mvq_asr_config=conf/train_asr_mvq.yaml  # MVQ students, separated by spaces; empty: none, no
-                                        # teacher and no report.
+mvq_asr_config=conf/train_asr_mvq.yaml  # MVQ students, separated by spaces; empty: none and
+                                        # no teacher.
 asr_args=           # More options of all trainings.
 inference_config=conf/decode_asr.yaml   # Configuration of decoding.
 inference_asr_model=valid.loss.ave.pth  # Checkpoint for decoding.
@@ -77,7 +77,6 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --asr_args \"...\" --inference_config YAML [${inference_config}]"
 
 log "$0 $*"
-run_args=$*
 . utils/parse_options.sh
 
 no_arguments "$@"
@@ -170,7 +169,7 @@ mvq() {
 }
 
 if [ -z "${mvq_asr_config}" ]; then
-    skip_stages+=" 6 7 8 14"
+    skip_stages+=" 6 7 8"
 fi
 
 if runs 6; then
@@ -231,20 +230,26 @@ fi
 train() {
     local launcher=$1 config=$2 exp=$3
     log "Training ${exp}; log: ${exp}/train.log"
-    # shellcheck disable=SC2086
-    OMP_NUM_THREADS=${num_threads} ${python} -m espnet2.bin.launch \
-        --cmd "${cuda_cmd} --name $(basename "${exp}")/train.log" \
-        --log "${exp}/train.log" --ngpu "${ngpu}" --num_nodes 1 \
-        --init_file_prefix "${exp}/.dist_init_" --multiprocessing_distributed true -- \
-        ${launcher} -m espnet2.bin.asr_train "${data_opts[@]}" \
-        --train_shape_file "${stats_dir}/train/speech_shape" \
-        --train_shape_file "${stats_dir}/train/text_shape.bpe" \
-        --valid_shape_file "${stats_dir}/valid/speech_shape" \
-        --valid_shape_file "${stats_dir}/valid/text_shape.bpe" \
-        --normalize global_mvn \
-        --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz" \
-        --resume true --output_dir "${exp}" --config "${config}" ${asr_args} \
-        >"${exp}/launch.log" 2>&1 || {
+    # The pipe carries nothing; its end tells the watcher that the training has ended.
+    {
+        # shellcheck disable=SC2086
+        OMP_NUM_THREADS=${num_threads} ${python} -m espnet2.bin.launch \
+            --cmd "${cuda_cmd} --name $(basename "${exp}")/train.log" \
+            --log "${exp}/train.log" --ngpu "${ngpu}" --num_nodes 1 \
+            --init_file_prefix "${exp}/.dist_init_" --multiprocessing_distributed true -- \
+            ${launcher} -m espnet2.bin.asr_train "${data_opts[@]}" \
+            --train_shape_file "${stats_dir}/train/speech_shape" \
+            --train_shape_file "${stats_dir}/train/text_shape.bpe" \
+            --valid_shape_file "${stats_dir}/valid/speech_shape" \
+            --valid_shape_file "${stats_dir}/valid/text_shape.bpe" \
+            --normalize global_mvn \
+            --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz" \
+            --resume true --output_dir "${exp}" --config "${config}" ${asr_args} \
+            >"${exp}/launch.log" 2>&1
+    } | {
+        ${python} -m espnet_mvq.bin.watch_training --exp "${exp}" \
+            ${baseline_exp:+--baseline "${baseline_exp}"} || true
+    } || {
         [ -f "${exp}/train.log" ] || tail -n 5 "${exp}/launch.log" >&2
         failed "${exp}/train.log"
     }
@@ -307,13 +312,10 @@ fi
 
 if runs 14; then
     log "stage 14: Report"
-    # shellcheck disable=SC2086
-    ${python} pyscripts/distillation_report.py \
-        ${baseline_exp:+--baseline "${baseline_exp}"} --student "${mvq_exps[@]}" \
-        --inference "${inference_tag}" --test_sets ${test_sets} \
-        --index_metadata "${data_dir}/${train_set}/codebook_indexes.json" \
-        --quantizer "${quantizer}" --run_args "${run_args}" --out "${expdir}/REPORT.md"
-    log "Report: ${expdir}/REPORT.md"
+    ${python} -m espnet_mvq.bin.report "${exps[@]}" \
+        ${baseline_exp:+--baseline "${baseline_exp}"} \
+        --output "${expdir}/report.html" --markdown "${expdir}/REPORT.md"
+    log "Report: ${expdir}/report.html; its tables: ${expdir}/REPORT.md"
 fi
 
 log "Successfully finished. [elapsed=${SECONDS}s]"

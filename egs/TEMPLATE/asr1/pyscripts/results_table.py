@@ -6,21 +6,20 @@ experiment folders.
 """
 
 import argparse
-import json
 import logging
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import List, Optional
 
+from espnet_mvq.reporting.environment import installed_version
+from espnet_mvq.reporting.error_rates import read_scores
+from espnet_mvq.reporting.training_log import ReportError
+
+PACKAGES = ("espnet", "torch", "espnet_mvq")
 METRICS = ("wer", "cer", "ter")
 HEADER = "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"
-
-
-class ResultsError(Exception):
-    """Missing or damaged scores; the text is the message to the user."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -35,14 +34,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def get_version(package: str) -> str:
-    """Return the version of a package, or "not installed"."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def get_git_commit() -> Optional[str]:
     """Return the short commit hash of the working directory, None outside of git."""
     command = ["git", "rev-parse", "--short", "HEAD"]
@@ -55,39 +46,19 @@ def get_git_commit() -> Optional[str]:
 
 def describe_environment() -> List[str]:
     """Return the lines of the section on the environment."""
+    versions = {name: installed_version(name) or "not installed" for name in PACKAGES}
     lines = [
         "## Environments",
         f"- date: `{time.strftime('%a %b %d %H:%M:%S %Z %Y')}`",
         f"- python version: `{' '.join(sys.version.split())}`",
-        f"- espnet version: `espnet {get_version('espnet')}`",
-        f"- pytorch version: `pytorch {get_version('torch')}`",
-        f"- espnet_mvq version: `espnet_mvq {get_version('espnet_mvq')}`",
+        f"- espnet version: `espnet {versions['espnet']}`",
+        f"- pytorch version: `pytorch {versions['torch']}`",
+        f"- espnet_mvq version: `espnet_mvq {versions['espnet_mvq']}`",
     ]
     commit = get_git_commit()
     if commit:
         lines.append(f"- Git hash: `{commit}`")
     return lines
-
-
-def read_results(exp: Path, metric: str) -> Dict[str, dict]:
-    """Return dataset -> scores of one experiment, e.g. ``decode_asr/test``.
-
-    Raises:
-        ResultsError: If a file was not written by score.py.
-    """
-    results = {}
-    for path in sorted(exp.glob(f"**/score_{metric}/result.json")):
-        folder = path.parent.parent
-        if folder.name == "score":
-            folder = folder.parent
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if "num_tokens" not in result:
-                raise ValueError("no num_tokens in it")
-            results[folder.relative_to(exp).as_posix()] = result
-        except ValueError as error:
-            raise ResultsError(f"{path} is damaged ({error}): score again") from error
-    return results
 
 
 def format_row(dataset: str, result: dict) -> str:
@@ -104,19 +75,20 @@ def format_experiment(exp: Path) -> List[str]:
     """Return the section of one experiment.
 
     Raises:
-        ResultsError: If the folder is missing or has no scores.
+        ReportError: If the folder is missing or has no scores.
     """
     if not exp.is_dir():
-        raise ResultsError(f"no experiment folder {exp}")
+        raise ReportError(f"no experiment folder {exp}")
     lines = ["", f"## {exp.as_posix()}"]
+    scores = read_scores(exp)
     for metric in METRICS:
-        results = read_results(exp, metric)
+        results = {n: of[metric] for n, of in scores.items() if metric in of}
         if results:
             lines += [f"### {metric.upper()}", "", HEADER, "|---" * 9 + "|"]
             lines += [format_row(name, results[name]) for name in results]
             lines.append("")
     if len(lines) == 2:
-        raise ResultsError(f"no score_*/result.json below {exp}: decode and score it")
+        raise ReportError(f"no score_*/result.json below {exp}: decode and score it")
     return lines
 
 
@@ -132,7 +104,7 @@ def main(cmd: Optional[List[str]] = None) -> None:
         lines += describe_environment()
         for exp in args.exp:
             lines += format_experiment(Path(exp))
-    except (ResultsError, OSError) as error:
+    except (ReportError, OSError) as error:
         logging.error(str(error))
         sys.exit(1)
     print("\n".join(lines))

@@ -12,12 +12,13 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import yaml
-from distillation_report import ReportError, read_epochs, target_bytes
-from score import align, get_tokenizers, match, read_text
 from table_jobs import TableError, read_table
 
 from espnet_mvq.files.scp import read_counts, read_ids, read_list, read_scp
 from espnet_mvq.files.whole_file import write_text
+from espnet_mvq.reporting.scoring import align, get_tokenizers, match, read_text
+from espnet_mvq.reporting.training_data import target_bytes
+from espnet_mvq.reporting.training_log import ReportError, read_epochs
 
 NUM_RESAMPLES = 10_000
 _PARAMETERS = re.compile(r"Total Number of model parameters: ([\d.]+) ([KM])")

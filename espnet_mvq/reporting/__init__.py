@@ -1,0 +1,1 @@
+"""Results of experiments: training logs, error rates, the report of a run."""
