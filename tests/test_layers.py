@@ -90,7 +90,7 @@ def is_downward(path, module):
     target = (module.split(".") + ["__init__"])[1]
     if folder == "__init__":
         # `register()` is the one door from the top
-        return module == "espnet_mvq.plugin.registration"
+        return module.startswith("espnet_mvq.plugin.")
     if target in ("__init__", folder):
         return True  # the version; a sibling
     if folder == "distillation":
