@@ -4,8 +4,8 @@ import re
 import sys
 
 OLDEST_TESTED = 202511  # as in setup.py
-# A checkout made between two releases has the version of the earlier one. ESPnet's master
-# of September 2024, which passes the tests of the plugin, says 202402.
+# A checkout made between two releases has the version of the earlier one. ESPnet's
+# master of September 2024, which passes the tests of the plugin, says 202402.
 _OLDEST = 202402
 _UNKNOWN = "0.0.0"  # ESPnet says so if it finds neither metadata nor version.txt
 
