@@ -76,7 +76,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["espnet_mvq", "espnet_mvq.*"]),
-    package_data={"espnet_mvq": ["scripts/*.sh", "reporting/templates/*"]},
+    package_data={
+        "espnet_mvq": ["scripts/*.sh", "**/templates/*", "quantization/README.md"]
+    },
     entry_points={
         "console_scripts": [
             "mvq.sh = espnet_mvq.__main__:mvq_sh",
@@ -86,9 +88,18 @@ setup(
     python_requires=">=3.10",
     install_requires=requirements,
     extras_require=extras,
+    keywords=(
+        "speech recognition, knowledge distillation, vector quantization, ESPnet, ASR"
+    ),
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
         "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -15,7 +15,14 @@ def register() -> None:
 
     Safe to call more than once. The launcher `python3 -m espnet_mvq.run` calls it in
     every process; notebooks and scripts that use ESPnet directly call it themselves.
+
+    Raises:
+        ImportError: If there is no ESPnet, or it is too old.
+        ValueError: If another plugin has taken a name.
     """
+    from espnet_mvq.plugin.espnet_version import check_espnet
+
+    check_espnet()
     from espnet_mvq.plugin.registration import register as register_plugin
 
     register_plugin()

@@ -54,7 +54,12 @@ def main(argv: Optional[List[str]] = None) -> None:
         os.environ[_IN_LIGHTNING] = "true"
     from espnet_mvq import register
 
-    register()
+    try:
+        register()
+    except (ImportError, ValueError) as error:
+        if _refusal(error) is None:
+            raise
+        sys.exit(f"espnet_mvq: {error}")
     # By import, not runpy: the module must not take the place of `__main__`, which
     # spawned processes import to find the plugin.
     module = importlib.import_module(argv[1])

@@ -91,10 +91,7 @@ def is_downward(path, module):
     target = (module.split(".") + ["__init__"])[1]
     if folder == "__init__":
         # `register()` and `mvq_conf()` are the doors from the top
-        return module in (
-            "espnet_mvq.plugin.registration",
-            "espnet_mvq.plugin.completion",
-        )
+        return module.startswith("espnet_mvq.plugin.")
     if target in ("__init__", folder):
         return True  # the version; a sibling
     if folder == "distillation":

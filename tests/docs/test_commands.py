@@ -31,7 +31,6 @@ SCRIPTS = ROOT / "espnet_mvq" / "scripts"
 ASR_SH = "stage stop_stage python ngpu num_nodes asr_config asr_tag asr_args "
 ASR_SH += "use_streaming use_lm"
 # Commands that the pages describe before they exist
-PENDING = {"espnet_mvq.bin.make_config", "espnet_mvq.bin.report"}
 # Programs whose options are not ours
 OTHERS = "cd cp git pip export".split()
 
@@ -101,12 +100,6 @@ def check_command(page, words):
         assert name in OTHERS, program
 
 
-def is_pending(text):
-    """Whether a text uses a command of `PENDING` that does not exist."""
-    modules = PENDING.intersection(re.findall(r"espnet_mvq\.bin\.\w+", text))
-    return any(importlib.util.find_spec(module) is None for module in modules)
-
-
 def exit_with_message(parser, message):
     """Fail with the message of argparse in place of an exit."""
     pytest.fail(f"{parser.prog}: {message}")
@@ -116,9 +109,7 @@ def test_shell_commands(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "error", exit_with_message)
     for page, text, notest in blocks("bash"):
         subprocess.run(["bash", "-n", "-c", text], check=True)
-        lines = (
-            [] if notest or is_pending(text) else text.replace("\\\n", " ").splitlines()
-        )
+        lines = [] if notest else text.replace("\\\n", " ").splitlines()
         for line in lines:
             words = shlex.split(line, comments=True)
             if words:
@@ -131,7 +122,7 @@ def test_commands_within_the_text(monkeypatch):
         text = BLOCK.sub("", page.read_text(encoding="utf-8"))
         for command in re.findall(r"`([^`]+)`", text):
             words = command.split()
-            if is_pending(command) or not words:
+            if not words:
                 continue
             if words[:2] == ["python3", "-m"] and "espnet_mvq.bin" in command:
                 parser = importlib.import_module(words[2]).get_parser()
