@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# MVQ distillation in egs2/librispeech/asr1 of an ESPnet checkout; see README.md and --help.
+[ ! -f path.sh ] || . ./path.sh
+exec "$(dirname "$(python3 -m espnet_mvq --mvq_sh)")/run_mvq.sh" --teacher s3prl/wavlm_large \
+    --layer 18 --mvq_args "--use_gpu true --nj 4" "$@"
