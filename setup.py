@@ -17,6 +17,7 @@ requirements = [
     "numpy",
     "numba",  # compiled code search on CPUs
     "pyyaml",  # configurations
+    "ruamel.yaml",  # configurations whose comments and order stay
     "kaldiio",  # arks of codebook indexes
     "safetensors",  # quantizer files
     "sentencepiece",  # token lists
@@ -63,7 +64,12 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["espnet_mvq", "espnet_mvq.*"]),
     package_data={"espnet_mvq": ["scripts/*.sh"]},
-    entry_points={"console_scripts": ["mvq.sh = espnet_mvq.__main__:run_mvq_sh"]},
+    entry_points={
+        "console_scripts": [
+            "mvq.sh = espnet_mvq.__main__:run_script",
+            "run_mvq.sh = espnet_mvq.__main__:run_script",
+        ]
+    },
     python_requires=">=3.10",
     install_requires=requirements,
     extras_require=extras,

@@ -31,6 +31,7 @@ def main(cmd=None) -> None:
         return
     print(f"espnet_mvq {__version__}\n")
     print(f"{MVQ_SH}\n    Quantizer and codebook indexes in an ESPnet recipe.")
+    print(f"{MVQ_SH.with_name('run_mvq.sh')}\n    The whole of a recipe with MVQ.")
     print("python3 -m espnet_mvq.run\n    Python with the plugin registered in ESPnet.")
     for path in sorted((_PACKAGE / "bin").glob("[a-z]*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
@@ -39,10 +40,14 @@ def main(cmd=None) -> None:
             print(f"python3 -m espnet_mvq.bin.{path.stem}\n    {summary}")
 
 
-def run_mvq_sh() -> None:
-    """Run mvq.sh with the Python of this installation, unless `--python` is given."""
+def run_script() -> None:
+    """Run the script of the command's name with the Python of this installation.
+
+    Another Python is used if `--python` gives it.
+    """
     os.environ.setdefault("MVQ_PYTHON", sys.executable)
-    os.execvp("bash", ["bash", str(MVQ_SH), *sys.argv[1:]])
+    script = MVQ_SH.with_name(Path(sys.argv[0]).name)
+    os.execvp("bash", ["bash", str(script), *sys.argv[1:]])
 
 
 if __name__ == "__main__":
