@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,17 +79,19 @@ def make_student_config(
             no such layer.
     """
     output = output or config.with_name(f"{config.stem}_mvq.yaml")
-    if output.exists():
-        raise FileExistsError(
-            f"{output}: got an existing file, expected none; remove it, or choose "
-            "another one with --output"
-        )
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"--weight: got {weight}, expected a number from 0 up")
     text, options = _read(config)
     _refuse_others(config, options, task)
     data_name = DATA_NAME if loss == CODEBOOKS else EMBEDDINGS_NAME
     scp = _find_scp(data_dir, data_name)
     args = _parse(config, task)
     chosen, streaming = _choose_layer(config, args, task, layer)
+    if output.exists():
+        raise FileExistsError(
+            f"{output}: got an existing file, expected none; remove it, or choose "
+            "another one with --output"
+        )
     metric = _metric(args, task)
     mvq_conf = {"weight": weight, "layer": chosen}
     if loss != CODEBOOKS:
