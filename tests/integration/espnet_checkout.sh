@@ -3,7 +3,7 @@
 # An unmodified recipe of an ESPnet checkout with MVQ distillation: the data stages of
 # egs2/mini_an4/asr1, mvq.sh through the checkout's own run.pl, ESPnet's statistics,
 # training on one and on two ranks, decoding, export, and decoding and packing of the
-# exported model by plain ESPnet.
+# exported model by plain ESPnet. Then st1 and s2t1 of mini_an4, up to the training.
 #
 # Usage: tests/integration/espnet_checkout.sh ESPNET_DIR
 #
@@ -86,4 +86,14 @@ done
 ls "${exp}_exported"/*.zip
 
 diff -rq "${espnet}/egs2/mini_an4/asr1" "${recipe}" | grep -v "^Only in" && exit 1
+
+# Recipes of other tasks, from the data to the training
+for task in st s2t; do
+    copy=${espnet}/egs2/mini_an4/${task}1_espnet_mvq
+    rm -rf "${copy}"
+    cp -a "${espnet}/egs2/mini_an4/${task}1" "${copy}"
+    cd "${copy}"
+    "${run_mvq[@]}" --use_lm false --stop_stage 11 "--${task}_args" "--max_epoch 1"
+    grep -q "loss_mvq" exp/*_mvq_*/train.log
+done
 echo "espnet_checkout.sh: all of it works with ${espnet}"
