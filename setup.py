@@ -81,8 +81,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "mvq.sh = espnet_mvq.__main__:mvq_sh",
-            "run_mvq.sh = espnet_mvq.__main__:run_mvq_sh",
+            "mvq.sh = espnet_mvq.__main__:run_script",
+            "run_mvq.sh = espnet_mvq.__main__:run_script",
         ]
     },
     python_requires=">=3.10",

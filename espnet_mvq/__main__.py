@@ -1,4 +1,4 @@
-"""`python3 -m espnet_mvq`: version, commands and the paths of the scripts."""
+"""`python3 -m espnet_mvq`: version, commands and the path of mvq.sh."""
 
 import argparse
 import ast
@@ -10,7 +10,6 @@ from espnet_mvq import __version__
 
 _PACKAGE = Path(__file__).resolve().parent
 MVQ_SH = _PACKAGE / "scripts" / "mvq.sh"
-RUN_MVQ_SH = MVQ_SH.with_name("run_mvq.sh")
 
 
 def main(cmd=None) -> None:
@@ -21,22 +20,18 @@ def main(cmd=None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="python3 -m espnet_mvq",
-        description="Print the version of espnet_mvq, its commands and the paths of "
-        "its scripts.",
+        description="Print the version of espnet_mvq, its commands and the path of "
+        "mvq.sh.",
     )
     parser.add_argument(
         "--mvq_sh", action="store_true", help="print the path of mvq.sh alone"
     )
-    parser.add_argument(
-        "--run_mvq_sh", action="store_true", help="print the path of run_mvq.sh alone"
-    )
-    args = parser.parse_args(cmd)
-    if args.mvq_sh or args.run_mvq_sh:
-        print(MVQ_SH if args.mvq_sh else RUN_MVQ_SH)
+    if parser.parse_args(cmd).mvq_sh:
+        print(MVQ_SH)
         return
     print(f"espnet_mvq {__version__}\n")
     print(f"{MVQ_SH}\n    Quantizer and codebook indexes in an ESPnet recipe.")
-    print(f"{RUN_MVQ_SH}\n    A whole ESPnet recipe with the MVQ loss.")
+    print(f"{MVQ_SH.with_name('run_mvq.sh')}\n    The whole of a recipe with MVQ.")
     print("python3 -m espnet_mvq.run\n    Python with the plugin registered in ESPnet.")
     for path in sorted((_PACKAGE / "bin").glob("[a-z]*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
@@ -45,15 +40,14 @@ def main(cmd=None) -> None:
             print(f"python3 -m espnet_mvq.bin.{path.stem}\n    {summary}")
 
 
-def mvq_sh(script: Path = MVQ_SH) -> None:
-    """Run mvq.sh with the Python of this installation, unless `--python` is given."""
+def run_script() -> None:
+    """Run the script of the command's name with the Python of this installation.
+
+    Another Python is used if `--python` gives it.
+    """
     os.environ.setdefault("MVQ_PYTHON", sys.executable)
+    script = MVQ_SH.with_name(Path(sys.argv[0]).name)
     os.execvp("bash", ["bash", str(script), *sys.argv[1:]])
-
-
-def run_mvq_sh() -> None:
-    """Run run_mvq.sh, likewise."""
-    mvq_sh(RUN_MVQ_SH)
 
 
 if __name__ == "__main__":

@@ -1,60 +1,69 @@
 #!/usr/bin/env python3
-"""Add the MVQ loss to a training configuration of an ESPnet recipe."""
+"""Turn a training configuration of ESPnet into that of an MVQ student."""
 
 import argparse
 import logging
 from pathlib import Path
-from typing import Union
 
 from espnet_mvq.bin.options import (
+    add_logging_options,
     command,
-    command_parser,
     defaults_of,
     setup_logging,
 )
-from espnet_mvq.distillation.embedding_loss import EMBEDDING_LOSSES
-from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.frame_timing.tasks import TASKS
-from espnet_mvq.plugin.config import CODEBOOKS
-from espnet_mvq.plugin.student_yaml import make_student_yaml, run_options
+from espnet_mvq.plugin.config import LOSSES
+from espnet_mvq.plugin.student_config import make_student_config
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = command_parser(
-        "Write the training configuration of an MVQ student: that of a baseline, "
-        "unchanged, with the MVQ loss. Print the options of run.sh for it.",
+    parser = argparse.ArgumentParser(
+        description="Write a training configuration with the MVQ loss beside the "
+        "recipe's own one, which stays as it is. Comments and order are kept. The "
+        "command that trains the student is printed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--asr_config", required=True, help="yaml of the baseline")
+    parser.set_defaults(**defaults_of(make_student_config, "weight", "loss", "task"))
+    parser.add_argument(
+        "--asr_config",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="training configuration of the recipe, also of another task",
+    )
     parser.add_argument(
         "--set",
-        help="data folder of the training set, with codebook_indexes.scp (or "
-        "embeddings.scp); default: the only one in dump/raw that has it",
+        type=Path,
+        metavar="DIR",
+        help="training set with codebook indexes, such as dump/raw/train_sp; if not "
+        "given, the only one in dump/raw",
     )
     parser.add_argument(
         "--layer",
-        type=layer_number,
-        help="student layer, counted from 1; -1 = encoder output; or the path of a "
-        "submodule; default: two thirds of the encoder's blocks, -1 without blocks "
-        "and for streaming encoders",
+        type=int,
+        metavar="N",
+        help="student layer, counted from 1; -1 = encoder output; if not given, at two "
+        "thirds of the blocks, or -1 for streaming and recurrent encoders",
     )
     parser.add_argument("--weight", type=float, help="weight of the loss")
     parser.add_argument(
         "--loss",
-        choices=(CODEBOOKS, *EMBEDDING_LOSSES),
-        help="codebooks (MVQ), or a loss on stored embeddings",
+        choices=LOSSES,
+        help="codebooks: the MVQ loss; others need stored embeddings in the set",
     )
-    parser.add_argument("--task", choices=tuple(TASKS), help="task of ESPnet")
     parser.add_argument(
-        "--output", help="yaml to write; default: X_mvq.yaml beside X.yaml"
+        "--output",
+        type=Path,
+        help="file to write; if not given, X_mvq.yaml beside X.yaml",
     )
-    parser.set_defaults(**defaults_of(make_student_yaml, "weight", "loss", "task"))
+    parser.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        help="task of ESPnet, as in espnet2.bin.TASK_train",
+    )
+    add_logging_options(parser)
     return parser
-
-
-def layer_number(text: str) -> Union[int, str]:
-    """Parse the number of a layer or the path of a submodule."""
-    return int(text) if text.lstrip("-").isdigit() else text
 
 
 @command
@@ -62,29 +71,19 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
-    path = Path(args.asr_config)
-    output = Path(args.output or path.with_name(f"{path.stem}_mvq.yaml"))
-    if output.exists():
-        raise ValueError(
-            f"{output} exists; remove it, or give another file by --output"
-        )
-    student = make_student_yaml(
-        path,
-        Path(args.set) if args.set else None,
+    made = make_student_config(
+        args.asr_config,
+        args.set,
         args.layer,
         args.weight,
         args.loss,
+        args.output,
         args.task,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, student.text)
-    for note in student.notes:
-        logging.warning(note)
-    logging.info(
-        f"{output}: student layer {student.layer}. The options of run.sh follow; add "
-        '--stage 6 --python "python3 -m espnet_mvq.run"'
-    )
-    print(" ".join(run_options(student, args.task, output)))
+    logging.info(f"{made.path}: student layer {made.layer}")
+    for note in made.notes:
+        logging.info(note)
+    print(made.command)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,11 @@ class LayerHook:
             )
 
 
+def works_on_chunks(encoder: torch.nn.Module) -> bool:
+    """Whether the blocks of an encoder see chunks of the speech, as in streaming."""
+    return bool(getattr(encoder, "hop_size", 0) and encoder.block_size)
+
+
 def _takes_prefix(encoder: torch.nn.Module) -> bool:
     """Whether an encoder's input layer puts tokens before the speech.
 
@@ -181,7 +186,7 @@ def _find_layer(encoder: torch.nn.Module, layer: Union[int, str]) -> torch.nn.Mo
     name = type(encoder).__name__
     blocks = find_blocks(encoder)
     inside = isinstance(layer, int) or layer.split(".")[0] == "encoders"
-    if inside and getattr(encoder, "hop_size", 0) and encoder.block_size:
+    if inside and works_on_chunks(encoder):
         raise ValueError(
             f"mvq_conf layer {layer}: the blocks of the streaming {name} work on "
             "chunks: use layer: -1, the encoder output"

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-
-# MVQ distillation in an unmodified recipe of an ESPnet checkout, in place of its run.sh:
-# run.sh up to stage 5 (data), then mvq.sh (codebook indexes), then the recipe's training
-# configuration with the MVQ loss, then run.sh from stage 6 on.
+# MVQ distillation in an unmodified recipe of an ESPnet checkout: run.sh up to stage 5,
+# then mvq.sh, then make_config on the recipe's own yaml, then run.sh from stage 6 on.
+# Names of sets and options are those that run.sh gives to asr.sh (s2t.sh, slu.sh, st.sh).
 
 set -euo pipefail
 
@@ -10,104 +9,97 @@ scripts=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 # shellcheck source=espnet_mvq/scripts/common.sh
 . "${scripts}/common.sh"
 
-stage=1             # First stage to run; 6: data exist; 7: codebook indexes exist, too.
+stage=1             # First stage to run.
 stop_stage=10000    # Last stage to run.
-python=${MVQ_PYTHON:-python3}  # Python with espnet_mvq and ESPnet.
-teacher=            # Teacher, as of mvq.sh (required).
-teacher_conf=       # Options of the teacher's back end.
-layer=-1            # Teacher layer, counted from 1; -1: the last.
-num_codebooks=      # Bytes per teacher frame.
-use_gpu=true        # Extraction on GPUs.
-mvq_nj=1            # Parallel jobs of the extraction; with GPUs, one GPU each.
+teacher=            # As in mvq.sh (required).
+layer=-1            # Teacher layer.
+config=             # yaml of the baseline; empty: the one that run.sh uses.
 mvq_args=           # More options of mvq.sh.
-asr_config=         # The baseline's configuration; empty: that of run.sh.
-student_layer=      # Student layer; empty: see make_config.
-weight=             # Weight of the MVQ loss.
-train_set=          # Training set; empty: that of run.sh, with _sp if it perturbs the speed.
+config_args=        # More options of espnet_mvq.bin.make_config.
+python=${MVQ_PYTHON:-python3}
 
-help_message="Usage: run_mvq.sh --teacher NAME [options] [options of run.sh]
-  In the folder of an ESPnet recipe. Defaults in brackets.
-  --stage N --stop_stage N [${stage} to the last]   those of run.sh; mvq.sh runs before
-     stage 6; from --stage 7 on the codebook indexes exist
-  --teacher NAME --teacher_conf \"KEY=VALUE ...\" --layer N [${layer}] --num_codebooks N [16]
-  --use_gpu true|false [${use_gpu}] --mvq_nj N [${mvq_nj}] --mvq_args \"OPTIONS OF MVQ.SH\"
-  --asr_config YAML [that of run.sh] --student_layer N --weight W
-  --train_set NAME [that of run.sh, with _sp if it perturbs the speed]
-  Other options go to all calls of run.sh."
+help_message="Usage: run_mvq.sh --teacher NAME [options]   in a recipe's folder
+  --teacher NAME --layer N [${layer}]   as in mvq.sh
+  --config FILE   yaml of the baseline, which is not changed [the one of run.sh]
+  --stage N --stop_stage N   stages of run.sh; mvq.sh runs before stage 6:
+     6 data exist, 7 codebook indexes of this teacher exist, too
+  --mvq_args \"...\"      more options of mvq.sh, such as \"--use_gpu true --nj 2\"
+  --config_args \"...\"   more options of make_config, such as \"--layer 8 --weight 0.5\"
+Other options are those of run.sh and apply to all of its stages."
 
-own_options=" stage stop_stage python teacher teacher_conf layer num_codebooks use_gpu mvq_nj "
-own_options+="mvq_args asr_config student_layer weight train_set "
-recipe_opts=()
+run_args=()
 while [ $# -gt 0 ]; do
     name=${1#--}
     name=${name//-/_}
-    if [ "$1" = --help ] || [ "$1" = -h ]; then
-        echo "${help_message}"
-        exit 0
-    elif [[ "$1" != --* ]] || [ $# -lt 2 ]; then
-        refuse "got '$1', expected options with values, --NAME VALUE"
-    elif [[ "${own_options}" == *" ${name} "* ]]; then
-        printf -v "${name}" %s "$2"
-    else
-        recipe_opts+=("$1" "$2")
-    fi
-    shift 2
+    case ${name} in
+        help | h | _h) echo "${help_message}"; exit 0 ;;
+        teacher | layer | config | mvq_args | config_args | stage | stop_stage)
+            printf -v "${name}" %s "${2-}" ;;
+        *) run_args+=("${@:1:2}") ;;
+    esac
+    shift $(($# > 1 ? 2 : 1))
 done
-
 stages
-whole_number 1 mvq_nj ${num_codebooks:+num_codebooks}
-one_of use_gpu true false
-number ${weight:+weight}
-for file in run.sh path.sh; do
-    [ -f "${file}" ] || refuse "${PWD}: got no ${file}, expected the folder of an ESPnet" \
-        "recipe, such as egs2/librispeech_100/asr1; change to it"
-done
 required "BACKEND/NAME, such as s3prl/wavlm_large (required)" teacher
-
-# of_run_sh NAME: value of an option or variable in run.sh; empty if there is none
-of_run_sh() {
-    sed -n -E -e "s/^ *(--)?$1[= ]\"([^\"\$]+)\".*/\2/p;t" \
-        -e "s/^ *(--)?$1[= ]([^\"\$ ]+).*/\2/p" run.sh | head -n 1
-}
-
-asr_config=${asr_config:-$(of_run_sh asr_config)}
-[ -f "${asr_config}" ] || refuse "--asr_config: got '${asr_config}', expected the yaml of a" \
-    "training"
-data_set=${train_set:-$(of_run_sh train_set)}
-[ -n "${data_set}" ] || refuse "--train_set: got none, and run.sh names none; give its name"
-factors=$(of_run_sh speed_perturb_factors)
-for ((i = 0; i < ${#recipe_opts[@]}; i += 2)); do
-    [[ "${recipe_opts[i]}" != --speed[-_]perturb[-_]factors ]] || factors=${recipe_opts[i + 1]}
+[[ "${teacher}${layer}" != *[[:space:]]* ]] || refuse_option teacher "one teacher and layer"
+for file in run.sh path.sh; do
+    [ -e "${file}" ] || refuse "${PWD}: got no ${file}, expected the folder of an ESPnet" \
+        "recipe, such as egs2/librispeech_100/asr1; go there first"
 done
-[ -z "${train_set}" ] || recipe_opts+=(--train_set "${train_set}")
-[ -z "${factors}" ] || data_set+=_sp
-
+[ -z "${config}" ] || [ -f "${config}" ] || refuse_option config "an existing file"
 set +u  # ESPnet's path.sh reads variables that may be unset
 # shellcheck source=/dev/null
 . ./path.sh
 set -u
-check_python "run 'pip install' there, or choose another Python with --python"
+check_python "run 'pip install' there"
 
+# espnet CMD...: run.sh with the options of the command line
+espnet() { ./run.sh ${run_args[@]+"${run_args[@]}"} "$@"; }
+
+# recipe_option NAME DEFAULT: value that run.sh gives to an option; empty if it is ""
+recipe_option() {
+    local rest="$2 "
+    [[ "${recipe}" != *" --$1 "* ]] || rest="${recipe##* --"$1" } "
+    echo "${rest%% *}"
+}
+
+# Without stages, asr.sh only logs its options.
+recipe=$(espnet --stage 99999 --stop_stage 99999 2>&1) || {
+    tail -n 5 <<<"${recipe}" >&2
+    refuse "./run.sh: failed before its first stage, see the lines above"
+}
+recipe=$(sed -n -E 's/.*\) \.?\/?(.*\/)?((asr|s2t|slu|st)\.sh --.*)/\2/p' <<<"${recipe}" |
+    head -n 1)
+[ -n "${recipe}" ] || refuse "./run.sh: got no call of asr.sh, s2t.sh, slu.sh or st.sh in" \
+    "its log, expected a recipe of one of them"
+kind=${recipe%%.sh*}
+train_set=$(recipe_option train_set "")
+[ -z "$(recipe_option speed_perturb_factors "")" ] || train_set+=_sp
+datadir=$(recipe_option dumpdir dump)/$(recipe_option feats_type raw)
+config=${config:-$(recipe_option "${kind}_config" "")}
 # ESPnet resumes an experiment of the same name, so the name includes the teacher.
-tag=$(basename "${asr_config}" .yaml)_mvq_$(teacher_tag "${teacher}" "${layer}" "${teacher_conf}")
-config=exp/${tag}.yaml
+tag=$(basename "${config}" .yaml)_mvq_$(teacher_tag "${teacher}" "${layer}")
+student=$(recipe_option expdir exp)/${kind}_${tag}.yaml
 
 if [ "${stage}" -le 5 ]; then
-    ./run.sh ${recipe_opts[@]+"${recipe_opts[@]}"} --stage "${stage}" \
-        --stop_stage "$(min "${stop_stage}" 5)"
+    espnet --stage "${stage}" --stop_stage "$(min "${stop_stage}" 5)"
 fi
 [ "${stop_stage}" -gt 5 ] || exit 0
 if [ "${stage}" -le 6 ]; then
-    options teacher teacher_conf layer num_codebooks use_gpu python
     # shellcheck disable=SC2086
-    bash "${scripts}/mvq.sh" --train_set "${data_set}" --nj "${mvq_nj}" "${opts[@]}" ${mvq_args}
+    MVQ_PYTHON=${python} bash "${scripts}/mvq.sh" --datadir "${datadir}" \
+        --train_set "${train_set}" --dev_set "$(recipe_option valid_set "")" \
+        --teacher "${teacher}" --layer "${layer}" ${mvq_args}
 fi
-rm -f "${config}"
-layer=${student_layer}
-options layer weight
-train_opts=$("${py[@]}" -m espnet_mvq.bin.make_config --asr_config "${asr_config}" \
-    --set "dump/raw/${data_set}" --output "${config}" ${opts[@]+"${opts[@]}"})
+[ -f "${config}" ] || refuse "--config: got '${config}', expected the yaml of the baseline"
+rm -f "${student}"
 # shellcheck disable=SC2086
-./run.sh --python "${py[*]} -m espnet_mvq.run" ${train_opts} --asr_tag "${tag}" \
-    ${recipe_opts[@]+"${recipe_opts[@]}"} \
+command=$("${py[@]}" -m espnet_mvq.bin.make_config --asr_config "${config}" \
+    --set "${datadir}/${train_set}" --output "${student}" \
+    --task "$(recipe_option "${kind}_task" "${kind}")" ${config_args})
+# The options after the yaml: the checkpoint of decoding, and streaming
+read -ra decoding <<<"--inference_${command#* --inference_}"
+# Options of the command line are the last, and win.
+./run.sh --python "${python} -m espnet_mvq.run" "--${kind}_config" "${student}" \
+    "--${kind}_tag" "${tag}" "${decoding[@]}" ${run_args[@]+"${run_args[@]}"} \
     --stage "$((stage > 6 ? stage : 6))" --stop_stage "${stop_stage}"

@@ -100,6 +100,8 @@ def _write_training(folder):
         "output_dir": f"{folder}/exp",
     }
     (folder / "train.yaml").write_text(yaml.safe_dump(config))
+    (folder / "baseline.yaml").write_text(yaml.safe_dump(TINY_MODEL))
+    (folder / "lm.yaml").write_text("lm: transformer\n")
 
 
 def _write_bad_lists(folder):

@@ -3,7 +3,7 @@
 # An unmodified recipe of an ESPnet checkout with MVQ distillation: the data stages of
 # egs2/mini_an4/asr1, mvq.sh through the checkout's own run.pl, ESPnet's statistics,
 # training on one and on two ranks, decoding, export, and decoding and packing of the
-# exported model by plain ESPnet.
+# exported model by plain ESPnet. Then st1 and s2t1 of mini_an4, up to the training.
 #
 # Usage: tests/integration/espnet_checkout.sh ESPNET_DIR
 #
@@ -30,24 +30,20 @@ cd "${recipe}"
 ./run.sh --stop_stage 5 --use_lm false
 
 # The corpus has a handful of utterances, so the codebooks are small.
-bash "$(python3 -m espnet_mvq --mvq_sh)" --train_set train_nodev --dev_set train_dev --nj 2 \
-    --teacher "s3prl/hf_hubert_custom:${root}/egs/demo/asr1/teacher" --layer 4 \
-    --num_codebooks 4 --quantizer_args "--codebook_size 16 --num_iterations 4"
+teacher=(--teacher "s3prl/hf_hubert_custom:${root}/egs/demo/asr1/teacher" --layer 4
+    --mvq_args "--nj 2 --num_codebooks 4 --codebook_size 16")
+run_mvq=(bash "$(dirname "$(python3 -m espnet_mvq --mvq_sh)")/run_mvq.sh" "${teacher[@]}"
+    --ngpu 0)
+config=conf/train_asr_transformer_debug.yaml
+train=(--use_lm false --config "${config}" --inference_config conf/decode_asr_debug.yaml)
+"${run_mvq[@]}" "${train[@]}" --stage 6 --stop_stage 12
 
 # It was ESPnet's run.pl that ran the jobs: its logs end so.
 grep -q "^# Accounting: time=" dump/mvq/*/train_nodev/log/extract.1.log
 diff <(cut -d " " -f 1 dump/raw/train_nodev/wav.scp) \
     <(cut -d " " -f 1 dump/raw/train_nodev/codebook_indexes.scp)
 
-# Training and decoding through ESPnet's own stages
-cp -r "${root}/egs/mini_an4/asr1/conf/tuning" conf/tuning
-config=conf/tuning/train_asr_conformer_debug_mvq.yaml
-tag=mvq
-exp=exp/asr_${tag}
-train=(--use_lm false --ngpu 0 --python "python3 -m espnet_mvq.run" --asr_config "${config}"
-    --asr_tag "${tag}" --inference_asr_model valid.loss.ave.pth
-    --inference_config conf/decode_asr_debug.yaml)
-./run.sh --stage 10 --stop_stage 12 "${train[@]}"
+exp=exp/asr_train_asr_transformer_debug_mvq_teacher_layer4
 grep -q "loss_mvq" "${exp}/train.log"
 
 # The same training on two ranks: the command that ESPnet ran, as its log has it. The
@@ -76,13 +72,13 @@ python3 -m espnet_mvq.bin.export --asr_exp "${exp}" --output_dir "${exp}_exporte
 mkdir -p blocked/espnet_mvq
 echo "raise ImportError('espnet_mvq is blocked here')" >blocked/espnet_mvq/__init__.py
 PYTHONPATH=${PWD}/blocked ./run.sh --stage 12 --stop_stage 12 --use_lm false --ngpu 0 \
-    --asr_exp "${exp}_exported" --inference_asr_model valid.loss.ave.pth \
+    --asr_exp "${exp}_exported" --inference_asr_model valid.acc.ave.pth \
     --inference_config conf/decode_asr_debug.yaml
 # Stage 13, scoring, would write it, but needs sclite.
 touch "${exp}_exported/RESULTS.md"
 PYTHONPATH=${PWD}/blocked ./run.sh --stage 14 --stop_stage 14 --use_lm false \
     --skip_packing false --asr_exp "${exp}_exported" \
-    --inference_asr_model valid.loss.ave.pth
+    --inference_asr_model valid.acc.ave.pth
 # The same words
 for text in "${exp}"/decode_*/*/text "${exp}"/decode_*/org/*/text; do
     diff "${text}" "${text/${exp}/${exp}_exported}"
@@ -90,4 +86,14 @@ done
 ls "${exp}_exported"/*.zip
 
 diff -rq "${espnet}/egs2/mini_an4/asr1" "${recipe}" | grep -v "^Only in" && exit 1
+
+# Recipes of other tasks, from the data to the training
+for task in st s2t; do
+    copy=${espnet}/egs2/mini_an4/${task}1_espnet_mvq
+    rm -rf "${copy}"
+    cp -a "${espnet}/egs2/mini_an4/${task}1" "${copy}"
+    cd "${copy}"
+    "${run_mvq[@]}" --use_lm false --stop_stage 11 "--${task}_args" "--max_epoch 1"
+    grep -q "loss_mvq" exp/*_mvq_*/train.log
+done
 echo "espnet_checkout.sh: all of it works with ${espnet}"

@@ -1,0 +1,333 @@
+"""Turning a training configuration of ESPnet into that of an MVQ student."""
+
+import argparse
+import contextlib
+import importlib
+import io
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from espnet_mvq.errors import one_line
+from espnet_mvq.files.whole_file import write_text
+from espnet_mvq.frame_timing.encoders import find_blocks
+from espnet_mvq.frame_timing.tasks import TASKS
+from espnet_mvq.plugin.config import CODEBOOKS, DATA_NAME, EMBEDDINGS_NAME
+from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
+from espnet_mvq.plugin.layer_hook import LayerHook, works_on_chunks
+
+_DATA = "train_data_path_and_name_and_type"
+# Building these encoders reads or downloads pretrained weights.
+_PRETRAINED = ("avhubert", "beats", "hubert", "wav2vec2", "whisper")
+# The number of blocks does not depend on the features.
+_INPUT_SIZE = 80
+_SHARE_OF_BLOCKS = 2 / 3
+# Task of ESPnet, and the script in egs2/TEMPLATE that trains it with its options
+_SCRIPTS = {"s2t_ctc": "s2t", "asr_transducer": "asr"}
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The written configuration of an MVQ student.
+
+    Attributes:
+        path: File of the configuration.
+        layer: Student layer.
+        notes: Sentences about choices that the user may want to know.
+        command: Next command to run in the recipe.
+    """
+
+    path: Path
+    layer: int
+    notes: Tuple[str, ...]
+    command: str
+
+
+def make_student_config(
+    config: Path,
+    data_dir: Optional[Path] = None,
+    layer: Optional[int] = None,
+    weight: float = 1.0,
+    loss: str = CODEBOOKS,
+    output: Optional[Path] = None,
+    task: str = "asr",
+) -> StudentConfig:
+    """Write a training configuration with the MVQ loss; the input is not changed.
+
+    Args:
+        config: Training configuration of ESPnet, yaml.
+        data_dir: Training set with codebook indexes or embeddings. None: the only one
+            in dump/raw.
+        layer: Student layer, counted from 1; -1 = encoder output. None: at two thirds
+            of the blocks, or -1 for an encoder without blocks that can be recorded.
+        weight: Weight of the loss.
+        loss: Loss of the student, a name of `LOSSES`.
+        output: File to write. None: `X_mvq.yaml` beside `X.yaml`.
+        task: Task of ESPnet, a name of `TASKS`.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or no data.
+        FileExistsError: If the output exists.
+        ValueError: If the configuration cannot be that of a student, or the encoder has
+            no such layer.
+    """
+    output = output or config.with_name(f"{config.stem}_mvq.yaml")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"--weight: got {weight}, expected a number from 0 up")
+    text, options = _read(config)
+    _refuse_others(config, options, task)
+    data_name = DATA_NAME if loss == CODEBOOKS else EMBEDDINGS_NAME
+    scp = _find_scp(data_dir, data_name)
+    args = _parse(config, task)
+    chosen, streaming = _choose_layer(config, args, task, layer)
+    if output.exists():
+        raise FileExistsError(
+            f"{output}: got an existing file, expected none; remove it, or choose "
+            "another one with --output"
+        )
+    metric = _metric(args, task)
+    mvq_conf = {"weight": weight, "layer": chosen}
+    if loss != CODEBOOKS:
+        mvq_conf["loss"] = loss
+    added = {
+        "model_conf": {"mvq_conf": mvq_conf},
+        "allow_variable_data_keys": True,
+        _DATA: [[str(scp), data_name, DATA_TYPE]],
+    }
+    for ours, base in TASKS[task].models.items():
+        if args.model == base:
+            added["model"] = ours
+    try:
+        student, notes = _merge(text, options, task, added, metric)
+    except (ValueError, YAMLError) as error:
+        raise ValueError(
+            f"{config}: the MVQ loss cannot be added ({one_line(error)}); expected "
+            "each option once"
+        ) from error
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, student)
+    criterion = _checkpoint(yaml.safe_load(student), metric)
+    command = _next_command(output, task, criterion, streaming)
+    return StudentConfig(output, chosen, tuple(notes), command)
+
+
+def _read(config: Path) -> Tuple[str, Dict[str, Any]]:
+    """Return the text of a configuration, and its options as ESPnet reads them."""
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"{config}: no such file; give the training configuration of the recipe "
+            "to --asr_config"
+        )
+    try:
+        text = config.read_text(encoding="utf-8")
+        options = yaml.safe_load(text)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{config}: got no readable yaml ({one_line(error)}); expected a training "
+            "configuration of ESPnet"
+        ) from error
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"{config}: got no options, expected a training configuration of ESPnet"
+        )
+    return text, options
+
+
+def _refuse_others(config: Path, options: Dict[str, Any], task: str) -> None:
+    """Refuse a configuration that has the MVQ loss already, or has no encoder."""
+    model_conf = options.get("model_conf") or {}
+    if TASKS[task].uses_mvq(options) or "mvq_conf" in model_conf:
+        raise ValueError(
+            f"{config}: got a configuration with the MVQ loss already, expected that "
+            "of a baseline"
+        )
+    encoder = "encoder_conf" if task == "asr_transducer" else "encoder"
+    if not options.get(encoder):
+        raise ValueError(
+            f"{config}: got no {encoder}, expected the training configuration of a "
+            f"model of the task {task}; choose another task with --task"
+        )
+    bases = TASKS[task].models.values()
+    model = options.get("model")
+    if TASKS[task].models and model is not None and model not in bases:
+        raise ValueError(
+            f"{config}: got model: {model}, expected {' or '.join(bases)} or no model "
+            f"in the task {task}; choose another task with --task"
+        )
+
+
+def _find_scp(data_dir: Optional[Path], name: str) -> Path:
+    """Return the scp of a set, or of the only set in dump/raw that has one."""
+    if data_dir is not None:
+        scp = data_dir / f"{name}.scp"
+        if not scp.is_file():
+            raise FileNotFoundError(
+                f"{scp}: no such file; run mvq.sh on this set first, or correct --set"
+            )
+        return scp
+    found = sorted(Path("dump/raw").glob(f"*/{name}.scp"))
+    if not found:
+        raise FileNotFoundError(
+            f"dump/raw/*/{name}.scp: no such file; run mvq.sh first, or give the "
+            "training set with --set"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"--set: got none, and {name}.scp is in several sets; expected one of: "
+            + ", ".join(str(scp.parent) for scp in found)
+        )
+    return found[0]
+
+
+def _parse(config: Path, task: str) -> argparse.Namespace:
+    """Return the options with ESPnet's defaults, from the task's own parser."""
+    module = importlib.import_module(f"espnet2.tasks.{task}")
+    parser = getattr(module, TASKS[task].class_name).get_parser()
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return parser.parse_args(["--config", str(config)])
+    except SystemExit as error:
+        reason = errors.getvalue().strip().splitlines()[-1:]
+        raise ValueError(
+            f"{config}: got options that ESPnet's task {task} does not take "
+            f"({one_line(ValueError(*reason))}); choose another task with --task"
+        ) from error
+
+
+def _choose_layer(
+    config: Path, args: argparse.Namespace, task: str, layer: Optional[int]
+) -> Tuple[int, bool]:
+    """Return the student layer, and whether the encoder works on chunks."""
+    name = getattr(args, "encoder", None)
+    if name is not None and any(word in name for word in _PRETRAINED):
+        # A layer that is not there is refused when the training starts.
+        return (-1 if layer is None else layer), False
+    try:
+        encoder = _build_encoder(args, task)
+    except Exception as error:
+        raise ValueError(
+            f"{config}: the encoder cannot be built ({type(error).__name__}: "
+            f"{one_line(error)}); expected options that the installed ESPnet takes"
+        ) from error
+    streaming = works_on_chunks(encoder)
+    if layer is None:
+        blocks = None if streaming else find_blocks(encoder)
+        layer = -1 if not blocks else max(1, round(_SHARE_OF_BLOCKS * len(blocks)))
+    try:
+        LayerHook(encoder, layer)
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from error
+    return layer, streaming
+
+
+def _build_encoder(args: argparse.Namespace, task: str) -> torch.nn.Module:
+    """Build the encoder without memory for its weights."""
+    module = importlib.import_module(f"espnet2.tasks.{task}")
+    if TASKS[task].only_model and not hasattr(args, "encoder"):
+        encoder = module.Encoder
+    else:
+        encoder = module.encoder_choices.get_class(args.encoder)
+    with torch.device("meta"):
+        return encoder(_INPUT_SIZE, **args.encoder_conf)
+
+
+def _metric(args: argparse.Namespace, task: str) -> str:
+    """Return the statistic of the validation that selects checkpoints best."""
+    conf = args.model_conf
+    if task == "asr_transducer" or getattr(args, "decoder", None) == "transducer":
+        return "loss"
+    if getattr(args, "model", None) == "maskctc":
+        return "loss"
+    if task != "s2t_ctc" and (task == "st" or conf.get("ctc_weight", 0.5) < 1):
+        return "acc"
+    return "cer_ctc" if conf.get("report_cer", True) else "loss"
+
+
+def _merge(
+    text: str,
+    options: Dict[str, Any],
+    task: str,
+    added: Dict[str, Any],
+    metric: str,
+) -> Tuple[str, List[str]]:
+    """Add the options of the student to the text of a configuration.
+
+    Comments and the order of the options stay.
+
+    Args:
+        text: Text of the configuration.
+        options: Its options.
+        task: Task of ESPnet.
+        added: Options that are added or replaced; mappings and lists are extended.
+        metric: Statistic that selects checkpoints.
+
+    Returns:
+        The new text, and sentences about changes that were necessary.
+    """
+    notes = []
+    criteria = options.get("best_model_criterion") or []
+    if metric != "acc" and criteria and all(c[1] == "acc" for c in criteria):
+        added = {**added, "best_model_criterion": [["valid", metric, "min"]]}
+        notes.append(
+            f"best_model_criterion: changed to valid {metric} min, because this model "
+            "reports no acc"
+        )
+    if task in ("s2t", "s2t_ctc"):
+        added = {**added, "preprocessor_conf": {"speech_init_silence": 0}}
+        notes.append(
+            "preprocessor_conf: speech_init_silence set to 0, because silence before "
+            "the speech would move it against the indexes"
+        )
+    round_trip = YAML()
+    round_trip.preserve_quotes = True
+    round_trip.width = 2**16
+    round_trip.indent(mapping=4, sequence=4, offset=0)
+    document = round_trip.load(text)
+    expected = dict(options)
+    for name, value in added.items():
+        old = options.get(name)
+        if isinstance(value, dict) and old:
+            document[name].update(value)
+            expected[name] = {**old, **value}
+        elif name == _DATA and old:
+            document[name].extend(value)
+            expected[name] = [*old, *value]
+        else:
+            document[name] = expected[name] = value
+    stream = io.StringIO()
+    round_trip.dump(document, stream)
+    if yaml.safe_load(stream.getvalue()) != expected:
+        # Names that occur twice, for example
+        raise ValueError("the options of the baseline would change")
+    return stream.getvalue(), notes
+
+
+def _checkpoint(options: Dict[str, Any], metric: str) -> str:
+    """Return the averaged checkpoint that the training keeps for decoding."""
+    criteria = options.get("best_model_criterion")
+    if criteria is None:  # ESPnet's default keeps both.
+        return f"valid.{'acc' if metric == 'acc' else 'loss'}.ave.pth"
+    usable = [c for c in criteria if c[1] != "acc" or metric == "acc"] or criteria
+    # The last one, valid before train, and the best one before others
+    phase, name, _ = max(usable, key=lambda c: (c[0] == "valid", c[1] == metric))
+    return f"{phase}.{name}.ave.pth"
+
+
+def _next_command(output: Path, task: str, checkpoint: str, streaming: bool) -> str:
+    """Return the command that trains and decodes the student."""
+    name = _SCRIPTS.get(task, task)
+    words = ["./run.sh", "--stage", "6", "--python", "python3 -m espnet_mvq.run"]
+    if name != task:
+        words += [f"--{name}_task", task]
+    words += [f"--{name}_config", str(output), f"--inference_{name}_model", checkpoint]
+    if streaming:
+        words += ["--use_streaming", "true"]
+    return shlex.join(words)
