@@ -3,7 +3,8 @@
 # An unmodified recipe of an ESPnet checkout with MVQ distillation: the data stages of
 # egs2/mini_an4/asr1, mvq.sh through the checkout's own run.pl, ESPnet's statistics,
 # training on one and on two ranks, decoding, export, and decoding and packing of the
-# exported model by plain ESPnet. Then st1 and s2t1 of mini_an4, up to the training.
+# exported model by plain ESPnet. Then a transducer up to its export, and the recipes st1
+# and s2t1 up to the training.
 #
 # Usage: tests/integration/espnet_checkout.sh ESPNET_DIR
 #
@@ -84,6 +85,15 @@ for text in "${exp}"/decode_*/*/text "${exp}"/decode_*/org/*/text; do
     diff "${text}" "${text/${exp}/${exp}_exported}"
 done
 ls "${exp}_exported"/*.zip
+
+# A transducer, with the loss of ESPnet that needs no other package
+"${run_mvq[@]}" --use_lm false --config conf/train_asr_transducer_debug.yaml --stage 7 \
+    --stop_stage 12 --asr_args "--model_conf transducer_multi_blank_durations=[2]
+    --model_conf transducer_multi_blank_sigma=0.05" \
+    --inference_config conf/decode_multi_blank_transducer_debug.yaml
+exp=exp/asr_train_asr_transducer_debug_mvq_teacher_layer4
+grep -q "loss_mvq" "${exp}/train.log"
+python3 -m espnet_mvq.bin.export --asr_exp "${exp}"
 
 diff -rq "${espnet}/egs2/mini_an4/asr1" "${recipe}" | grep -v "^Only in" && exit 1
 
