@@ -146,8 +146,10 @@ def _attributes(documented: Type) -> Dict[str, str]:
 
 
 def command_tables() -> str:
-    """Return the help of mvq.sh, and the options of the commands of `bin/`."""
-    parts = ["## mvq.sh", _mvq_sh_table()]
+    """Return the options of the scripts, and of the commands of `bin/`."""
+    parts = []
+    for name in ("mvq.sh", "run_mvq.sh"):
+        parts += [f"## {name}", _script_table(ROOT / "espnet_mvq" / "scripts" / name)]
     for path in sorted((ROOT / "espnet_mvq" / "bin").glob("[a-z]*.py")):
         functions = ast.parse(path.read_text(encoding="utf-8")).body
         if not any(getattr(node, "name", None) == "get_parser" for node in functions):
@@ -161,10 +163,9 @@ def command_tables() -> str:
     return "\n\n".join(parts)
 
 
-def _mvq_sh_table() -> str:
-    """Return the options of mvq.sh, from the comments behind its variables."""
-    text = (ROOT / "espnet_mvq" / "scripts" / "mvq.sh").read_text(encoding="utf-8")
-    text = text.partition("# General\n")[2].partition("help_message=")[0]
+def _script_table(path: Path) -> str:
+    """Return the options of a script, from the comments behind its variables."""
+    text = path.read_text(encoding="utf-8").partition("help_message=")[0]
     rows = []
     for name, default, words in re.findall(
         r"^(\w+)=(\S*) +# (.+(?:\n +# .+)*)", text, re.MULTILINE

@@ -16,11 +16,12 @@ layer=-1            # Teacher layer.
 config=             # yaml of the baseline; empty: the one that run.sh uses.
 mvq_args=           # More options of mvq.sh.
 config_args=        # More options of espnet_mvq.bin.make_config.
-python=${MVQ_PYTHON:-python3}
+python=${MVQ_PYTHON:-python3}  # Python with espnet_mvq and ESPnet.
 
 help_message="Usage: run_mvq.sh --teacher NAME [options]   in a recipe's folder
   --teacher NAME --layer N [${layer}]   as in mvq.sh
   --config FILE   yaml of the baseline, which is not changed [the one of run.sh]
+  --python CMD [${python}]
   --stage N --stop_stage N   stages of run.sh; mvq.sh runs before stage 6:
      6 data exist, 7 codebook indexes of this teacher exist, too
   --mvq_args \"...\"      more options of mvq.sh, such as \"--use_gpu true --nj 2\"
@@ -33,7 +34,7 @@ while [ $# -gt 0 ]; do
     name=${name//-/_}
     case ${name} in
         help | h | _h) echo "${help_message}"; exit 0 ;;
-        teacher | layer | config | mvq_args | config_args | stage | stop_stage)
+        teacher | layer | config | mvq_args | config_args | python | stage | stop_stage)
             printf -v "${name}" %s "${2-}" ;;
         *) run_args+=("${@:1:2}") ;;
     esac
