@@ -30,9 +30,8 @@ SCRIPTS = ROOT / "espnet_mvq" / "scripts"
 # Options of ESPnet's asr.sh, which is not in its wheel, that the pages use
 ASR_SH = "stage stop_stage python ngpu num_nodes asr_config asr_tag asr_args "
 ASR_SH += "use_streaming use_lm"
-# Commands that the pages describe before they exist
 # Programs whose options are not ours
-OTHERS = "cd cp git pip export".split()
+OTHERS = ". cd cp git pip export touch".split()
 
 
 def blocks(language, pages=PAGES):
@@ -75,7 +74,7 @@ def check_command(page, words):
     while re.match(r"\w+=", words[0]):  # environment
         words = words[1:]
     program, *words = words
-    name = Path(program).name
+    name = Path(program).name or program
     if name == "python3" and words[0] == "-m":
         check_module(words[1], words[2:])
     elif name == "python3" and words[0] == "-c":

@@ -58,7 +58,7 @@ def test_hooks_are_removed_after_the_forward(batch, fails):
 @pytest.mark.parametrize(
     "layer, message",
     [
-        (0, "got 0, expected 1 to 2 or -1"),
+        (0, "got 0, expected a student block, counted from 1, or -1"),
         (3, "got 3, expected 1 to 2 or -1: TransformerEncoder has 2 blocks"),
         (-2, "got -2"),
         ("encoders.7", "layer 'encoders.7': TransformerEncoder has no such submodule"),
