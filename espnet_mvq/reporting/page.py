@@ -35,14 +35,12 @@ class Curves:
     Attributes:
         title: Title of the figure, with the unit.
         xlabel: Title of the horizontal axis.
-        curves: Values by arm; NaN where there is none.
-        first: Number of the first value on the horizontal axis.
+        curves: Values by arm, counted from 1; NaN where there is none.
     """
 
     title: str
     xlabel: str
     curves: Dict[str, List[float]]
-    first: int = 1
 
 
 @dataclass
@@ -166,7 +164,7 @@ def draw_svg(curves: Curves, colors: Dict[str, str]) -> str:
         figure = Figure(figsize=(4.6, 3.2), layout="constrained")
         axes = figure.subplots()
         for number, (name, values) in enumerate(curves.curves.items()):
-            x = range(curves.first, curves.first + len(values))
+            x = range(1, 1 + len(values))
             style = ("-", "--", ":")[number // 10 % 3]
             # A single value is no line.
             marker = "o" if len(values) < 25 else None
@@ -174,7 +172,7 @@ def draw_svg(curves: Curves, colors: Dict[str, str]) -> str:
         axes.set(title=curves.title, xlabel=curves.xlabel)
         axes.title.set_size(11)
         longest = max(map(len, curves.curves.values()))
-        axes.set_xlim(curves.first - 0.5, curves.first + longest - 0.5)
+        axes.set_xlim(0.5, longest + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -18,16 +18,13 @@ from espnet_mvq.reporting.training_log import seconds_per_step
 
 def quantizer_sections(arms: List[Arm]) -> List[Section]:
     """Return the sections on quantizers and on extraction, each file once."""
-    used: Dict[Path, TeacherData] = {}
-    for arm in arms:
-        for data in arm.teacher_data:
-            used.setdefault(data.scp.resolve(), data)
+    used = all_teacher_data(arms)
     quality, extraction = Section("Quantizer"), Section("Extraction")
     if not used:
         note = "No arm has codebook indexes or embeddings of a teacher."
         return [Section("Quantizer and extraction", [note])]
     quantizers: Dict[str, Optional[Path]] = {}
-    for data in used.values():
+    for data in used:
         if isinstance(data.metadata, IndexMetadata):
             quantizer_id = data.metadata.quantizer_id
             quantizers[quantizer_id] = quantizers.get(quantizer_id) or data.quantizer
@@ -36,12 +33,19 @@ def quantizer_sections(arms: List[Arm]) -> List[Section]:
             quality.notes.append(f"The file of quantizer {quantizer_id} was not found.")
         else:
             add_quantizer(quality, path)
-    columns = [extraction_values(data) for data in used.values()]
+    columns = [extraction_values(data) for data in used]
     rows = [[name, *(values[name] for values in columns)] for name in columns[0]]
-    extraction.parts.append(
-        Table(["", *(str(data.scp) for data in used.values())], rows)
-    )
+    extraction.parts.append(Table(["", *(str(data.scp) for data in used)], rows))
     return [quality, extraction] if quantizers else [extraction]
+
+
+def all_teacher_data(arms: List[Arm]) -> List[TeacherData]:
+    """Return the indexes and embeddings of all arms, each file once."""
+    used: Dict[Path, TeacherData] = {}
+    for arm in arms:
+        for data in arm.teacher_data:
+            used.setdefault(data.scp.resolve(), data)
+    return list(used.values())
 
 
 def extraction_values(data: TeacherData) -> Dict[str, str]:
@@ -107,7 +111,6 @@ def storage_section(arms: List[Arm]) -> Section:
     """Return the size of the additional data, and the time of the training."""
     section = Section("Storage and time")
     rows = []
-    hours = {}
     for arm in arms:
         try:
             size = f"{target_bytes(arm.exp):,}"
@@ -117,28 +120,25 @@ def storage_section(arms: List[Arm]) -> Section:
         cells = [NONE] * 3
         if arm.epochs:
             step_s = seconds_per_step(arm.epochs)
-            steps = arm.epochs[-1]["total_count"]
+            # ESPnet counts batches, but times updates of accum_grad batches.
+            accum_grad = arm.config.get("accum_grad", 1)
+            steps = arm.epochs[-1]["total_count"] / accum_grad
             cells = [
                 f"{step_s:.3f}",
                 f"{steps:,.0f}",
                 tqdm.format_interval(step_s * steps),
             ]
         rows.append([arm.name, *cells, size])
-        for data in arm.teacher_data:
-            hours[data.scp.resolve()] = data
     columns = ["arm", "train s/step", "steps", "time of the steps"]
     columns.append("additional data, bytes on disk")
     section.parts.append(Table(columns, rows))
+    used = all_teacher_data(arms)
     dims = {
         data.metadata.quantizer_id: Quantizer.load(data.quantizer).dim
-        for data in hours.values()
+        for data in used
         if data.quantizer
     }
-    rows = [
-        storage_row(data, dims)
-        for data in hours.values()
-        if data.metadata.level == "frame"
-    ]
+    rows = [storage_row(data, dims) for data in used if data.metadata.level == "frame"]
     if rows:
         columns = ["an hour of speech", "stored, bytes", "float32 embeddings, bytes"]
         section.parts.append(Table([*columns, "ratio"], rows))

@@ -99,7 +99,7 @@ def find_quantizer(
             if place.is_file() and Quantizer.load(place).id == metadata.quantizer_id:
                 return place
         except ValueError as error:
-            logging.warning(f"left out: {error}")
+            logging.warning(f"not used as the quantizer of {scp}: {error}")
     return None
 
 

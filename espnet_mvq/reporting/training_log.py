@@ -61,6 +61,6 @@ def parse_stats(text: str) -> Dict[str, float]:
 
 
 def seconds_per_step(epochs: List[Dict[str, float]]) -> float:
-    """Return the mean time of a training step in s, the median of all epochs."""
+    """Return the mean time of an update in s, in the median epoch."""
     times = sorted(epoch["train_time"] for epoch in epochs)
     return times[len(times) // 2]

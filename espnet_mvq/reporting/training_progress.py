@@ -53,7 +53,8 @@ def watch_training(exp: Path, baseline: Optional[Path] = None) -> None:
                 has_ended = bool(select.select([0], [], [], POLL_S)[0])
             for line in log.new_lines():
                 progress.add(line)
-                has_ended |= line.startswith("# Ended")
+                # run.pl and run_jobs; slurm.pl, queue.pl and pbs.pl
+                has_ended |= line.startswith(("# Ended", "# Finished"))
             progress.show()
             if not is_fed and not has_ended:
                 time.sleep(POLL_S)

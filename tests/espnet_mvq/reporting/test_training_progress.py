@@ -67,11 +67,16 @@ def test_log_of_an_earlier_run_is_passed_over(tmp_path):
     assert log.new_lines() == ["two"] and log.new_lines() == []
 
 
-def test_watching_ends_with_the_log(baseline, capsys, monkeypatch):
+SLURM_ENDED = "# Finished at Thu Jan  1 00:00:00 CET 2026 with status 0\n"
+
+
+@pytest.mark.parametrize("ended", [ENDED, SLURM_ENDED])
+def test_watching_ends_with_the_log(ended, baseline, capsys, monkeypatch):
     """Also without a pipe on standard input, and for a baseline itself."""
     log = baseline / "train.log"
-    log.write_text(STARTED.format(n=1, total=2, time="00:00:00,000") + log.read_text())
-    assert log.read_text().endswith(ENDED)
+    started = STARTED.format(n=1, total=2, time="00:00:00,000")
+    log.write_text(started + log.read_text().replace(ENDED, ended))
+    assert log.read_text().endswith(ended)
     monkeypatch.setattr("sys.stdin", None)
     watch_training(baseline, baseline)
     lines = capsys.readouterr().out.splitlines()
