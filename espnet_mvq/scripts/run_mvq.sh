@@ -78,8 +78,11 @@ train_set=$(recipe_option train_set "")
 [ -z "$(recipe_option speed_perturb_factors "")" ] || train_set+=_sp
 datadir=$(recipe_option dumpdir dump)/$(recipe_option feats_type raw)
 config=${config:-$(recipe_option "${kind}_config" "")}
-# ESPnet resumes an experiment of the same name, so the name includes the teacher.
+[ -f "${config}" ] || refuse "--config: got '${config}', expected the yaml of the baseline"
+# ESPnet resumes an experiment of the same name, so the name includes the teacher and the
+# options of make_config: "--layer 8 --weight 0.5" as _layer8_weight0.5.
 tag=$(basename "${config}" .yaml)_mvq_$(teacher_tag "${teacher}" "${layer}")
+tag+=$(sed -E "s/(^| )--/_/g; s/[^A-Za-z0-9.=_-]//g" <<<"${config_args}")
 student=$(recipe_option expdir exp)/${kind}_${tag}.yaml
 
 if [ "${stage}" -le 5 ]; then
@@ -92,7 +95,6 @@ if [ "${stage}" -le 6 ]; then
         --train_set "${train_set}" --dev_set "$(recipe_option valid_set "")" \
         --teacher "${teacher}" --layer "${layer}" ${mvq_args}
 fi
-[ -f "${config}" ] || refuse "--config: got '${config}', expected the yaml of the baseline"
 rm -f "${student}"
 # shellcheck disable=SC2086
 command=$("${py[@]}" -m espnet_mvq.bin.make_config --asr_config "${config}" \

@@ -123,7 +123,9 @@ def test_the_config_and_the_options_of_the_command_line_win(recipe):
     other = folder / "transducer.yaml"
     other.write_text(yaml.safe_dump({**YAML, "decoder": "transducer"}))
     words = [*TEACHER, "--config", other.name, "--stage", "7", "--asr_tag", "mine"]
-    old = folder / "exp" / "asr_transducer_mvq_wavlm_large_layer18.yaml"
+    old = (
+        folder / "exp" / "asr_transducer_mvq_wavlm_large_layer18_layer3_weight0.5.yaml"
+    )
     old.parent.mkdir()
     old.write_text("from an earlier run")
     done, commands = run(folder, *words, "--config_args", "--layer 3 --weight 0.5")
