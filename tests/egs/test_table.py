@@ -241,7 +241,8 @@ def write_experiment(folder, cers, text, quantizer_error=None):
         (arks / "1.ark").write_text("indexes")
         write_table(arks / "indexes.scp", {"a": f"{arks / '1.ark'}:0"})
         paths += [[str(arks / "indexes.scp"), "codebook_indexes", "mvq_ark"]]
-        quality = {"quality": {"relative_error": quantizer_error}}
+        quality = {"format": "espnet_mvq.quality_report", "version": 1}
+        quality["quality"] = {"relative_error": quantizer_error}
         (folder / "quantizer_report.json").write_text(json.dumps(quality))
     config = {"train_data_path_and_name_and_type": paths, "frontend_conf": {"fs": 1000}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -277,6 +278,7 @@ def test_report(load, table, tmp_path):
     ]
     assert mvq[:6] == ["MVQ", "0.03", "1 of 2", "55.0 ± 35.4", "0.0", "0.0"]
     assert mvq[6].startswith("-100.0 [-100.0, -100.0]")
+    assert mvq[6].endswith(", none")
     run = ["2 ± 1", "`asr_none_seed0_x`"]
     assert none[7:] == ["931.49 K", "0.0", "", "0.500", *run]
     assert mvq[9] == "0.250"

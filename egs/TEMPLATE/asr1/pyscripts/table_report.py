@@ -2,7 +2,6 @@
 """Report on the arms and seeds of a table: error rates, paired bootstrap, curves."""
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
-import yaml
 from table_jobs import TableError, read_table
 
+from espnet_mvq.files.experiment import read_config
 from espnet_mvq.files.scp import read_counts, read_ids, read_list, read_scp
 from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.reporting.scoring import align, get_tokenizers, match, read_text
-from espnet_mvq.reporting.training_data import target_bytes
+from espnet_mvq.reporting.training_data import read_quality, target_bytes
 from espnet_mvq.reporting.training_log import ReportError, read_epochs
 
 NUM_RESAMPLES = 10_000
@@ -156,7 +155,7 @@ def num_parameters(exp: Path) -> str:
 
 def labelled_hours(exp: Path) -> float:
     """Return the hours of the training speech that has labels."""
-    config = yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(exp / "config.yaml")
     data = config["train_data_path_and_name_and_type"]
     (text,) = [Path(path) for path, name, _ in data if name == "text"]
     unlabelled = [read_list(path) for path, _, kind in data if kind == "mvq_list"]
@@ -168,13 +167,13 @@ def labelled_hours(exp: Path) -> float:
 
 def quantizer_error(exp: Path) -> str:
     """Return the quantizer's error on other speakers; "" without a measured one."""
-    config = yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(exp / "config.yaml")
     for scp, name, _ in config["train_data_path_and_name_and_type"]:
         if name == "codebook_indexes":
             ark = next(iter(read_scp(scp).values())).rpartition(":")[0]
             report = Path(ark).parents[1] / "quantizer_report.json"
             if report.is_file():
-                quality = json.loads(report.read_text(encoding="utf-8"))["quality"]
+                quality = read_quality(report)["quality"]
                 return f"{quality['relative_error']:.3f}"
     return ""
 
@@ -217,7 +216,7 @@ def arm_row(
 
 
 def compare(arm: Dict[str, Any], runs: Dict[str, Dict[int, Run]]) -> str:
-    """Return the relative change of the CER, with its 95 % interval.
+    """Return the relative change of the CER, with its 95 % interval and baseline.
 
     Only seeds that both arms have count.
     """
@@ -231,7 +230,8 @@ def compare(arm: Dict[str, Any], runs: Dict[str, Dict[int, Run]]) -> str:
     )
     change = 100 * (errors.sum() - baseline.sum()) / baseline.sum()
     low, high, not_better = paired_bootstrap(errors, baseline)
-    return f"{change:+.1f} [{low:+.1f}, {high:+.1f}], p = {not_better:.4f}"
+    interval = f"[{low:+.1f}, {high:+.1f}]"
+    return f"{change:+.1f} {interval}, p = {not_better:.4f}, {arm['against']}"
 
 
 def draw_curves(
@@ -296,7 +296,8 @@ def make_page(args: argparse.Namespace) -> str:
             lines += ["", f"## {title}", ""]
             lines += [
                 "|arm|hours of labels|seeds decoded|dev CER %|test WER %|test CER %|"
-                "change of the CER, % [95 %], p|parameters|targets, MB|"
+                "change of the CER, % [95 %], p, against|"
+                "parameters|targets, MB|"
                 "quantizer error|s/step|epochs|experiment|",
                 "|---" * 13 + "|",
             ]
@@ -307,7 +308,7 @@ def make_page(args: argparse.Namespace) -> str:
     lines += [
         "",
         "± is the standard deviation over seeds. The change is relative to the arm "
-        "without a teacher; its interval and p come from a paired bootstrap over the "
+        "that is named behind it; its interval and p come from a paired bootstrap over the "
         f"test utterances ({NUM_RESAMPLES:,} resamples, errors averaged over seeds); p "
         "is the share of resamples in which the arm is not better. The quantizer's "
         "relative reconstruction error is that of other speakers. s/step is the mean "
