@@ -131,14 +131,19 @@ def test_training_fails_with_its_own_errors_only(recipe, run):
     """The watcher may fail; a training that fails ends the script."""
     python = recipe / "python0"
     text = python.read_text()
-    broken = 'sys.exit(3 if "{}" in words else 0)\n'.format
+    broken = 'sys.exit("no such program" if "{}" in words else 0)\n'.format
     python.write_text(text + broken("espnet_mvq.bin.watch_training"))
     done, _ = run("--stage", "11", "--stop_stage", "11")
     assert done.returncode == 0, done.stdout + done.stderr
-    (recipe / "exp/asr_plain_raw_en_bpe100/train.log").write_text("Error: no disk\n")
+    log = recipe / "exp/asr_plain_raw_en_bpe100/train.log"
+    log.write_text("Error: no disk\n")
     python.write_text(text + broken("espnet2.bin.launch"))
     done, _ = run("--stage", "11", "--stop_stage", "11")
     assert done.returncode == 1 and "train.log:Error: no disk" in done.stderr
+    assert "no such program" not in done.stderr
+    log.write_text("# Ended (code 0) at noon\n")  # of an earlier training
+    done, _ = run("--stage", "11", "--stop_stage", "11")
+    assert done.returncode == 1 and "no such program" in done.stderr
 
 
 def test_more_options_of_mvq_sh_come_last(run):

@@ -250,7 +250,10 @@ train() {
         ${python} -m espnet_mvq.bin.watch_training --exp "${exp}" \
             ${baseline_exp:+--baseline "${baseline_exp}"} || true
     } || {
-        [ -f "${exp}/train.log" ] || tail -n 5 "${exp}/launch.log" >&2
+        # Without a log, or with that of an earlier training, it was not started.
+        if [ ! -f "${exp}/train.log" ] || ended_well "${exp}/train.log"; then
+            tail -n 5 "${exp}/launch.log" >&2
+        fi
         failed "${exp}/train.log"
     }
 }
