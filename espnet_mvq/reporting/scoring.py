@@ -59,8 +59,8 @@ def match(refs: Dict[str, str], hyps: Dict[str, str]) -> Dict[str, str]:
     extra = [utt_id for utt_id in hyps if utt_id not in refs]
     if extra:
         raise ValueError(
-            f"{len(extra)} hypotheses have no reference: {first_few(extra)}; give the "
-            "--ref that was decoded"
+            f"{len(extra)} hypotheses have no reference: {first_few(extra)}; expected "
+            "the references of the set that was decoded"
         )
     if not any(refs.values()):
         raise ValueError("the references have no words: there is nothing to score")

@@ -26,7 +26,7 @@ def utterance_section(arms: List[Arm], baseline: Optional[Arm]) -> Section:
     if not section.parts:
         section.notes.append(
             "No utterance of a set that is decoded with the baseline and another arm "
-            "has another number of errors."
+            "has a different number of errors in the two."
         )
         return section
     section.notes.append(
