@@ -308,11 +308,11 @@ def make_page(args: argparse.Namespace) -> str:
     lines += [
         "",
         "± is the standard deviation over seeds. The change is relative to the arm "
-        "that is named behind it; its interval and p come from a paired bootstrap over "
-        f"the test utterances ({NUM_RESAMPLES:,} resamples, errors averaged over seeds); p "
-        "is the share of resamples in which the arm is not better. The quantizer's "
-        "relative reconstruction error is that of other speakers. s/step is the mean "
-        "of the least disturbed epoch.",
+        "that is named behind it; its interval and p come from a paired bootstrap "
+        f"over the test utterances ({NUM_RESAMPLES:,} resamples, errors averaged over "
+        "seeds); p is the share of resamples in which the arm is not better. The "
+        "quantizer's relative reconstruction error is that of other speakers. s/step "
+        "is the mean of the least disturbed epoch.",
     ]
     if args.figure:
         draw_curves(started, runs, args)
