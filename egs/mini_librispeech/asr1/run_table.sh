@@ -28,7 +28,9 @@ help_message="Usage: $0 [options]   (defaults in brackets)
      1 data, quantizer, indexes, embeddings, 2 subsets and shuffled indexes,
      3 training and decoding of all arms and seeds, 4 report
   --nj N [${nj}]   trainings at a time   --ngpu 0|1 [${ngpu}]   --python CMD [${python}]
-  --table YAML [${table}] --arms \"NAME ...\" [all]   --expdir DIR [${expdir}]
+  --table YAML [${table}] --arms \"NAME ...\" [all]
+  --expdir DIR [${expdir}]   another one for each teacher, layer and number of codebooks:
+     finished students in it are not trained again
   --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}] --layer N [${layer}]
   --language NAME [${language}] --num_codebooks N [${num_codebooks}]
   --inference_config YAML [${inference_config}]"
