@@ -241,7 +241,7 @@ def _build_encoder(args: argparse.Namespace, task: str) -> torch.nn.Module:
 
 def _metric(args: argparse.Namespace, task: str) -> str:
     """Return the statistic of the validation that selects checkpoints best."""
-    conf = args.model_conf
+    conf = args.model_conf or {}  # None: no value in the yaml
     if task == "asr_transducer" or getattr(args, "decoder", None) == "transducer":
         return "loss"
     if getattr(args, "model", None) == "maskctc":
