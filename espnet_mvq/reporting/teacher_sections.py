@@ -118,7 +118,8 @@ def storage_section(arms: List[Arm]) -> Section:
             size = NONE
             section.notes.append(f"{arm.name}: {one_line(error)}.")
         cells = [NONE] * 3
-        if arm.epochs:
+        # ESPnet's trainer for DeepSpeed measures no time.
+        if arm.epochs and "train_time" in arm.epochs[-1]:
             step_s = seconds_per_step(arm.epochs)
             # ESPnet counts batches, but times updates of accum_grad batches.
             accum_grad = arm.config.get("accum_grad", 1)

@@ -62,5 +62,5 @@ def parse_stats(text: str) -> Dict[str, float]:
 
 def seconds_per_step(epochs: List[Dict[str, float]]) -> float:
     """Return the mean time of an update in s, in the median epoch."""
-    times = sorted(epoch["train_time"] for epoch in epochs)
+    times = sorted(epoch["train_time"] for epoch in epochs if "train_time" in epoch)
     return times[len(times) // 2]

@@ -2,6 +2,7 @@
 
 from typing import List, Optional, Sequence, Tuple
 
+from espnet_mvq.errors import one_line
 from espnet_mvq.reporting.arm import Arm
 from espnet_mvq.reporting.page import AlignedUtterance, Comparison, Section
 from espnet_mvq.reporting.scoring import Utterance
@@ -20,7 +21,11 @@ def utterance_section(arms: List[Arm], baseline: Optional[Arm]) -> Section:
             theirs = baseline.decodings.get(name)
             if arm is baseline or not decoding.ref or theirs is None or not theirs.ref:
                 continue
-            comparison = compare(name, baseline, arm)
+            try:
+                comparison = compare(name, baseline, arm)
+            except ValueError as error:  # decoded anew since the scoring
+                section.notes.append(f"{one_line(error)}.")
+                continue
             if comparison.utterances:
                 section.parts.append(comparison)
     if not section.parts:
@@ -41,6 +46,9 @@ def compare(name: str, baseline: Arm, arm: Arm) -> Comparison:
     """Choose and align utterances of a set that two arms have decoded.
 
     An utterance counts if both arms have the same reference of it.
+
+    Raises:
+        ValueError: If hypotheses and references are of different sets.
     """
     theirs = {u.utt_id: u for u in baseline.decodings[name].align("wer")}
     pairs = []

@@ -129,6 +129,25 @@ def test_parts_that_are_missing_have_a_sentence(run, recipe):
     assert "|gone|0.300|9|00:02|–|" in tables
 
 
+def test_hypotheses_of_another_set_end_no_report(run, recipe):
+    exp = recipe / "exp" / "changed"
+    write_experiment(exp, [], texts={"u9": "on the mat"})
+    for metric in ("wer", "cer"):
+        write_result(exp, f"test/score_{metric}", error_rate=1.0)
+    page, tables = run("exp/changed", "--baseline", "exp/asr_base_raw")
+    assert "test|changed|1.0|" in tables
+    assert "1 hypotheses have no reference: u9" in page
+
+
+def test_log_without_times(run, recipe):
+    """As that of ESPnet's trainer for DeepSpeed."""
+    exp = write_experiment(recipe / "exp" / "deep", [({"loss": 9.0}, {"loss": 8.0})])
+    log = (exp / "train.log").read_text()
+    (exp / "train.log").write_text(log.replace("train_time=0.3, ", ""))
+    _, tables = run("exp/deep")
+    assert "|deep|–|–|–|0|" in tables
+
+
 def test_other_folders_are_named(run, recipe, caplog):
     for name in ("dump", "exp/missing"):
         error = end_with_error(caplog, run, name)
