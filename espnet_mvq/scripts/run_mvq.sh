@@ -23,7 +23,7 @@ help_message="Usage: run_mvq.sh --teacher NAME [options]   in a recipe's folder
   --config FILE   yaml of the baseline, which is not changed [the one of run.sh]
   --python CMD [${python}]
   --stage N --stop_stage N   stages of run.sh; mvq.sh runs before stage 6:
-     6 data exist, 7 codebook indexes of this teacher exist, too
+     6 if the data exist, 7 if codebook indexes of this teacher exist, too
   --mvq_args \"...\"      more options of mvq.sh, such as \"--use_gpu true --nj 2\"
   --config_args \"...\"   more options of make_config, such as \"--layer 8 --weight 0.5\"
 Other options are those of run.sh and apply to all of its stages."

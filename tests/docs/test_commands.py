@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^```(\w+)( notest)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPTS = ROOT / "espnet_mvq" / "scripts"
 # Options of ESPnet's asr.sh, which is not in its wheel, that the pages use
 ASR_SH = "stage stop_stage python ngpu num_nodes asr_config asr_tag asr_args "
-ASR_SH += "use_streaming use_lm"
+ASR_SH += "use_streaming use_lm inference_config"
 # Programs whose options are not ours
 OTHERS = ". cd cp git pip export touch".split()
 
