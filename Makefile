@@ -14,7 +14,7 @@ PIP_ARGS ?=
 	@echo "Installing into .venv: some minutes, and gigabytes if torch comes with CUDA"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet $(PIP_ARGS) "pip<26.3"
-	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -e ".[s3prl,transformers,report,dev]"
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -e ".[s3prl,transformers,dev]"
 	touch .venv/installed
 
 venv: .venv/installed

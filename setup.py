@@ -36,7 +36,6 @@ extras = {
     # The maintained fork: the original fails to import with torchaudio >= 2.9
     "s3prl": ["espnet-s3prl"],
     "transformers": ["transformers"],
-    "report": ["matplotlib"],  # figures in reports
     "docs": [
         "mkdocs<2",  # builds the site; version 2 has no hooks
         "mkdocs-material",  # its theme, with search; loads nothing from other hosts

@@ -179,11 +179,11 @@ if runs 2; then
         ${python} local/shuffle_indexes.py --data_dir "${data}" \
             --outdir "dump/mvq/shuffled_layer${layer}_cb${num_codebooks}"
     fi
-    while read -r name options; do
+    while read -r name options <&3; do
         log "stage 2: Codebook indexes with ${options}"
         # shellcheck disable=SC2086
         further_indexes "${name}" ${options}
-    done <"${expdir}/indexes"
+    done 3<"${expdir}/indexes"
     if cut -d " " -f 3 "${expdir}/jobs" | xargs grep -q teacher_loss; then
         log "stage 2: Losses of the teacher"
         ${python} -m espnet_mvq.bin.teacher_loss --data_dir "${data}" \
