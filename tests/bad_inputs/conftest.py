@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +36,12 @@ STUDENT = {
     "use_tensorboard": False,
     "allow_variable_data_keys": True,
 }
+
+
+@pytest.fixture(autouse=True)
+def keep_argv(monkeypatch):
+    """Restore the options of this process, which the launcher replaces."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
 
 
 @pytest.fixture(scope="session")
