@@ -16,7 +16,7 @@ from espnet_mvq.files.experiment import read_checkpoint
 from espnet_mvq.frame_timing.tasks import TASKS
 from espnet_mvq.plugin.data_type import LIST_NAME, LOSS_NAME, NAME
 from espnet_mvq.plugin.encode_noise import PREFIX, encode_noise
-from espnet_mvq.plugin.registration import import_task, register
+from espnet_mvq.plugin.registration import find_task, register
 
 # The original has hooks in its encoder. Torch's own transformer layers, which some
 # encoders use, do not take their fused path then, and that rounds differently.
@@ -28,18 +28,6 @@ sys.modules["espnet_mvq"] = None  # from now on, importing it fails
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def find_task(name: str) -> Type:
-    """Return the class of one of ESPnet's tasks.
-
-    Raises:
-        ValueError: If the installed ESPnet is older than the task.
-    """
-    module = import_task(name)
-    if module is None:
-        raise ValueError(f"the installed ESPnet has no task {name}")
-    return getattr(module, TASKS[name].class_name)
 
 
 def plain_config(config: Dict[str, Any], task: str, output_dir: str) -> Dict[str, Any]:

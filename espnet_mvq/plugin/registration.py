@@ -67,6 +67,18 @@ def import_task(name: str) -> Optional[ModuleType]:
         return None
 
 
+def find_task(name: str) -> Type:
+    """Return the class of one of ESPnet's tasks.
+
+    Raises:
+        ValueError: If the installed ESPnet is older than the task.
+    """
+    module = import_task(name)
+    if module is None:
+        raise ValueError(f"the installed ESPnet has no task {name}")
+    return getattr(module, TASKS[name].class_name)
+
+
 def _refuse_taken_names(row: ESPnetTask, module: ModuleType) -> None:
     """Raise ValueError if another plugin has registered one of our names."""
     for name in row.models:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib
 import io
 import math
 import shlex
@@ -22,6 +21,7 @@ from espnet_mvq.frame_timing.tasks import TASKS
 from espnet_mvq.plugin.config import CODEBOOKS, DATA_NAME, EMBEDDINGS_NAME
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
 from espnet_mvq.plugin.layer_hook import LayerHook, works_on_chunks
+from espnet_mvq.plugin.registration import find_task, import_task
 
 _DATA = "train_data_path_and_name_and_type"
 # Building these encoders reads or downloads pretrained weights.
@@ -188,8 +188,7 @@ def _find_scp(data_dir: Optional[Path], name: str) -> Path:
 
 def _parse(config: Path, task: str) -> argparse.Namespace:
     """Return the options with ESPnet's defaults, from the task's own parser."""
-    module = importlib.import_module(f"espnet2.tasks.{task}")
-    parser = getattr(module, TASKS[task].class_name).get_parser()
+    parser = find_task(task).get_parser()
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -230,7 +229,7 @@ def _choose_layer(
 
 def _build_encoder(args: argparse.Namespace, task: str) -> torch.nn.Module:
     """Build the encoder without memory for its weights."""
-    module = importlib.import_module(f"espnet2.tasks.{task}")
+    module = import_task(task)
     if TASKS[task].only_model and not hasattr(args, "encoder"):
         encoder = module.Encoder
     else:

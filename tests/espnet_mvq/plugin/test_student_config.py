@@ -1,8 +1,5 @@
 """Configurations of students: the baseline's yaml and the MVQ loss."""
 
-import sys
-import types
-
 import pytest
 import torch
 import yaml
@@ -72,17 +69,9 @@ def recipe(tmp_path, monkeypatch):
     return tmp_path / "train.yaml"
 
 
-@pytest.fixture
-def transducer_loss(monkeypatch):
-    """Stand in for the transducer's loss, which is not on PyPI."""
-    module = types.ModuleType("warprnnt_pytorch")
-    module.RNNTLoss = lambda **options: lambda joint, *arguments: joint.sum()
-    monkeypatch.setitem(sys.modules, "warprnnt_pytorch", module)
-
-
 @pytest.mark.parametrize("name", BASELINES)
 def test_student_is_the_baseline_and_learns_from_indexes(
-    recipe, transducer_loss, capsys, name
+    recipe, rnnt_loss, capsys, name
 ):
     text, layer, criterion, is_streaming = BASELINES[name]
     recipe.write_text(text)
