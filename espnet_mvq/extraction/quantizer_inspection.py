@@ -18,12 +18,15 @@ from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.classifier_quantizer import ClassifierQuantizer
 from espnet_mvq.quantization.quality import measure_quality
-from espnet_mvq.quantization.quality_text import text_report
+from espnet_mvq.quantization.quality_text import (
+    REPORT_FORMAT,
+    REPORT_NAME,
+    REPORT_VERSION,
+    text_report,
+)
 from espnet_mvq.teachers import Teacher
 from espnet_mvq.teachers.feature_files import read_features
 
-FILE_FORMAT = "espnet_mvq.quality_report"
-FILE_VERSION = 1
 _CHUNK_FRAMES = 8192  # frames of a memory map that are read at once
 
 
@@ -80,8 +83,8 @@ def inspect_quantizer(
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     content = {
-        "format": FILE_FORMAT,
-        "version": FILE_VERSION,
+        "format": REPORT_FORMAT,
+        "version": REPORT_VERSION,
         "espnet_mvq_version": __version__,
         "quantizer": {
             "file": path,
@@ -104,7 +107,7 @@ def inspect_quantizer(
     print(text_report(content), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, allow_nan=False)
-    write_text(folder / "quantizer_report.json", text + "\n")
+    write_text(folder / REPORT_NAME, text + "\n")
 
 
 def read_chunks(path: str, dim: int) -> Iterator[Tuple[str, torch.Tensor]]:

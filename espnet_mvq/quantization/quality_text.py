@@ -3,6 +3,10 @@
 import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+# The report as a file
+REPORT_NAME = "quantizer_report.json"
+REPORT_FORMAT = "espnet_mvq.quality_report"
+REPORT_VERSION = 1
 _WORST_CHANNELS = 10
 _IGNORED = 0.9  # a channel that keeps less than a tenth of its variance is ignored
 _FRAMES_PER_ENTRY = 50  # with fewer, entries may be unused by chance

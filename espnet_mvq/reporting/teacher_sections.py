@@ -9,7 +9,11 @@ from espnet_mvq.errors import one_line
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.indexes.metadata import FrameMetadata
 from espnet_mvq.quantization import Quantizer
-from espnet_mvq.quantization.quality_text import findings, table_of_codebooks
+from espnet_mvq.quantization.quality_text import (
+    REPORT_NAME,
+    findings,
+    table_of_codebooks,
+)
 from espnet_mvq.reporting.arm import Arm, TeacherData
 from espnet_mvq.reporting.page import NONE, Section, Table
 from espnet_mvq.reporting.training_data import read_quality, target_bytes
@@ -85,7 +89,7 @@ def add_quantizer(section: Section, path: Path) -> None:
         values.pop(name, None)
     rows = [[name.replace("_", " "), str(value)] for name, value in values.items()]
     section.parts.append(Table(["", f"quantizer {quantizer.id}"], rows, relative(path)))
-    report = path.with_name("quantizer_report.json")
+    report = path.with_name(REPORT_NAME)
     if not report.is_file():
         section.notes.append(
             "The relative reconstruction error is that on held-out frames of the "

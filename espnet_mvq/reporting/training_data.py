@@ -9,6 +9,7 @@ from espnet_mvq.files.experiment import read_config
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.indexes import IndexMetadata
 from espnet_mvq.quantization import Quantizer
+from espnet_mvq.quantization.quality_text import REPORT_FORMAT, REPORT_VERSION
 
 
 def data_files(config: Dict[str, Any], name: str) -> List[List[str]]:
@@ -115,7 +116,7 @@ def read_quality(path: Path) -> Dict[str, Any]:
         found = content.get("format"), content.get("version")
     except (ValueError, AttributeError) as error:
         found = error
-    if found != ("espnet_mvq.quality_report", 1):
+    if found != (REPORT_FORMAT, REPORT_VERSION):
         raise ValueError(
             f"{path}: got {found}, expected a report of "
             "python3 -m espnet_mvq.bin.inspect_quantizer; run it again"

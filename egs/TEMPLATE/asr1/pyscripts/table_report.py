@@ -13,10 +13,16 @@ import numpy as np
 from table_jobs import TableError, read_table
 
 from espnet_mvq.files.experiment import read_config
-from espnet_mvq.files.scp import read_counts, read_ids, read_list, read_scp
+from espnet_mvq.files.scp import read_counts, read_ids, read_list
 from espnet_mvq.files.whole_file import write_text
+from espnet_mvq.quantization.quality_text import REPORT_NAME
 from espnet_mvq.reporting.scoring import align, get_tokenizers, match, read_text
-from espnet_mvq.reporting.training_data import read_quality, target_bytes
+from espnet_mvq.reporting.training_data import (
+    ark_paths,
+    data_files,
+    read_quality,
+    target_bytes,
+)
 from espnet_mvq.reporting.training_log import ReportError, read_epochs
 
 NUM_RESAMPLES = 10_000
@@ -156,7 +162,7 @@ def num_parameters(exp: Path) -> str:
 def labelled_hours(exp: Path) -> float:
     """Return the hours of the training speech that has labels."""
     config = read_config(exp / "config.yaml")
-    data = config["train_data_path_and_name_and_type"]
+    data = data_files(config, "train")
     (text,) = [Path(path) for path, name, _ in data if name == "text"]
     unlabelled = [read_list(path) for path, _, kind in data if kind == "mvq_list"]
     labelled = set(read_ids(text)).difference(*unlabelled)
@@ -168,10 +174,9 @@ def labelled_hours(exp: Path) -> float:
 def quantizer_error(exp: Path) -> str:
     """Return the quantizer's error on other speakers; "" without a measured one."""
     config = read_config(exp / "config.yaml")
-    for scp, name, _ in config["train_data_path_and_name_and_type"]:
+    for scp, name, _ in data_files(config, "train"):
         if name == "codebook_indexes":
-            ark = next(iter(read_scp(scp).values())).rpartition(":")[0]
-            report = Path(ark).parents[1] / "quantizer_report.json"
+            report = ark_paths(Path(scp), Path())[0].parents[1] / REPORT_NAME
             if report.is_file():
                 quality = read_quality(report)["quality"]
                 return f"{quality['relative_error']:.3f}"
