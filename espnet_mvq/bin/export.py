@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from espnet_mvq.bin.options import add_logging_options, command, setup_logging
-from espnet_mvq.frame_timing.tasks import TASKS
+from espnet_mvq.frame_timing.tasks import DECODED
 from espnet_mvq.plugin.export_folder import TRAINING_STATE, export_experiment
 
 
@@ -38,7 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task",
         default="asr",
-        choices=tuple(TASKS),
+        choices=DECODED,
         help="task of ESPnet that the experiment is of, as in espnet2.bin.TASK_train",
     )
     parser.add_argument(

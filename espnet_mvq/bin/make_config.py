@@ -11,7 +11,7 @@ from espnet_mvq.bin.options import (
     defaults_of,
     setup_logging,
 )
-from espnet_mvq.frame_timing.tasks import TASKS
+from espnet_mvq.frame_timing.tasks import DECODED
 from espnet_mvq.plugin.config import LOSSES
 from espnet_mvq.plugin.student_config import make_student_config
 
@@ -59,7 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--task",
-        choices=tuple(TASKS),
+        choices=DECODED,
         help="task of ESPnet, as in espnet2.bin.TASK_train",
     )
     add_logging_options(parser)

@@ -13,6 +13,7 @@ from espnet_mvq.distillation.embedding_loss import (
 )
 from espnet_mvq.distillation.heads import HEADS, Head, IndependentHead, JointHead
 from espnet_mvq.distillation.losses import CodebookLossOutput, codebook_loss
+from espnet_mvq.distillation.masking import Mask
 from espnet_mvq.distillation.schedules import WeightSchedule
 from espnet_mvq.distillation.soft_targets import (
     soft_target_table,
@@ -31,6 +32,7 @@ __all__ = [
     "Head",
     "IndependentHead",
     "JointHead",
+    "Mask",
     "WeightSchedule",
     "Weighting",
     "build_weighting",

@@ -54,7 +54,7 @@ def codebook_loss(
     soft_targets: Optional[torch.Tensor] = None,
     codebooks: Optional[torch.Tensor] = None,
     embedding_weight: float = 0.0,
-    utterance_weights: Optional[torch.Tensor] = None,
+    frame_weights: Optional[torch.Tensor] = None,
 ) -> CodebookLossOutput:
     """Cross entropy of predicting codebook indexes, in bounded memory.
 
@@ -89,8 +89,8 @@ def codebook_loss(
         codebooks: Scaled entries, float, (N, K, D), from `unit_variance_codebooks`;
             `embedding_weight` needs them.
         embedding_weight: Weight w of the error in the space of embeddings, at least 0.
-        utterance_weights: Weight of each utterance in the loss, float, (B,), but not in
-            the statistics. Default: 1.
+        frame_weights: Weight of each frame in the loss, float, (B, T), but not in the
+            statistics. Default: 1.
 
     Returns:
         The sums; all zero, with zero gradients, if no target is valid.
@@ -107,8 +107,8 @@ def codebook_loss(
     valid = targets != IGNORE
     chosen = valid.any(dim=2)
     weights = None
-    if utterance_weights is not None:
-        weights = utterance_weights.detach().unsqueeze(1).expand_as(chosen)[chosen]
+    if frame_weights is not None:
+        weights = frame_weights.detach()[chosen]
     loss, correct, cross_entropy = _ChunkedLoss.apply(
         head,
         options,

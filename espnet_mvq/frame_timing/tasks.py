@@ -14,11 +14,14 @@ class ESPnetTask:
             the model that each one extends.
         only_model: For a task without `--model`: class of its one model. `mvq_conf`
             in `model_conf` selects ours.
+        pretrains: Whether the task trains an encoder alone, for a later training to
+            start from.
     """
 
     class_name: str
     models: Mapping[str, str] = field(default_factory=dict)
     only_model: Optional[str] = None
+    pretrains: bool = False
 
     def uses_mvq(self, options: Mapping[str, Any]) -> bool:
         """Whether a training with these options has a model of ours."""
@@ -38,4 +41,7 @@ TASKS: Dict[str, ESPnetTask] = {
         "ASRTransducerTask", only_model="ESPnetASRTransducerModel"
     ),
     "st": ESPnetTask("STTask", only_model="ESPnetSTModel"),
+    "ssl": ESPnetTask("SSLTask", {"mvq": "espnet"}, pretrains=True),
 }
+# Tasks whose models are decoded
+DECODED = tuple(name for name, task in TASKS.items() if not task.pretrains)

@@ -90,7 +90,7 @@ class CodebookTarget(Target):
         frames: torch.Tensor,
         values: torch.Tensor,
         known: torch.Tensor,
-        utterance_weights: Optional[torch.Tensor],
+        frame_weights: Optional[torch.Tensor],
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         output = codebook_loss(
             self.head,
@@ -98,7 +98,7 @@ class CodebookTarget(Target):
             values.masked_fill(~known.unsqueeze(3), IGNORE).flatten(2),
             label_smoothing=self.config.label_smoothing,
             embedding_weight=self.config.embedding_weight if self.training else 0.0,
-            utterance_weights=utterance_weights,
+            frame_weights=frame_weights,
             **self._load_tables(frames.device),
         )
         per_frame = self.aligner.targets_per_frame * self.config.num_codebooks

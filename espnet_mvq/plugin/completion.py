@@ -22,6 +22,7 @@ from espnet_mvq.plugin.config import (
     from_metadata,
     is_of,
     lone_name,
+    parse_mask,
     parse_targets,
     parse_weighting,
 )
@@ -33,16 +34,16 @@ def make_mvq_conf(source: Union[str, Path], **options: Any) -> Dict[str, Any]:
     scp = _find_scp(Path(source))
     name = scp.stem
     check_name(name)
-    weighting = options.pop("weighting", None)
+    whole = {name: options.pop(name, None) for name in ("weighting", "mask")}
     check_options("mvq_conf", MVQConfig, options)
     values = metadata_values(options, name, load_metadata(name, [scp]), str(source))
     conf: Dict[str, Any] = {**options, **values}
     if name != lone_name(conf):
         conf = {"targets": {name: conf}}
-    if weighting is not None:
-        conf["weighting"] = weighting
+    conf.update((name, value) for name, value in whole.items() if value is not None)
     parse_targets(conf)
     parse_weighting(conf)
+    parse_mask(conf)
     return conf
 
 

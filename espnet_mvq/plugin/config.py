@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional, Tuple, Union
 from espnet_mvq.distillation import (
     EMBEDDING_LOSSES,
     HEADS,
+    Mask,
     Weighting,
     WeightSchedule,
     build_weighting,
@@ -25,7 +26,7 @@ TEACHER_LOSS_NAME = "teacher_loss"
 # Data with a flag for utterances without a text of their own
 UNLABELLED_NAME = "unlabelled"
 # Options of the whole of `mvq_conf`, not of one target
-_NOT_OF_TARGETS = ("targets", "weighting")
+_NOT_OF_TARGETS = ("targets", "weighting", "mask")
 CODEBOOKS = "codebooks"
 LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
 HEAD_INITS = ("random", "quantizer")
@@ -278,6 +279,22 @@ def parse_weighting(conf: Dict[str, Any]) -> Optional[Weighting]:
     """
     options = conf.get("weighting")
     return build_weighting(options) if options else None
+
+
+def parse_mask(conf: Dict[str, Any]) -> Optional[Mask]:
+    """Read the masking of features in the task ssl.
+
+    Args:
+        conf: `mvq_conf`, of which only `mask: {prob: ..., ...}` is read.
+
+    Returns:
+        The masking; None: there is none.
+
+    Raises:
+        ValueError: If it has bad options.
+    """
+    options = as_mapping("mask", conf.get("mask"))
+    return Mask.from_dict(options) if options else None
 
 
 def as_mapping(name: str, value: Any) -> Dict[str, Any]:

@@ -102,7 +102,7 @@ class EmbeddingTarget(Target):
         frames: torch.Tensor,
         values: torch.Tensor,
         known: torch.Tensor,
-        utterance_weights: Optional[torch.Tensor],
+        frame_weights: Optional[torch.Tensor],
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         chosen = known.any(2)
         predicted = self.projection(frames[chosen])
@@ -118,8 +118,8 @@ class EmbeddingTarget(Target):
         if self.training and torch.is_grad_enabled():
             self.normaliser.update(embeddings)
         weights = None
-        if utterance_weights is not None:
-            weights = utterance_weights.reshape(-1, 1, 1).expand_as(known)[known]
+        if frame_weights is not None:
+            weights = frame_weights.unsqueeze(2).expand_as(known)[known]
         output = embedding_loss(
             self.config.loss, predicted, self.normaliser(embeddings), weights
         )

@@ -16,11 +16,13 @@ from espnet_mvq.plugin.config import (
     CODEBOOKS,
     DATA_NAME,
     MVQConfig,
+    parse_mask,
     parse_targets,
     parse_weighting,
 )
 from espnet_mvq.plugin.embedding_target import EmbeddingTarget
 from espnet_mvq.plugin.layer_hook import LayerHook
+from espnet_mvq.plugin.masking import MaskHook
 from espnet_mvq.plugin.padded import Padded
 from espnet_mvq.plugin.target import Target
 from espnet_mvq.plugin.time_warp import TimeWarpHook, refuse_warp_inside
@@ -41,11 +43,15 @@ class MVQ(torch.nn.ModuleDict):
     Attributes:
         num_updates: Batches trained on so far. A float: ESPnet averages checkpoints,
             and would leave an integer as it is in the last of them.
+        mask_vector: Features of masked frames, (F,); None without a mask.
     """
 
-    def __init__(self, targets: Dict[str, Target]):
+    def __init__(self, targets: Dict[str, Target], num_features: Optional[int] = None):
         super().__init__(targets)
         self.register_buffer("num_updates", torch.zeros(()))
+        self.mask_vector: Optional[torch.nn.Parameter] = None
+        if num_features is not None:
+            self.mask_vector = torch.nn.Parameter(torch.rand(num_features))
 
     def _apply(self, *args: Any, **kwargs: Any) -> "MVQ":
         """Move or convert all but the type of the count: bfloat16 counts to 256."""
@@ -112,10 +118,17 @@ def build_mvq(
     configs: Dict[str, MVQConfig],
     layer_hooks: Dict[str, LayerHook],
     model: torch.nn.Module,
+    num_features: Optional[int] = None,
 ) -> MVQ:
     """Build the plugin's part of a model without changing the random state.
 
     So the student's initial weights and dropout are those of the baseline.
+
+    Args:
+        configs: Options of each target.
+        layer_hooks: Hook of the student layer of each target.
+        model: ESPnet model.
+        num_features: Features of a frame if they are masked.
     """
     with torch.random.fork_rng(devices=[]):
         targets = {}
@@ -130,7 +143,7 @@ def build_mvq(
             )
             channels = layer_hooks[name].num_channels
             targets[name] = TARGETS[config.loss](name, config, grid, channels)
-        return MVQ(targets)
+        return MVQ(targets, num_features)
 
 
 class MVQMixin:
@@ -151,7 +164,11 @@ class MVQMixin:
         }
         refuse_warp_inside(self.encoder)
         self._mvq_time_warp_hook = TimeWarpHook(self.specaug, self.frontend)
-        self.mvq = build_mvq(configs, self._mvq_layer_hooks, self)
+        layers = {name: config.layer for name, config in configs.items()}
+        self._mvq_mask_hook = MaskHook(parse_mask(mvq_conf or {}), self, layers)
+        self.mvq = build_mvq(
+            configs, self._mvq_layer_hooks, self, self._mvq_mask_hook.num_features
+        )
         self._mvq_weighting = UtteranceWeighting(self, parse_weighting(mvq_conf or {}))
 
     def forward(
@@ -185,6 +202,7 @@ class MVQMixin:
                 for name, hook in self._mvq_layer_hooks.items()
             }
             warp = stack.enter_context(self._mvq_time_warp_hook.record())
+            mask = stack.enter_context(self._mvq_mask_hook.record(self.mvq.mask_vector))
             utterance_weights = stack.enter_context(
                 self._mvq_weighting.weight_task(batch, has_teacher, update)
             )
@@ -205,7 +223,13 @@ class MVQMixin:
                 with_gradient = torch.is_grad_enabled() and weights[name] > 0
                 with torch.set_grad_enabled(with_gradient):
                     target_loss, target_stats = target(
-                        frames, data, warp, utterance_weights.values
+                        frames,
+                        data,
+                        warp,
+                        utterance_weights.values,
+                        self._mvq_mask_hook.frame_weights(
+                            mask, name, frames.values.shape[1]
+                        ),
                     )
                 if weights[name] > 0:
                     loss = loss.to(dtype) + weights[name] * target_loss
@@ -218,6 +242,19 @@ class MVQMixin:
         )
         stats["loss"] = loss.detach().to(dtype)
         return force_gatherable((loss, stats, weight), loss.device)
+
+    def collect_feats(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        text: Optional[torch.Tensor] = None,
+        text_lengths: Optional[torch.Tensor] = None,
+        **batch: Any,
+    ) -> Dict[str, torch.Tensor]:
+        """Extract the features for ESPnet's statistics, of speech without text, too."""
+        return super().collect_feats(
+            speech, speech_lengths, text, text_lengths, **batch
+        )
 
     def _refuse_data_parallel(self) -> None:
         if getattr(self, "_is_replica", False):
@@ -243,10 +280,11 @@ def make_mvq_model(base: Type[torch.nn.Module], name: str) -> Type[torch.nn.Modu
     options = inspect.Parameter(
         "mvq_conf",
         inspect.Parameter.KEYWORD_ONLY,
-        default={**dataclasses.asdict(MVQConfig()), "weighting": {}},
+        default={**dataclasses.asdict(MVQConfig()), "weighting": {}, "mask": {}},
     )
     model = type(name, (MVQMixin, base), {"__module__": __name__})
-    model.__signature__ = signature.replace(
-        parameters=[*signature.parameters.values(), options]
-    )
+    parameters = [*signature.parameters.values(), options]
+    # The base may end with **kwargs.
+    parameters.sort(key=lambda parameter: parameter.kind)
+    model.__signature__ = signature.replace(parameters=parameters)
     return model

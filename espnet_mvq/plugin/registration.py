@@ -51,10 +51,16 @@ def import_tasks() -> Dict[str, ModuleType]:
     """Import ESPnet's tasks, all at once: nearly all of the time goes to shared code.
 
     Returns:
-        Modules by name. Tasks that an older ESPnet lacks are left out.
+        Modules by name. Tasks that an older ESPnet lacks are left out, and ssl without
+        a choice of losses.
     """
     modules = {name: import_task(name) for name in TASKS}
-    return {name: module for name, module in modules.items() if module is not None}
+    return {
+        name: module
+        for name, module in modules.items()
+        if module is not None
+        and (not TASKS[name].pretrains or hasattr(module, "loss_choices"))
+    }
 
 
 def import_task(name: str) -> Optional[ModuleType]:
@@ -101,6 +107,11 @@ def _extend(row: ESPnetTask, module: ModuleType) -> None:
         only_model = _derive_model(getattr(module, row.only_model))
     _wrap_main_worker(row, task)
     _wrap_build_model(row, module, task, only_model)
+    if row.pretrains:
+        from espnet_mvq.plugin.pretraining import MVQPretrainingLoss, wrap_collate_fn
+
+        module.loss_choices.classes["mvq"] = MVQPretrainingLoss
+        wrap_collate_fn(row, task)
 
 
 def _derive_model(base: Type[torch.nn.Module]) -> Type[torch.nn.Module]:

@@ -71,6 +71,7 @@ class Target(torch.nn.Module):
         teacher: Padded,
         warp: Optional[WarpedTime] = None,
         utterance_weights: Optional[torch.Tensor] = None,
+        frame_weights: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         """Compute the loss of a batch.
 
@@ -79,6 +80,9 @@ class Target(torch.nn.Module):
             teacher: As returned by `teacher_data`.
             warp: SpecAug's time warp of the batch; None: there is none.
             utterance_weights: Weight of each utterance in the loss, (B,). None: 1.
+            frame_weights: Weight of each student frame in the loss, (B, T). Frames of
+                weight 0 are left out, of the statistics too. None: 1. Targets of
+                whole utterances do not use it.
 
         Returns:
             Loss: summed over all predictions, divided by the predictions of a student
@@ -101,7 +105,13 @@ class Target(torch.nn.Module):
         values, known = self.aligner.gather(
             values, teacher.lengths, lengths, frames.shape[1], source_samples
         )
-        return self._loss(frames, values, known, utterance_weights)
+        weights = utterance_weights
+        if weights is not None:
+            weights = weights.unsqueeze(1).expand(frames.shape[:2])
+        if frame_weights is not None and not self.pooled:
+            known = known & (frame_weights > 0).unsqueeze(2)
+            weights = frame_weights if weights is None else weights * frame_weights
+        return self._loss(frames, values, known, weights)
 
     def nan_stats(self, device: torch.device) -> Dict[str, torch.Tensor]:
         """Return the statistics of a batch without data: the same keys, all NaN."""
@@ -116,7 +126,7 @@ class Target(torch.nn.Module):
         frames: torch.Tensor,
         values: torch.Tensor,
         known: torch.Tensor,
-        utterance_weights: Optional[torch.Tensor],
+        frame_weights: Optional[torch.Tensor],
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         """Compute loss and statistics.
 
@@ -124,7 +134,7 @@ class Target(torch.nn.Module):
             frames: Student layer, float, (B, T, C).
             values: Values to predict from each slot, (B, T, num_slots, X).
             known: Mask of slots that have a value, bool, (B, T, num_slots).
-            utterance_weights: (B,) or None.
+            frame_weights: (B, T) or None: 1.
         """
         raise NotImplementedError
 

@@ -1,5 +1,7 @@
 """The codebook loss against the same sums taken target by target."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,14 +137,12 @@ def test_soft_targets_of_the_stored_index_alone_are_hard(head, frames, targets):
     torch.testing.assert_close(soft, hard)
 
 
-@pytest.mark.parametrize("weights", [None, torch.ones(2)])
+@pytest.mark.parametrize("weights", [None, torch.ones(2, 7)])
 def test_without_valid_targets_loss_and_gradients_are_zero(
     any_head, frames, options, weights
 ):
     targets = torch.full((2, 7, NUM_TARGETS), IGNORE)
-    output = codebook_loss(
-        any_head, frames, targets, utterance_weights=weights, **options
-    )
+    output = codebook_loss(any_head, frames, targets, frame_weights=weights, **options)
     assert len(vars(output)) == 7
     assert not any(value.any() for value in vars(output).values())
     for gradient in gradients(output.loss, any_head, frames):
@@ -326,16 +326,14 @@ def test_bad_options_are_refused(head, frames, targets, wrong, message):
         codebook_loss(head, frames, targets[:, :, :3])
 
 
-def test_utterance_weights_are_those_of_losses_alone(
-    any_head, frames, targets, options
-):
-    weights = torch.tensor([0.3, 2.0])
-    output = codebook_loss(
-        any_head, frames, targets, utterance_weights=weights, **options
-    )
-    parts = [(frames[b : b + 1], targets[b : b + 1]) for b in (0, 1)]
-    alone = [codebook_loss(any_head, *part, **options).loss for part in parts]
-    expected = sum(weight * loss for weight, loss in zip(weights, alone))
+def test_frame_weights_are_those_of_losses_alone(any_head, frames, targets, options):
+    weights = torch.rand(frames.shape[:2]) * 2
+    output = codebook_loss(any_head, frames, targets, frame_weights=weights, **options)
+    expected = 0
+    for b, t in itertools.product(*map(range, weights.shape)):
+        part = frames[b : b + 1, t : t + 1], targets[b : b + 1, t : t + 1]
+        alone = codebook_loss(any_head, *part, **options).loss
+        expected = expected + weights[b, t] * alone
     torch.testing.assert_close(output.loss, expected)
     torch.testing.assert_close(
         gradients(output.loss, any_head, frames), gradients(expected, any_head, frames)
