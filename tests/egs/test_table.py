@@ -11,6 +11,7 @@ import torch
 import yaml
 from builders import ROOT, index_metadata, write_indexes
 from corpus_builders import (
+    NOTING,
     PREFIX_TOKENS,
     load_script,
     noted_options,
@@ -61,7 +62,13 @@ arms:
 -   {name: broken, table: few, title: few, seeds: [0], train_set: train_1h,
      loss: mvq, indexes: layer9}
 """
-CONTINUING = "{name: long, table: main, title: long, seeds: [0], continues: broken}"
+PRETRAINED = """
+-   {name: early, table: few, title: few, seeds: [0], pretrained: masked}
+-   {name: late, table: few, title: few, seeds: [0], pretrained: masked}
+pretraining: ../ssl1/conf/pretrain_mvq.yaml
+pretrainings:
+    masked: {options: {max_epoch: 3}, indexes: layer8, target: embeddings}
+"""
 
 
 @pytest.fixture
@@ -115,13 +122,13 @@ def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatc
         ("table: few", "table: fev", "arm broken: got table 'fev'"),
         (
             "against: none",
-            "continues: nun",
-            "arm mvq: got continues 'nun', which is no arm",
+            "pretrained: nun",
+            "arm mvq: got pretrained 'nun', which is not in pretrainings",
         ),
         (
             "indexes: layer9",
             "indexes: layer7",
-            "arm broken: got indexes 'layer7', which are not in indexes",
+            "arm broken: got indexes 'layer7', which is not in indexes",
         ),
         ("loss: mvq\n", "loss: mwq\n", "conf/losses/mwq.yaml"),
     ],
@@ -153,7 +160,6 @@ def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
     folder = copy_recipe("run_table.sh", "run.sh", STAND_IN)
     shared = ROOT / "egs" / "TEMPLATE" / "asr1" / "cmd.sh"
     (folder / "cmd.sh").symlink_to(shared)
-    table.write_text(f"{ARMS}-   {CONTINUING}\n")
     teacher = folder / "exp" / "table" / "teacher"
     teacher.mkdir(parents=True)
     (teacher / "text").write_text("u0 a\n")
@@ -170,7 +176,6 @@ def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
     done = run_script(folder, "run_table.sh", *options)
     output = done.stdout + done.stderr
     assert done.returncode != 0 and "no luck" in output
-    assert "long_seed0 continues broken_seed0, which is not trained yet" in output
     names = ["mvq_seed0", "mvq_seed1", "none_seed0", "none_seed1"]
     both = [(name, stage) for name in names for stage in ("11", "12")]
     assert sorted(calls()) == [("broken_seed0", "11"), *both]
@@ -183,15 +188,41 @@ def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
     (folder / "repaired").touch()
     (folder / "calls").unlink()
     next(folder.glob("exp/table/asr_mvq_seed1_*/*/test_clean/text")).unlink()
-    options[-1] = "1"  # one at a time: "long" needs the end of "broken"
     done = run_script(folder, "run_table.sh", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     # A trained student is only decoded.
-    both = [(name, stage) for name in ("broken_seed0", "long_seed0") for stage in "12"]
-    expected = [(name, f"1{stage}") for name, stage in both]
-    assert sorted(calls()) == [*expected, ("mvq_seed1", "12")]
-    continued = folder / "exp/table/asr_long_seed0_raw_en_bpe100"
-    assert (continued / "checkpoint.pth").read_text() == "broken_seed0long_seed0"
+    both = [("broken_seed0", "11"), ("broken_seed0", "12")]
+    assert sorted(calls()) == [*both, ("mvq_seed1", "12")]
+
+
+def test_arms_wait_for_one_pretraining(copy_recipe, table):
+    folder = copy_recipe("run_table.sh", "run.sh", STAND_IN)
+    shared = ROOT / "egs" / "TEMPLATE" / "asr1" / "cmd.sh"
+    (folder / "cmd.sh").symlink_to(shared)
+    ssl = folder.parent / "ssl1"
+    ssl.mkdir()
+    (ssl / "conf").symlink_to(RECIPE.parent / "ssl1" / "conf")
+    (ssl / "run.sh").write_text(NOTING + "import time\ntime.sleep(0.5)\n")
+    (ssl / "run.sh").chmod(0o755)
+    table.write_text(ARMS + PRETRAINED)
+    teacher = folder / "exp" / "table" / "teacher"
+    teacher.mkdir(parents=True)
+    (teacher / "text").write_text("u0 a\n")
+    options = ["--stage", "3", "--stop_stage", "3", "--table", str(table), "--nj", "2"]
+    for arms in ("early late", "late"):
+        done = run_script(folder, "run_table.sh", *options, "--arms", arms)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (call,) = [call for call in noted_options(folder) if "--exp" in call]
+    exp = folder / "exp" / "table"
+    assert call["--exp"] == str(exp / "ssl_masked_seed0")
+    assert (call["--datadir"], call["--target"]) == ("dump/layer8", "embeddings")
+    assert yaml.safe_load(Path(call["--config"]).read_text())["max_epoch"] == 3
+    trained = [call for call in noted_options(folder) if call["--stage"] == "11"]
+    assert len(trained) == 2
+    encoder = ["exp/table/ssl_masked_seed0/latest.pth:encoder:encoder"]
+    for call in trained:
+        config = yaml.safe_load((folder / call["--asr_config"]).read_text())
+        assert config["init_param"] == encoder
 
 
 def test_bootstrap_of_known_systems(load):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tables of many arms (with and without a teacher, few labels) and seeds, each student
-# trained until the CER of dev_clean no longer falls. The same command resumes: finished
-# jobs are skipped, interrupted trainings continue from their last epoch.
+# Tables of many arms (with and without a teacher, few labels, pre-trained) and seeds. The
+# same command resumes: finished jobs are skipped, interrupted trainings continue from their
+# last epoch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -86,20 +86,28 @@ subset() {
         "${data}/wav.scp" >"${dir}/unlabelled"
 }
 
-# run_job NAME TRAIN_SET CONFIG [CONTINUED]: train and decode one arm with one seed
+# pretrain NAME DATADIR TARGET: pre-train an encoder, unless another job has done so
+pretrain() {
+    local exp=${expdir}/ssl_$1
+    mkdir -p "${exp}"
+    # The jobs of all arms that start from it wait for the first.
+    (
+        flock 9
+        [ ! -e "${exp}/trained" ] || exit 0
+        ../ssl1/run.sh --stage 2 --stop_stage 2 --python "${python}" --ngpu "${ngpu}" \
+            --num_threads 1 --asr1 "${PWD}" --config "$(realpath "${expdir}")/conf/ssl_$1.yaml" \
+            --exp "$(realpath "${exp}")" --train_set "${train_set}" --datadir "$2" \
+            --target "$3" --stats_dir "${stats_dir}"
+        touch "${exp}/trained"
+    ) 9>"${exp}/lock"
+}
+
+# run_job NAME TRAIN_SET CONFIG [PRETRAINING DATADIR TARGET]: train and decode one arm with
+# one seed
 run_job() {
     local exp=${expdir}/asr_$1_${suffix} stats=${stats_dir} configs
     [ ! -s "${exp}/${inference}/text" ] || return 0
-    if [ -n "${4:-}" ] && [ ! -e "${exp}" ]; then
-        local continued=${expdir}/asr_$4_${suffix}
-        if [ ! -e "${continued}/trained" ]; then
-            log "Error: $1 continues $4, which is not trained yet: ${continued}. Run the same command again when it is."
-            exit 1
-        fi
-        mkdir -p "${exp}.part"
-        cp "${continued}"/{checkpoint.pth,*epoch.pth,train*.log} "${exp}.part/"
-        mv "${exp}.part" "${exp}"
-    fi
+    [ -z "${4:-}" ] || pretrain "$4" "$5" "$6"
     [ "$2" = "${train_set}" ] || stats=${stats_dir}_$2
     if grep -q "^model: mvq" "$3"; then
         configs=(--asr_config "" --mvq_asr_config "$3")
@@ -118,8 +126,8 @@ run_job() {
 }
 
 if [ -n "${job}" ]; then
-    read -r name set config continued < <(sed -n "${job}p" "${expdir}/jobs")
-    run_job "${name}" "${set}" "${config}" "${continued}"
+    read -r -a fields < <(sed -n "${job}p" "${expdir}/jobs")
+    run_job "${fields[@]}"
     exit 0
 fi
 
@@ -135,19 +143,20 @@ mvq() {
 
 # further_indexes NAME OPTIONS...: a set of indexes of other options, in dump/NAME
 further_indexes() {
-    local name=$1 dir=dump/$1/${train_set} file
+    local name=$1 set file
     shift
     if [[ "$*" =~ (dump/mvq/faiss_(.*).safetensors) ]] && [ ! -e "${BASH_REMATCH[1]}" ]; then
         ${python} local/faiss_quantizer.py --kind "${BASH_REMATCH[2]}" \
             --feats "${data}/embeddings.scp" --num_codebooks "${num_codebooks}" \
             --out "${BASH_REMATCH[1]}"
     fi
-    mkdir -p "${dir}"
-    for file in wav.scp utt2spk utt2num_samples; do
-        cp "${data}/${file}" "${dir}/"
+    for set in "${train_set}" dev_clean; do
+        mkdir -p "dump/${name}/${set}"
+        for file in wav.scp utt2spk utt2num_samples; do
+            cp "dump/raw/${set}/${file}" "dump/${name}/${set}/"
+        done
     done
-    ln -sfn ../raw/dev_clean "dump/${name}/dev_clean"
-    set -- --datadir "dump/${name}" --mvq_dir "dump/mvq/${name}" "$@"
+    set -- --datadir "dump/${name}" --mvq_dir "dump/mvq/${name}" --dev_set dev_clean "$@"
     mvq "$@" --stop_stage 4
     measure "dump/mvq/${name}" "$@"
 }
@@ -161,11 +170,11 @@ if runs 1; then
     log "stage 1: Data, quantizer, codebook indexes, statistics"
     recipe --stage 1 --stop_stage 10 --train_set "${train_set}" --asr_config "${student}" \
         --mvq_asr_config conf/train_asr_debug_mvq.yaml --asr_stats_dir "${stats_dir}" \
-        --ngpu "${ngpu}"
+        --ngpu "${ngpu}" --mvq_args "--dev_set dev_clean"
     tag=$(teacher_tag "${teacher}" "${layer}" "${teacher_conf}")
     measure "dump/mvq/${tag}_cb${num_codebooks}"
     log "stage 1: Embeddings, stored as float16"
-    mvq --target embeddings
+    mvq --target embeddings --dev_set dev_clean
 fi
 
 num_jobs=$(${python} pyscripts/table_jobs.py --table "${table}" --expdir "${expdir}" \

@@ -16,8 +16,9 @@ from espnet_mvq.files.whole_file import write_text
 _REQUIRED = ("name", "table", "title", "seeds")
 _KEYS = {
     *_REQUIRED,
-    *("student", "loss", "options", "train_set", "indexes", "against", "continues"),
+    *("student", "loss", "options", "train_set", "indexes", "against", "pretrained"),
 }
+_PRETRAINING_KEYS = {"options", "indexes", "target"}
 
 
 class TableError(Exception):
@@ -28,7 +29,8 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         description="Write EXPDIR/conf/ARM_seedN.yaml for each arm and seed, and "
-        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG [CONTINUED]' for each of them. "
+        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG' for each of them; the "
+        "lines of pretrained arms go on with 'PRETRAINING DATADIR TARGET'. "
         "EXPDIR/indexes gets a line 'NAME OPTIONS' for each set of indexes they need.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -56,14 +58,21 @@ def read_table(path: Path) -> Dict[str, Any]:
             problems.append("a name that another arm has, too")
         if arm.get("table") not in table["tables"]:
             problems.append(f"table {arm.get('table')!r}, which is not in tables")
-        for key in ("against", "continues"):
-            if arm.get(key, arm.get("name")) not in names:
-                problems.append(f"{key} {arm[key]!r}, which is no arm")
-        if "indexes" in arm and arm["indexes"] not in table.get("indexes", ()):
-            problems.append(f"indexes {arm['indexes']!r}, which are not in indexes")
+        if arm.get("against", arm.get("name")) not in names:
+            problems.append(f"against {arm['against']!r}, which is no arm")
+        for key, section in (("indexes", "indexes"), ("pretrained", "pretrainings")):
+            if key in arm and arm[key] not in table.get(section, ()):
+                problems.append(f"{key} {arm[key]!r}, which is not in {section}")
+        pretraining = pretraining_of(arm, table)
+        problems += [f"unknown key {k}" for k in set(pretraining) - _PRETRAINING_KEYS]
         if problems:
             raise TableError(f"{path}: arm {arm.get('name')}: got {problems[0]}")
     return table
+
+
+def pretraining_of(arm: Dict[str, Any], table: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the pre-training that an arm starts from, empty without one."""
+    return table.get("pretrainings", {}).get(arm.get("pretrained")) or {}
 
 
 def arm_config(arm: Dict[str, Any], table: Dict[str, Any]) -> Dict[str, Any]:
@@ -75,6 +84,11 @@ def arm_config(arm: Dict[str, Any], table: Dict[str, Any]) -> Dict[str, Any]:
         loss = Path(f"conf/losses/{arm['loss']}.yaml")
         config = merge(config, read_template(loss, {"train": data}))
     return merge(config, arm.get("options") or {})
+
+
+def write_config(path: Path, config: Dict[str, Any], seed: int) -> None:
+    """Write a training configuration with its seed."""
+    write_text(path, yaml.safe_dump({**config, "seed": seed}, sort_keys=False))
 
 
 def write_jobs(args: argparse.Namespace) -> int:
@@ -97,18 +111,25 @@ def write_jobs(args: argparse.Namespace) -> int:
     for arm in table["arms"]:
         if args.arms and arm["name"] not in args.arms:
             continue
-        config = arm_config(arm, table)
-        if "indexes" in arm:
-            indexes[arm["indexes"]] = table["indexes"][arm["indexes"]]
+        config, pretraining = arm_config(arm, table), pretraining_of(arm, table)
+        for needed in {arm.get("indexes"), pretraining.get("indexes")} - {None}:
+            indexes[needed] = table["indexes"][needed]
         train_set = arm.get("train_set", table["train_set"])
         for order, seed in enumerate(arm["seeds"]):
             name = f"{arm['name']}_seed{seed}"
             path = expdir / "conf" / f"{name}.yaml"
-            text = yaml.safe_dump({**config, "seed": seed}, sort_keys=False)
-            write_text(path, text)
             job = f"{name} {train_set} {path}"
-            if "continues" in arm:
-                job += f" {arm['continues']}_seed{seed}"
+            if "pretrained" in arm:
+                first = f"{arm['pretrained']}_seed{seed}"
+                base = Path(table["pretraining"]).read_text(encoding="utf-8")
+                options = merge(yaml.safe_load(base), pretraining.get("options") or {})
+                write_config(expdir / "conf" / f"ssl_{first}.yaml", options, seed)
+                encoder = f"{expdir}/ssl_{first}/latest.pth:encoder:encoder"
+                config = {**config, "init_param": [encoder]}
+                datadir = f"dump/{pretraining.get('indexes', 'raw')}"
+                job += f" {first} {datadir} "
+                job += pretraining.get("target", "codebook_indexes")
+            write_config(path, config, seed)
             jobs.append((order, f"{job}\n"))
     # A table of one seed is readable early; the sort keeps the order of the arms.
     jobs.sort(key=lambda job: job[0])
