@@ -101,12 +101,14 @@ class DocstringSections(griffe.Extension):
 
 def mvq_conf_table() -> str:
     """Return the tables of the options of `mvq_conf`."""
+    from espnet_mvq.distillation.masking import Mask
     from espnet_mvq.distillation.schedules import WeightSchedule
     from espnet_mvq.distillation.weighting import WEIGHTINGS
     from espnet_mvq.plugin.config import MVQConfig
 
     parts = ["## Options of a target", _options(MVQConfig)]
     parts += ["## schedule", _summary(WeightSchedule), _options(WeightSchedule)]
+    parts += ["## mask", _summary(Mask), _options(Mask)]
     parts += ["## weighting"]
     for name, kind in WEIGHTINGS.items():
         parts += [f"### type: {name}", _summary(kind), _options(kind)]

@@ -10,12 +10,11 @@ from corpus_builders import load_script
 
 import espnet_mvq
 
-CONFIGS = sorted(
-    p for p in ROOT.glob("egs/*/asr1/conf/**/*.yaml") if not p.is_symlink()
-)
+CONFIGS = sorted(p for p in ROOT.glob("egs/*/*/conf/**/*.yaml") if not p.is_symlink())
 TRAINING = [path for path in CONFIGS if path.name.startswith("train_")]
 # Options that run_losses.sh adds to a baseline for a loss
 LOSSES = [path for path in CONFIGS if path.parent.name == "losses"]
+PRETRAINING = [path for path in CONFIGS if path.name.startswith("pretrain_")]
 DECODING = [path for path in CONFIGS if path.name.startswith("decode_")]
 MVQ_TRAINING = [path for path in TRAINING if "_mvq" in path.name]
 # Metadata of 16 codebooks of WavLM-large or HuBERT-large
@@ -43,8 +42,8 @@ def parse(path):
 
 
 def test_all_are_training_or_decoding():
-    assert TRAINING and DECODING
-    assert set(CONFIGS) == {*TRAINING, *DECODING, *LOSSES}
+    assert TRAINING and DECODING and PRETRAINING
+    assert set(CONFIGS) == {*TRAINING, *DECODING, *LOSSES, *PRETRAINING}
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=name_of)
@@ -62,6 +61,22 @@ def test_training_config_parses_and_its_options_exist(path):
         takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.values())
         unknown = set() if takes_any else set(conf) - set(signature)
         assert not unknown, f"{choices.name}_conf: {unknown}"
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=name_of)
+def test_pretrained_encoder_is_that_of_a_student(path):
+    from espnet2.tasks.asr import ASRTask
+
+    espnet_mvq.register()
+    from espnet2.tasks.ssl import SSLTask
+
+    args = SSLTask.get_parser().parse_args(["--config", str(path)])
+    args.model_conf["mvq_conf"].update(INDEXES)
+    pretrained = SSLTask.build_model(args).encoder.state_dict()
+    student = parse(path.parents[2] / "asr1" / "conf" / "train_asr_small.yaml")
+    student.token_list = ["<blank>", "<unk>", "a", "<sos/eos>"]
+    encoder = ASRTask.build_model(student).encoder
+    encoder.load_state_dict(pretrained)
 
 
 @pytest.mark.parametrize("path", DECODING, ids=name_of)
