@@ -216,7 +216,7 @@ def test_arms_wait_for_one_pretraining(copy_recipe, table):
     exp = folder / "exp" / "table"
     assert call["--exp"] == str(exp / "ssl_masked_seed0")
     assert (call["--datadir"], call["--target"]) == ("dump/layer8", "embeddings")
-    assert yaml.safe_load(Path(call["--config"]).read_text())["max_epoch"] == 3
+    assert yaml.safe_load(Path(call["--ssl_config"]).read_text())["max_epoch"] == 3
     trained = [call for call in noted_options(folder) if call["--stage"] == "11"]
     assert len(trained) == 2
     encoder = ["exp/table/ssl_masked_seed0/latest.pth:encoder:encoder"]

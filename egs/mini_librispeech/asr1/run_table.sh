@@ -95,7 +95,8 @@ pretrain() {
         flock 9
         [ ! -e "${exp}/trained" ] || exit 0
         ../ssl1/run.sh --stage 2 --stop_stage 2 --python "${python}" --ngpu "${ngpu}" \
-            --num_threads 1 --asr1 "${PWD}" --config "$(realpath "${expdir}")/conf/ssl_$1.yaml" \
+            --num_threads 1 --asr1 "${PWD}" \
+            --ssl_config "$(realpath "${expdir}")/conf/ssl_$1.yaml" \
             --exp "$(realpath "${exp}")" --train_set "${train_set}" --datadir "$2" \
             --target "$3" --stats_dir "${stats_dir}"
         touch "${exp}/trained"

@@ -18,7 +18,7 @@ train_set=train_clean_5
 valid_set=dev_clean
 stats_dir=exp/asr_stats_raw_en_bpe100  # Statistics of the features, below asr1.
 target=codebook_indexes  # Data to predict: codebook_indexes or embeddings.
-config=conf/pretrain_mvq.yaml
+ssl_config=conf/pretrain_mvq.yaml
 exp=                # Experiment; empty: exp/ and the configuration's name.
 teacher=transformers/openai/whisper-base
 teacher_conf=window_s=0
@@ -31,7 +31,7 @@ help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
      1 data, codebook indexes, statistics, 2 pre-training, 3 fine-tuning and decoding
   --ngpu 0|1 [${ngpu}] --nj N [${nj}] --num_threads N [all cores] --python CMD [${python}]
-  --config YAML [${config}] --exp DIR [named after the configuration]
+  --ssl_config YAML [${ssl_config}] --exp DIR [named after the configuration]
   --target codebook_indexes|embeddings [${target}] --datadir DIR [${datadir}]
   --train_set NAME [${train_set}] --valid_set NAME [${valid_set}] --stats_dir DIR [${stats_dir}]
   --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}] --layer N [${layer}]
@@ -46,11 +46,11 @@ whole_number 0 ngpu
 whole_number 1 nj num_codebooks ${num_threads:+num_threads}
 whole_number -1 layer
 one_of target codebook_indexes embeddings
-[ -f "${config}" ] || refuse "no such configuration: ${config}"
+[ -f "${ssl_config}" ] || refuse "no such configuration: ${ssl_config}"
 . ./path.sh
 . ./cmd.sh
 num_threads=${num_threads:-$(OMP_NUM_THREADS='' nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
-exp=${exp:-exp/$(basename "${config}" .yaml)}
+exp=${exp:-exp/$(basename "${ssl_config}" .yaml)}
 
 # recipe OPTIONS...: run.sh of asr1
 recipe() {
@@ -69,7 +69,7 @@ fi
 
 if runs 2; then
     log "stage 2: Pre-train ${exp}; log: ${exp}/train.log"
-    config=$(realpath "${config}")
+    ssl_config=$(realpath "${ssl_config}")
     mkdir -p "${exp}"
     exp=$(realpath "${exp}")
     cd "${asr1}"
@@ -89,7 +89,7 @@ if runs 2; then
         ${python} -m espnet_mvq.run -m espnet2.bin.ssl_train "${data_opts[@]}" \
         --normalize global_mvn \
         --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz" \
-        --resume true --output_dir "${exp}" --config "${config}" \
+        --resume true --output_dir "${exp}" --config "${ssl_config}" \
         >"${exp}/launch.log" 2>&1 || failed "${exp}/train.log"
     cd - >/dev/null
 fi
