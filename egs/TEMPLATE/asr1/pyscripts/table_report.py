@@ -3,7 +3,6 @@
 
 import argparse
 import logging
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 from table_jobs import TableError, read_table
 
-from espnet_mvq.files.experiment import read_config
+from espnet_mvq.files.experiment import read_checkpoint, read_config
 from espnet_mvq.files.scp import read_counts, read_ids, read_list
 from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.quantization.quality_text import REPORT_NAME
@@ -26,7 +25,6 @@ from espnet_mvq.reporting.training_data import (
 from espnet_mvq.reporting.training_log import ReportError, read_epochs
 
 NUM_RESAMPLES = 10_000
-_PARAMETERS = re.compile(r"Total Number of model parameters: ([\d.]+) ([KM])")
 
 
 @dataclass
@@ -151,12 +149,13 @@ def exp_of(arm: Dict[str, Any], seed: int, args: argparse.Namespace) -> Path:
 
 
 def num_parameters(exp: Path) -> str:
-    """Return the trained parameters of an experiment, as its log tells them."""
-    for log in sorted(exp.glob("train*.log")):
-        number = _PARAMETERS.search(log.read_text(encoding="utf-8"))
-        if number:
-            return " ".join(number.groups())
-    return ""
+    """Return the weights of a student as it is exported: without the losses' heads."""
+    path = exp / "latest.pth"
+    if not path.is_file():
+        return ""
+    state = read_checkpoint(path).items()
+    number = sum(value.numel() for name, value in state if not name.startswith("mvq."))
+    return f"{number / 1e6:.2f} M"
 
 
 def labelled_hours(exp: Path) -> float:
