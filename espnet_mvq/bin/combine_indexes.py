@@ -44,8 +44,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--name",
-        help="name of the files (default: codebook_indexes, embeddings or posteriors); each "
-        "teacher or layer of a data folder needs its own",
+        help="name of the files (default: codebook_indexes, embeddings or posteriors); "
+        "each teacher or layer of a data folder needs its own",
     )
     add_on_error_option(
         parser,

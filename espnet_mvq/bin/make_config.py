@@ -50,8 +50,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loss",
         choices=LOSSES,
-        help="codebooks: the MVQ loss; posteriors: posterior KD, from posteriors in the "
-        "set; others need stored embeddings in the set",
+        help="codebooks: the MVQ loss; posteriors: posterior KD, which needs stored "
+        "posteriors in the set; others need stored embeddings",
     )
     parser.add_argument(
         "--output",

@@ -17,16 +17,15 @@ from builders import (
     train,
     without,
 )
+from corpus_builders import posterior_metadata
 
 from espnet_mvq.distillation import read_sparse, sparse_posteriors
-from espnet_mvq.indexes import PosteriorMetadata
 from espnet_mvq.plugin.config import parse_targets
 from espnet_mvq.plugin.training_checks import complete_mvq_conf
 
 TOKENS = TINY_MODEL["token_list"]
 CONF = {"loss": "posteriors", "token_list": TOKENS}
 LENGTHS = "posteriors_lengths"
-METADATA = {"teacher": "t", "layer": -1, **FRAMES}
 
 
 @pytest.fixture
@@ -193,8 +192,7 @@ def options(tmp_path):
     """Return a function that makes a training's options with stored posteriors."""
 
     def make(conf, stored=True):
-        metadata = PosteriorMetadata(top_k=2, token_list=TOKENS, **METADATA)
-        metadata.save(tmp_path / "posteriors.json")
+        posterior_metadata(2, TOKENS).save(tmp_path / "posteriors.json")
         data = [(str(tmp_path / "wav.scp"), "speech", "sound")]
         if stored:
             data.append((str(tmp_path / "posteriors.scp"), "posteriors", "mvq_ark"))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from builders import INTERCTC, TINY_MODEL
-from corpus_builders import save_espnet, save_transformers, waveforms_of
+from corpus_builders import save_ctc, save_espnet, save_transformers, waveforms_of
 
 from espnet_mvq.teachers import TeacherError, build_teacher
 from espnet_mvq.teachers.ctc import build_ctc_teacher
@@ -34,12 +34,8 @@ def save(tmp_path):
 @pytest.fixture
 def hubert(tmp_path):
     """Save a HuBERT with a CTC head and its vocabulary; return the folder."""
-    path = save_transformers(
-        tmp_path / "ctc", "Hubert", "ForCTC", vocabulary=VOCABULARY, hidden_dropout=0.5
-    )
-    tokenizer = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "unk_token": "[UNK]"}
-    (path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    return path
+    tokenizer = {"unk_token": "[UNK]"}
+    return save_ctc(tmp_path / "ctc", VOCABULARY, "Hubert", tokenizer)
 
 
 @pytest.mark.parametrize("options", [TINY_MODEL, CONDITIONED])
