@@ -37,16 +37,17 @@ def mvq_conf(source: Union[str, os.PathLike], **options: Any) -> Dict[str, Any]:
 
     Args:
         source: `codebook_indexes.json`, the scp beside it, or the data folder of both;
-            or `embeddings.json`, or its scp. The name of the file is the name of the
-            data in the batches. If it is not `codebook_indexes`, the result has the
-            form `{"targets": {NAME: {...}}}`, and several can be joined.
+            or `embeddings.json` or `posteriors.json`, or its scp. The name of the file
+            is the name of the data in the batches. If it is not `codebook_indexes`, nor
+            `posteriors` with `loss: posteriors`, the result has the form
+            `{"targets": {NAME: {...}}}`, and several can be joined.
         **options: Options of `mvq_conf`, as in a yaml: `weight`, `layer` and so on; see
             docs/training.md.
 
     Returns:
         The given options, and those that the metadata give: number and size of
         codebooks, quantizer id, sample rate (Hz), frame shift and offset (samples),
-        level, and for embeddings their dimension.
+        level, and for embeddings their dimension, for posteriors their tokens.
 
     Raises:
         FileNotFoundError: If there are no metadata.

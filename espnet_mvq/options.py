@@ -13,6 +13,7 @@ _WORDS = {
     float: "a finite number (in yaml 1.0e-1, not 1e-1)",
     str: "a text (in quotes if yaml takes it for something else)",
     dict: "a mapping",
+    list: "a list",
 }
 
 

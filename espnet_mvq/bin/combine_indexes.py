@@ -11,9 +11,17 @@ from espnet_mvq.bin.options import (
     setup_logging,
 )
 from espnet_mvq.extraction.shard_combination import combine_shards
-from espnet_mvq.indexes.metadata import EmbeddingMetadata, IndexMetadata
+from espnet_mvq.indexes.metadata import (
+    EmbeddingMetadata,
+    IndexMetadata,
+    PosteriorMetadata,
+)
 
-TARGETS = {"indexes": IndexMetadata, "embeddings": EmbeddingMetadata}
+TARGETS = {
+    "indexes": IndexMetadata,
+    "embeddings": EmbeddingMetadata,
+    "posteriors": PosteriorMetadata,
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,8 +44,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--name",
-        help="name of the files (default: codebook_indexes or embeddings); each "
-        "teacher or layer of a data folder needs its own",
+        help="name of the files (default: codebook_indexes, embeddings or posteriors); "
+        "each teacher or layer of a data folder needs its own",
     )
     add_on_error_option(
         parser,

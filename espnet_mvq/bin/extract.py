@@ -13,6 +13,7 @@ from espnet_mvq.bin.options import (
     command,
     command_parser,
     defaults_of,
+    load_ctc_teacher,
     load_teacher,
     setup_logging,
 )
@@ -46,9 +47,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target",
         default="indexes",
-        choices=("indexes", "embeddings"),
+        choices=("indexes", "embeddings", "posteriors"),
         help="kind of the arrays; embeddings: float16, 2 D bytes per frame, for "
-        "inspection and for distillation from embeddings",
+        "inspection and for distillation from embeddings; posteriors: the most likely "
+        "tokens of a teacher with a CTC head, for posterior KD",
+    )
+    parser.add_argument(
+        "--top_k",
+        type=int,
+        default=8,
+        help="tokens of a frame that posteriors have one by one, in 4 k + 2 bytes; all "
+        "others together are one class",
     )
     parser.add_argument(
         "--level",
@@ -57,7 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
         "DeCoR; the quantizer must be trained at the same level",
     )
     parser.add_argument(
-        "--quantizer", help="quantizer.safetensors; not with --target embeddings"
+        "--quantizer", help="quantizer.safetensors; with --target indexes alone"
     )
     parser.add_argument("--outdir", required=True, help="folder of the shards")
     parser.add_argument("--job", type=int, help="number of the job, counted from 1")
@@ -101,22 +110,29 @@ def main(cmd=None) -> None:
     """Run the command."""
     args = get_parser().parse_args(cmd)
     setup_logging(args)
-    if (args.quantizer is None) != (args.target == "embeddings"):
+    if (args.quantizer is None) == (args.target == "indexes"):
         raise ValueError(
             f"--quantizer: got {args.quantizer}; expected a file with --target indexes "
-            "and none with --target embeddings"
+            f"and none with --target {args.target}"
+        )
+    of_posteriors = args.target == "posteriors"
+    if of_posteriors and args.layer != -1:
+        raise ValueError(
+            f"--layer: got {args.layer}, expected none (-1) with --target posteriors, "
+            "which are those of the CTC head"
         )
     if args.num_threads < 1:
         raise ValueError(f"--num_threads: got {args.num_threads}, expected at least 1")
     # With torch's default, each of several jobs would use all cores.
     torch.set_num_threads(args.num_threads)
     extract_shard(
-        functools.partial(load_teacher, args),
+        functools.partial(load_ctc_teacher if of_posteriors else load_teacher, args),
         args.quantizer,
         args.wav_scp,
         args.outdir,
         job=args.job,
         level=args.level,
+        top_k=args.top_k if of_posteriors else None,
         encode_options={name: getattr(args, name) for name in ENCODE_OPTIONS},
         utt2num_samples=args.utt2num_samples,
         on_error=args.on_error,

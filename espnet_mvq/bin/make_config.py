@@ -50,7 +50,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loss",
         choices=LOSSES,
-        help="codebooks: the MVQ loss; others need stored embeddings in the set",
+        help="codebooks: the MVQ loss; posteriors: posterior KD, which needs stored "
+        "posteriors in the set; others need stored embeddings",
     )
     parser.add_argument(
         "--output",

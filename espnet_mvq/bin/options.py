@@ -12,6 +12,7 @@ import yaml
 
 from espnet_mvq.errors import one_line
 from espnet_mvq.teachers import Teacher, build_teacher
+from espnet_mvq.teachers.ctc import CTCTeacher, build_ctc_teacher
 from espnet_mvq.teachers.speech_model import DTYPES
 from espnet_mvq.teachers.task_loss import TaskLoss, build_task_loss
 
@@ -138,6 +139,18 @@ def load_task_loss(args: argparse.Namespace) -> TaskLoss:
     """Build the teacher of the options with its task head, on their device."""
     device, batch_s = device_from_options(args)
     return build_task_loss(
+        args.teacher,
+        device,
+        dtype=args.dtype,
+        batch_s=batch_s,
+        **teacher_conf_of(args),
+    )
+
+
+def load_ctc_teacher(args: argparse.Namespace) -> CTCTeacher:
+    """Build the teacher of the options with its CTC head, on their device."""
+    device, batch_s = device_from_options(args)
+    return build_ctc_teacher(
         args.teacher,
         device,
         dtype=args.dtype,

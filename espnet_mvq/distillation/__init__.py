@@ -14,6 +14,11 @@ from espnet_mvq.distillation.embedding_loss import (
 from espnet_mvq.distillation.heads import HEADS, Head, IndependentHead, JointHead
 from espnet_mvq.distillation.losses import CodebookLossOutput, codebook_loss
 from espnet_mvq.distillation.masking import Mask
+from espnet_mvq.distillation.posterior_loss import (
+    posterior_loss,
+    read_sparse,
+    sparse_posteriors,
+)
 from espnet_mvq.distillation.schedules import WeightSchedule
 from espnet_mvq.distillation.soft_targets import (
     soft_target_table,
@@ -39,6 +44,9 @@ __all__ = [
     "codebook_loss",
     "embedding_loss",
     "mean_over_time",
+    "posterior_loss",
+    "read_sparse",
     "soft_target_table",
+    "sparse_posteriors",
     "unit_variance_codebooks",
 ]

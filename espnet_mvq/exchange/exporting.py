@@ -40,8 +40,8 @@ def export_indexes(
     reader = FrameReader(scp)
     if not isinstance(reader.metadata, IndexMetadata):
         raise ValueError(
-            f"{scp}: got embeddings, expected codebook indexes; kaldiio reads "
-            "embeddings as they are"
+            f"{scp}: got {reader.metadata.STEM}, expected codebook indexes; kaldiio "
+            "reads others as they are"
         )
     recordings = _find_recordings(data_dir, reader) if data_dir else {}
     if hdf5:

@@ -1,4 +1,4 @@
-"""Extraction of a shard: audio -> teacher -> quantizer -> ark."""
+"""Extraction of a shard: audio -> teacher -> quantizer, if any -> ark."""
 
 import logging
 import time
@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from espnet_mvq import __version__
+from espnet_mvq.distillation import sparse_posteriors
 from espnet_mvq.extraction.embedding_stream import (
     embed_batches,
     plan_batches,
@@ -20,7 +21,11 @@ from espnet_mvq.extraction.embedding_stream import (
 from espnet_mvq.files.scp import read_scp
 from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import IndexMetadata, ShardWriter
-from espnet_mvq.indexes.metadata import EmbeddingMetadata, FrameMetadata
+from espnet_mvq.indexes.metadata import (
+    EmbeddingMetadata,
+    FrameMetadata,
+    PosteriorMetadata,
+)
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.quantization.search import default_pair_candidates
@@ -36,23 +41,27 @@ def extract_shard(
     *,
     job: int = 1,
     level: str = "frame",
+    top_k: Optional[int] = None,
     encode_options: Optional[Dict[str, Optional[int]]] = None,
     utt2num_samples: Optional[str] = None,
     on_error: str = "stop",
     num_workers: int = 2,
 ) -> None:
-    """Write the codebook indexes or embeddings of one job's share of a corpus.
+    """Write the indexes, embeddings or posteriors of one job's share of a corpus.
 
     A shard that is whole and of the same settings is kept. One that broke off keeps
     its whole utterances.
 
     Args:
         load_teacher: Builds the teacher; called after the other arguments are checked.
-        quantizer_path: The quantizer; None: embeddings are stored, in float16.
+        quantizer_path: The quantizer; None: embeddings are stored, in float16, or
+            posteriors.
         wav_scp: The job's share of `wav.scp`.
         outdir: Folder of the shards.
         job: Number of the job, from 1.
         level: frame; or utterance: one vector of each, see `to_level`.
+        top_k: For posteriors of a `CTCTeacher`: the tokens of each frame that are
+            stored one by one. None: no posteriors.
         encode_options: Options of `Quantizer.encode`.
         utt2num_samples: See `read_num_samples`.
         on_error: stop or skip, for utterances whose audio cannot be used or has no
@@ -75,7 +84,7 @@ def extract_shard(
     if quantizer is not None:
         check_quantizer(quantizer, teacher, quantizer_path, level)
         quantizer = quantizer.to(teacher.device)
-    metadata = shard_metadata(teacher, quantizer, level, encode_options)
+    metadata = shard_metadata(teacher, quantizer, level, encode_options, top_k)
     if _is_finished(outdir, job, metadata, teacher, places, on_error):
         logging.info(f"job {job} in {outdir} is done already")
         return
@@ -100,8 +109,9 @@ def shard_metadata(
     quantizer: Optional[Quantizer],
     level: str = "frame",
     encode_options: Optional[Dict[str, Optional[int]]] = None,
+    top_k: Optional[int] = None,
 ) -> FrameMetadata:
-    """Metadata of codebook indexes, or of embeddings if there is no quantizer."""
+    """Metadata of codebook indexes; without a quantizer of posteriors or embeddings."""
     frames = dict(
         teacher=teacher.id,
         layer=teacher.layer,
@@ -111,6 +121,14 @@ def shard_metadata(
         level=level,
         espnet_mvq_version=__version__,
     )
+    if top_k is not None:
+        tokens = teacher.token_list
+        if not 1 <= top_k <= len(tokens):
+            raise ValueError(
+                f"--top_k: got {top_k}, expected 1 to {len(tokens)}, the tokens of the "
+                f"teacher {teacher.spec}"
+            )
+        return PosteriorMetadata(top_k=top_k, token_list=tokens, **frames)
     if quantizer is None:
         return EmbeddingMetadata(dim=teacher.dim, **frames)
     options = dict(encode_options or {})
@@ -130,17 +148,20 @@ def to_arrays(
     quantizer: Optional[Quantizer],
     metadata: FrameMetadata,
 ) -> List[np.ndarray]:
-    """Quantize the embeddings of a batch of utterances, or round them to float16.
+    """Turn the embeddings of a batch of utterances into the arrays to store.
 
     Args:
         embeddings: Embeddings of each utterance, [(T_1, D), ...].
-        quantizer: The quantizer, on their device; None: they stay embeddings.
-        metadata: Level, and settings of the code search.
+        quantizer: The quantizer, on their device; None: no codebook indexes.
+        metadata: Metadata of the arrays: kind, level and settings.
 
     Returns:
-        Codebook indexes, uint8, [(T_1, N), ...]; or embeddings, float16. At utterance
-        level each has one row.
+        Codebook indexes, uint8, [(T_1, N), ...]; embeddings, float16; or posteriors of
+        logits, uint16, see `sparse_posteriors`. At utterance level each has one row.
     """
+    if isinstance(metadata, PosteriorMetadata):
+        sparse = [sparse_posteriors(logits, metadata.top_k) for logits in embeddings]
+        return [part.cpu().numpy().astype(np.uint16) for part in sparse]
     vectors = [to_level(frames, metadata.level) for frames in embeddings]
     if quantizer is None:
         return [part.half().cpu().numpy() for part in vectors]

@@ -34,7 +34,7 @@ def combine_shards(
         shards: Folder of the shards.
         nj: Number of shards.
         kind: Class of their metadata.
-        name: Name of the files; default: `codebook_indexes` or `embeddings`.
+        name: Name of the files; default: that of the kind, as `codebook_indexes`.
         on_error: stop or skip; skip: utterances that the extraction skipped may be
             missing.
 

@@ -1,4 +1,4 @@
-"""Metadata of files of codebook indexes or embeddings: the meaning of their frames."""
+"""Metadata of files of codebook indexes, embeddings or posteriors: what they mean."""
 
 import json
 import math
@@ -24,8 +24,9 @@ _NUMBERS: Dict[str, Tuple[type, float, float]] = {
     "num_codebooks": (Integral, 1, math.inf),
     "codebook_size": (Integral, 1, 256),
     "dim": (Integral, 1, math.inf),
+    "top_k": (Integral, 1, 2**16),
 }
-_CONTAINERS = {"skipped": list, "shards": dict, "encode": dict}
+_CONTAINERS = {"skipped": list, "shards": dict, "encode": dict, "token_list": list}
 _M = TypeVar("_M", bound="FrameMetadata")
 
 
@@ -97,6 +98,11 @@ class FrameMetadata(VersionedJson):
         """
         return cls.load(_json_path(scp))
 
+    @property
+    def width(self) -> int:
+        """Numbers in a row of an array."""
+        raise NotImplementedError
+
     def check(self, array: np.ndarray) -> None:
         """Check an utterance's array against the metadata.
 
@@ -105,12 +111,12 @@ class FrameMetadata(VersionedJson):
         """
         raise NotImplementedError
 
-    def _check_form(self, array: np.ndarray, dtype: type, width: int) -> None:
+    def _check_form(self, array: np.ndarray, dtype: type) -> None:
         """Check type and shape of an array (T, width)."""
-        if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
+        if array.dtype != dtype or array.ndim != 2 or array.shape[1] != self.width:
             raise ValueError(
                 f"got {array.dtype} of shape {array.shape}, expected "
-                f"{np.dtype(dtype)} (T, {width})"
+                f"{np.dtype(dtype)} (T, {self.width})"
             )
         if self.level == "utterance" and len(array) != 1:
             raise ValueError(f"got {len(array)} rows, expected 1: level utterance")
@@ -141,9 +147,14 @@ class IndexMetadata(FrameMetadata):
     codebook_size: int
     encode: Dict[str, int] = field(default_factory=dict)
 
+    @property
+    def width(self) -> int:
+        """See `FrameMetadata.width`."""
+        return self.num_codebooks
+
     def check(self, array: np.ndarray) -> None:
         """Check that an array is uint8, (T, N), of values below K."""
-        self._check_form(array, np.uint8, self.num_codebooks)
+        self._check_form(array, np.uint8)
         if array.size and array.max() >= self.codebook_size:
             raise ValueError(
                 f"got index {array.max()}, expected 0 to {self.codebook_size - 1}"
@@ -164,9 +175,14 @@ class EmbeddingMetadata(FrameMetadata):
 
     dim: int
 
+    @property
+    def width(self) -> int:
+        """See `FrameMetadata.width`."""
+        return self.dim
+
     def check(self, array: np.ndarray) -> None:
         """Check that an array is float16, (T, D), of finite values."""
-        self._check_form(array, np.float16, self.dim)
+        self._check_form(array, np.float16)
         if not np.isfinite(array).all():
             raise ValueError(
                 "got NaN or infinity in float16, expected values within 65504; take "
@@ -174,6 +190,62 @@ class EmbeddingMetadata(FrameMetadata):
             )
 
 
+@dataclass(kw_only=True)
+class PosteriorMetadata(FrameMetadata):
+    """Metadata of posteriors of a CTC teacher, `posteriors.json`.
+
+    An array has the form of `espnet_mvq.distillation.sparse_posteriors`: the k most
+    likely tokens of a frame, and the log-probabilities of these and of the rest.
+
+    Attributes:
+        top_k: Tokens k of a frame.
+        token_list: The teacher's tokens, V of them, the blank among them.
+    """
+
+    STEM: ClassVar[str] = "posteriors"
+    FORMAT: ClassVar[str] = "espnet_mvq.posteriors"
+    MEANING: ClassVar[Tuple[str, ...]] = FrameMetadata.MEANING + (
+        "top_k",
+        "vocab_size",
+    )
+
+    top_k: int
+    token_list: List[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.level != "frame":
+            raise ValueError(f"got level {self.level!r}, expected frame for posteriors")
+        if not self.top_k <= self.vocab_size <= 2**16:
+            raise ValueError(
+                f"top_k: got {self.top_k} of {self.vocab_size} tokens, expected at "
+                "most all of them, and at most 65536 in all"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens V."""
+        return len(self.token_list)
+
+    @property
+    def width(self) -> int:
+        """See `FrameMetadata.width`."""
+        return 2 * self.top_k + 1
+
+    def check(self, array: np.ndarray) -> None:
+        """Check that an array is uint16, (T, 2 k + 1), of tokens below V."""
+        self._check_form(array, np.uint16)
+        tokens = array[:, : self.top_k]
+        if tokens.size and tokens.max() >= self.vocab_size:
+            raise ValueError(
+                f"got token {tokens.max()}, expected 0 to {self.vocab_size - 1}"
+            )
+
+
+# Classes of metadata by the stem of their files
+KINDS: Dict[str, Type[FrameMetadata]] = {
+    kind.STEM: kind for kind in (IndexMetadata, EmbeddingMetadata, PosteriorMetadata)
+}
 SCP_NAME = f"{IndexMetadata.STEM}.scp"
 METADATA_NAME = f"{IndexMetadata.STEM}.json"
 
@@ -200,23 +272,22 @@ def check_number(name: str, value: Any, label: str = "") -> None:
 
 
 def read_metadata(scp: Union[str, Path]) -> FrameMetadata:
-    """Load the metadata of an scp of codebook indexes or of embeddings.
+    """Load the metadata of an scp of any kind.
 
     Args:
         scp: See `FrameMetadata.beside`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is of neither kind.
+        ValueError: If it is of none of `KINDS`.
     """
     path = _json_path(scp)
     try:
         file_format = json.loads(path.read_text(encoding="utf-8")).get("format")
     except (OSError, ValueError, AttributeError):
         file_format = None  # `load` tells the error.
-    if file_format == EmbeddingMetadata.FORMAT:
-        return EmbeddingMetadata.load(path)
-    return IndexMetadata.load(path)
+    kinds = {kind.FORMAT: kind for kind in KINDS.values()}
+    return kinds.get(file_format, IndexMetadata).load(path)
 
 
 def _json_path(scp: Union[str, Path]) -> Path:

@@ -17,14 +17,15 @@ from espnet_mvq.indexes.metadata import (
 
 
 class FrameReader(Mapping):
-    """Mapping from utterance ids to codebook indexes (T, N) or embeddings (T, D).
+    """Mapping from utterance ids to arrays: indexes (T, N) or others of `KINDS`.
 
-    An utterance without an array reads as an empty one, (0, N) or (0, D), so that it
-    does not stop an epoch. These look-ups are counted in `num_missing`; a warning is
-    logged when the number reaches 1, 10, 100 ...
+    An utterance without an array reads as an empty one, (0, N), so that it does not
+    stop an epoch. These look-ups are counted in `num_missing`; a warning is logged when
+    the number reaches 1, 10, 100 ...
 
     Args:
-        scp: `codebook_indexes.scp` or `embeddings.scp`, with its json.
+        scp: `codebook_indexes.scp`, `embeddings.scp` or `posteriors.scp`, with its
+            json.
 
     Raises:
         FileNotFoundError: If the scp or its metadata are missing.
@@ -35,17 +36,15 @@ class FrameReader(Mapping):
     def __init__(self, scp: Union[str, Path]):
         self._scp = Path(scp)
         self.metadata = read_metadata(scp)
-        if isinstance(self.metadata, EmbeddingMetadata):
-            self._width, self._dtype = self.metadata.dim, np.float32
-        else:
-            # ESPnet's collate function does not accept uint8.
-            self._width, self._dtype = self.metadata.num_codebooks, np.int64
+        # ESPnet's collate function does not accept uint8 and uint16.
+        is_float = isinstance(self.metadata, EmbeddingMetadata)
+        self._dtype = np.float32 if is_float else np.int64
         self._places = read_scp(scp)
         self._check_checksums(self._find_arks())
         self.num_missing = 0
 
     def __getitem__(self, utt_id: str) -> np.ndarray:
-        """Return codebook indexes, int64, (T, N), or embeddings, float32, (T, D)."""
+        """Return embeddings, float32, (T, D), or others, int64, (T, width)."""
         if utt_id not in self._places:
             return self._missing(utt_id)
         place = self._places[utt_id]
@@ -82,7 +81,7 @@ class FrameReader(Mapping):
                 f"{self.num_missing} utterances without {self.metadata.STEM} in "
                 f"{self._scp} so far, last {utt_id}: they train without this loss"
             )
-        return np.zeros((0, self._width), dtype=self._dtype)
+        return np.zeros((0, self.metadata.width), dtype=self._dtype)
 
     def _find_arks(self) -> Set[str]:
         """Return the arks of all utterances, all of which exist."""

@@ -1,4 +1,4 @@
-"""Completion of `mvq_conf` from the metadata of codebook indexes or embeddings.
+"""Completion of `mvq_conf` from the metadata of stored data.
 
 Trainings complete their yaml here, and Python users make an `mvq_conf` here.
 """
@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, Dict, List, Union
 
 from espnet_mvq.indexes.metadata import (
+    KINDS,
     METADATA_NAME,
     SCP_NAME,
-    EmbeddingMetadata,
     FrameMetadata,
     IndexMetadata,
 )
 from espnet_mvq.options import check_options
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
-    EMBEDDINGS_NAME,
     MVQConfig,
     check_name,
     from_metadata,
@@ -70,7 +69,7 @@ def load_metadata(name: str, paths: List[Union[str, Path]]) -> FrameMetadata:
         FileNotFoundError: If one has no metadata.
         ValueError: If metadata are damaged, of another kind, or differ.
     """
-    kind = EmbeddingMetadata if is_of(name, EMBEDDINGS_NAME) else IndexMetadata
+    kind = next((k for stem, k in KINDS.items() if is_of(name, stem)), IndexMetadata)
     (first, metadata), *others = [(path, kind.beside(path)) for path in paths]
     for path, other in others:
         differences = metadata.differences(other)

@@ -19,6 +19,7 @@ from espnet_mvq.options import check_options, check_ranges
 # Names of our data in ESPnet's batches: one of these, or one of these, "_" and a word
 DATA_NAME = "codebook_indexes"
 EMBEDDINGS_NAME = "embeddings"
+POSTERIORS_NAME = "posteriors"
 # Name of a target whose teacher runs in training; it has no data.
 TEACHER_NAME = "teacher"
 # Data with the teacher's task loss, for AdaKD
@@ -28,7 +29,15 @@ UNLABELLED_NAME = "unlabelled"
 # Options of the whole of `mvq_conf`, not of one target
 _NOT_OF_TARGETS = ("targets", "weighting", "mask")
 CODEBOOKS = "codebooks"
-LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES)
+POSTERIORS = "posteriors"
+LOSSES = (CODEBOOKS, *EMBEDDING_LOSSES, POSTERIORS)
+# Losses by kind of target
+_LOSSES_OF = {
+    DATA_NAME: (CODEBOOKS, *EMBEDDING_LOSSES),
+    EMBEDDINGS_NAME: tuple(EMBEDDING_LOSSES),
+    POSTERIORS_NAME: (POSTERIORS,),
+    TEACHER_NAME: tuple(EMBEDDING_LOSSES),
+}
 HEAD_INITS = ("random", "quantizer")
 _CHOICES = {"loss": LOSSES, "head": HEADS, "head_init": HEAD_INITS, "level": LEVELS}
 _RANGES = {
@@ -37,6 +46,7 @@ _RANGES = {
     "label_smoothing": (0, 1),
     "soft_target_temperature": (0, math.inf),
     "embedding_weight": (0, math.inf),
+    "temperature": (1, math.inf),
     "tolerance_frames": (0, math.inf),
     "chance_warning_updates": (0, math.inf),
     "num_codebooks": (1, math.inf),
@@ -54,6 +64,8 @@ class MVQConfig:
             cosine: a projection of the student comes near the teacher's embeddings:
             stored ones (data named embeddings), those that codebook indexes stand for
             (needs `quantizer`), or those of a `teacher` that runs in training.
+            posteriors: the student's CTC output comes near that of a CTC teacher, from
+            data named posteriors; `layer` is -1, and nothing is added to the model.
         weight: Weight of this loss beside the task's own loss.
         schedule: How the weight changes over training: attributes of
             `espnet_mvq.distillation.WeightSchedule`, as `{warmup_updates: 1000}`. An
@@ -70,6 +82,8 @@ class MVQConfig:
             too (see `soft_target_table`); needs `quantizer`.
         embedding_weight: Weight of the relative squared error of the expected
             embedding; needs `quantizer`.
+        temperature: Temperature of both distributions in posterior KD, 1 or more; the
+            loss is multiplied by its square.
         quantizer: File of the quantizer that the indexes were made with.
         teacher: Teacher that runs in each training step, as `build_teacher` takes it,
             for embedding losses.
@@ -94,6 +108,7 @@ class MVQConfig:
         frame_offset_samples: Centre of teacher frame 0, in samples.
         quantizer_id: Content id of the quantizer.
         dim: Channels D of the embeddings.
+        token_list: Tokens of the posteriors.
         level: frame, or utterance: one index or embedding for each utterance, which
             the mean of the student layer's frames predicts (DeCoR).
     """
@@ -108,6 +123,7 @@ class MVQConfig:
     label_smoothing: float = 0.0
     soft_target_temperature: float = 0.0
     embedding_weight: float = 0.0
+    temperature: float = 1.0
     quantizer: Optional[str] = None
     teacher: Optional[str] = None
     teacher_layer: int = -1
@@ -125,6 +141,7 @@ class MVQConfig:
     frame_offset_samples: Optional[float] = None
     quantizer_id: Optional[str] = None
     dim: Optional[int] = None
+    token_list: Optional[list] = None
     level: str = "frame"
 
     @classmethod
@@ -151,7 +168,7 @@ class MVQConfig:
             raise ValueError(
                 f"mvq_conf: {', '.join(missing)} missing. They are taken from the "
                 "metadata when training runs through 'python3 -m espnet_mvq.run' with "
-                "codebook indexes or embeddings (type mvq_ark) in "
+                "data of a teacher (type mvq_ark) in "
                 "train_data_path_and_name_and_type; in Python, espnet_mvq.mvq_conf "
                 "reads them"
             )
@@ -182,18 +199,26 @@ class MVQConfig:
 
     def _check_source(self, name: str) -> None:
         """Refuse options that do not fit the kind of target, which its name gives."""
-        with_embeddings, of_indexes = self.loss != CODEBOOKS, is_of(name, DATA_NAME)
+        with_embeddings = self.loss in EMBEDDING_LOSSES
+        of_indexes = is_of(name, DATA_NAME)
         from_quantizer = self.head_init == "quantizer"
         if is_of(name, TEACHER_NAME) != (self.teacher is not None):
             raise ValueError(
                 f"mvq_conf: got teacher {self.teacher} for {name}; a target named "
                 f"{TEACHER_NAME} has one, and one of data has none"
             )
-        if not of_indexes and not with_embeddings:
+        (losses,) = [known for kind, known in _LOSSES_OF.items() if is_of(name, kind)]
+        if self.loss not in losses:
             raise ValueError(
                 f"mvq_conf loss: got {self.loss} for {name}, expected one of "
-                f"{', '.join(EMBEDDING_LOSSES)}; loss: {CODEBOOKS} needs data named "
-                f"{DATA_NAME}"
+                f"{', '.join(losses)}; loss: {CODEBOOKS} needs data named {DATA_NAME}, "
+                f"and loss: {POSTERIORS} those named {POSTERIORS_NAME}"
+            )
+        if self.loss == POSTERIORS and (self.layer != -1 or self.level != "frame"):
+            raise ValueError(
+                f"mvq_conf layer of {name}: got {self.layer} and level {self.level}, "
+                f"expected -1 and frame with loss {POSTERIORS}, as CTC is on each "
+                "frame of the encoder output"
             )
         needs_quantizer = (
             self.soft_target_temperature > 0
@@ -212,10 +237,10 @@ class MVQConfig:
                 f"mvq_conf head_init: got quantizer with loss {self.loss} and head "
                 f"{self.head}, expected loss {CODEBOOKS} and head independent"
             )
-        if with_embeddings and not of_indexes and self.quantizer:
+        if not of_indexes and self.quantizer:
             raise ValueError(
-                f"mvq_conf quantizer: got {self.quantizer}, but {name} are embeddings "
-                "already; leave it out"
+                f"mvq_conf quantizer: got {self.quantizer}, but {name} are no codebook "
+                "indexes; leave it out"
             )
 
 
@@ -224,9 +249,8 @@ def parse_targets(conf: Dict[str, Any]) -> Dict[str, MVQConfig]:
 
     Args:
         conf: `mvq_conf`. With `targets: {NAME: {...}, ...}` there is one target for
-            each NAME of indexes or embeddings among the data, or of a teacher; options
-            outside of `targets` are defaults of all of them. Without, there is one,
-            named `codebook_indexes`, or `teacher` if a teacher is given.
+            each NAME of stored data, or of a teacher; options outside of `targets` are
+            defaults of all of them. Without, there is one, named as `lone_name` says.
 
     Returns:
         Options by name.
@@ -318,6 +342,8 @@ def as_mapping(name: str, value: Any) -> Dict[str, Any]:
 
 def lone_name(conf: Dict[str, Any]) -> str:
     """Return the name of the one target that a yaml without `targets` has."""
+    if conf.get("loss") == POSTERIORS:
+        return POSTERIORS_NAME
     return DATA_NAME if conf.get("teacher") is None else TEACHER_NAME
 
 
@@ -332,13 +358,13 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: Naming those that are expected.
     """
-    kinds = "|".join((DATA_NAME, EMBEDDINGS_NAME, TEACHER_NAME))
-    known = re.fullmatch(rf"({kinds})(_\w+)?", name)
+    known = re.fullmatch(rf"({'|'.join(_LOSSES_OF)})(_\w+)?", name)
     if not known or name.endswith("_lengths") or name == TEACHER_LOSS_NAME:
         raise ValueError(
             f"codebook indexes: got the name {name!r}, expected {DATA_NAME!r}, "
-            f"{EMBEDDINGS_NAME!r} or {TEACHER_NAME!r}, or one of them and _ and "
-            "letters, digits and underscores, by which the model looks for them"
+            f"{EMBEDDINGS_NAME!r}, {POSTERIORS_NAME!r} or {TEACHER_NAME!r}, or one of "
+            "them and _ and letters, digits and underscores, by which the model looks "
+            "for them"
         )
 
 
@@ -351,6 +377,8 @@ def from_metadata(name: str, loss: str) -> Tuple[str, ...]:
     """
     indexes = ("num_codebooks", "codebook_size", "quantizer_id")
     frames = ("sample_rate", "frame_shift_samples", "frame_offset_samples")
+    if is_of(name, POSTERIORS_NAME):
+        return (*frames, "token_list")
     return (
         *(indexes if is_of(name, DATA_NAME) else ()),
         *frames,

@@ -79,9 +79,10 @@ def register_data_types() -> Tuple[str, ...]:
     DATA_TYPES[NAME] = dict(
         func=FrameReader,
         kwargs=[],
-        help="Codebook indexes of espnet_mvq (uint8, frames x codebooks) or embeddings "
-        "(float16, frames x channels); missing utterances read as empty. "
-        "codebook_indexes.json, or embeddings.json, must lie beside the scp."
+        help="Codebook indexes of espnet_mvq (uint8, frames x codebooks), embeddings "
+        "(float16, frames x channels) or posteriors (uint16, frames x 2 k + 1); "
+        "missing utterances read as empty. codebook_indexes.json, embeddings.json or "
+        "posteriors.json must lie beside the scp."
         "\n\n"
         "   utterance_id_a codebook_indexes.1.ark:15\n"
         "   utterance_id_b codebook_indexes.1.ark:5231\n"

@@ -15,6 +15,7 @@ from espnet_mvq.plugin.codebook_target import CodebookTarget
 from espnet_mvq.plugin.config import (
     CODEBOOKS,
     DATA_NAME,
+    POSTERIORS,
     MVQConfig,
     parse_mask,
     parse_targets,
@@ -24,6 +25,7 @@ from espnet_mvq.plugin.embedding_target import EmbeddingTarget
 from espnet_mvq.plugin.layer_hook import LayerHook
 from espnet_mvq.plugin.masking import MaskHook
 from espnet_mvq.plugin.padded import Padded
+from espnet_mvq.plugin.posterior_target import PosteriorTarget
 from espnet_mvq.plugin.target import Target
 from espnet_mvq.plugin.time_warp import TimeWarpHook, refuse_warp_inside
 from espnet_mvq.plugin.utterance_weighting import UtteranceWeighting
@@ -32,6 +34,7 @@ from espnet_mvq.plugin.utterance_weighting import UtteranceWeighting
 TARGETS: Dict[str, Type[Target]] = {
     CODEBOOKS: CodebookTarget,
     **dict.fromkeys(EMBEDDING_LOSSES, EmbeddingTarget),
+    POSTERIORS: PosteriorTarget,
 }
 
 
@@ -143,6 +146,7 @@ def build_mvq(
             )
             channels = layer_hooks[name].num_channels
             targets[name] = TARGETS[config.loss](name, config, grid, channels)
+            targets[name].connect(model)
         return MVQ(targets, num_features)
 
 

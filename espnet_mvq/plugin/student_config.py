@@ -18,7 +18,13 @@ from espnet_mvq.errors import one_line
 from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.frame_timing.encoders import find_blocks
 from espnet_mvq.frame_timing.tasks import TASKS
-from espnet_mvq.plugin.config import CODEBOOKS, DATA_NAME, EMBEDDINGS_NAME
+from espnet_mvq.plugin.config import (
+    CODEBOOKS,
+    DATA_NAME,
+    EMBEDDINGS_NAME,
+    POSTERIORS,
+    POSTERIORS_NAME,
+)
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
 from espnet_mvq.plugin.layer_hook import LayerHook, works_on_chunks
 from espnet_mvq.plugin.registration import find_task, import_task
@@ -63,10 +69,11 @@ def make_student_config(
 
     Args:
         config: Training configuration of ESPnet, yaml.
-        data_dir: Training set with codebook indexes or embeddings. None: the only one
-            in dump/raw.
+        data_dir: Training set with the data of the loss. None: the only one in
+            dump/raw.
         layer: Student layer, counted from 1; -1 = encoder output. None: at two thirds
-            of the blocks, or -1 for an encoder without blocks that can be recorded.
+            of the blocks, or -1 for an encoder without blocks that can be recorded and
+            for posteriors.
         weight: Weight of the loss.
         loss: Loss of the student, a name of `LOSSES`.
         output: File to write. None: `X_mvq.yaml` beside `X.yaml`.
@@ -83,7 +90,15 @@ def make_student_config(
         raise ValueError(f"--weight: got {weight}, expected a number from 0 up")
     text, options = _read(config)
     _refuse_others(config, options, task)
-    data_name = DATA_NAME if loss == CODEBOOKS else EMBEDDINGS_NAME
+    names = {CODEBOOKS: DATA_NAME, POSTERIORS: POSTERIORS_NAME}
+    data_name = names.get(loss, EMBEDDINGS_NAME)
+    if loss == POSTERIORS:
+        if layer not in (None, -1):
+            raise ValueError(
+                f"--layer: got {layer}, expected none (-1) with --loss {POSTERIORS}, "
+                "which is that of CTC on the encoder output"
+            )
+        layer = -1
     scp = _find_scp(data_dir, data_name)
     args = _parse(config, task)
     chosen, streaming = _choose_layer(config, args, task, layer)

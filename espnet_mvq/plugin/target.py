@@ -44,6 +44,13 @@ class Target(torch.nn.Module):
             )
         self._num_mismatches = 0
 
+    def connect(self, model: torch.nn.Module) -> None:
+        """Take what the target uses of the student, once it is built.
+
+        Args:
+            model: The student.
+        """
+
     def start(self) -> None:
         """Prepare the first update of a training; not called when it is resumed."""
 

@@ -168,7 +168,7 @@ def refuse_lost_heads(args: argparse.Namespace) -> None:
 
 
 def stored_paths(args: argparse.Namespace) -> Dict[str, List[str]]:
-    """Return the paths of indexes and embeddings in the data of a training, by name.
+    """Return the paths of a teacher's data among those of a training, by name.
 
     Raises:
         ValueError: If data of the plugin have a name that the model does not know.

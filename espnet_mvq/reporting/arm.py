@@ -21,7 +21,7 @@ from espnet_mvq.reporting.training_log import ReportError, read_epochs
 
 @dataclass
 class TeacherData:
-    """Codebook indexes or embeddings that a training read.
+    """Codebook indexes, embeddings or posteriors that a training read.
 
     Attributes:
         scp: Their scp.
@@ -46,7 +46,7 @@ class Arm:
         config: Content of its config.yaml.
         epochs: Statistics of each epoch, see `read_epochs`; empty if none is finished.
         decodings: Decoded sets, see `read_decodings`.
-        teacher_data: Codebook indexes and embeddings.
+        teacher_data: Codebook indexes, embeddings and posteriors.
         problems: Reasons why parts are missing.
     """
 
@@ -104,7 +104,7 @@ def read_arm(exp: Path, name: str) -> Arm:
 
 
 def read_teacher_data(scp: Path, folder: Path, config: Dict[str, Any]) -> TeacherData:
-    """Read the metadata of indexes or embeddings, and find the quantizer.
+    """Read the metadata of stored data, and find the quantizer.
 
     Raises:
         OSError: If a file is missing.

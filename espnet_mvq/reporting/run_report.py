@@ -28,9 +28,14 @@ _STATS = (
     ("loss_embedding", "embedding loss in training", 1),
     ("embedding_error", "embedding error", 1),
     ("embedding_cosine", "cosine of the embeddings", 1),
+    ("loss_posterior", "posterior loss in training", 1),
+    ("posterior_divergence", "divergence from the posteriors, nats", 1),
+    ("posterior_agreement", "agreement on the most likely token, %", 100),
     ("mvq_alpha", "weight of the teacher", 1),
 )
-_OF_TARGETS = ("loss_mvq", "loss_embedding", "embedding", "mvq", "acc_mvq")
+_OF_TARGETS = ("loss_mvq", "acc_mvq", "mvq")
+_OF_TARGETS += ("loss_embedding", "embedding", "loss_posterior", "posterior")
+_VALID_LOSSES = ("valid_loss_mvq", "valid_loss_embedding", "valid_loss_posterior")
 # Options of a training that differ by nature
 _NOT_COMPARED = ("config", "output_dir", "dist_init_method")
 
@@ -127,7 +132,7 @@ def training_section(arms: List[Arm]) -> Section:
         for arm in arms
         for epoch in arm.epochs
         for name in epoch
-        if name.startswith(("valid_loss_mvq", "valid_loss_embedding"))
+        if name.startswith(_VALID_LOSSES)
     }
     if any(is_finite(arm.values(name)) for arm in arms for name in teacher_losses):
         section.notes.append(

@@ -25,7 +25,7 @@ def quantizer_sections(arms: List[Arm]) -> List[Section]:
     used = all_teacher_data(arms)
     quality, extraction = Section("Quantizer"), Section("Extraction")
     if not used:
-        note = "No arm has codebook indexes or embeddings of a teacher."
+        note = "No arm has stored data of a teacher."
         return [Section("Quantizer and extraction", [note])]
     quantizers: Dict[str, Optional[Path]] = {}
     for data in used:
@@ -44,7 +44,7 @@ def quantizer_sections(arms: List[Arm]) -> List[Section]:
 
 
 def all_teacher_data(arms: List[Arm]) -> List[TeacherData]:
-    """Return the indexes and embeddings of all arms, each file once."""
+    """Return the stored data of all arms, each file once."""
     used: Dict[Path, TeacherData] = {}
     for arm in arms:
         for data in arm.teacher_data:
@@ -53,7 +53,7 @@ def all_teacher_data(arms: List[Arm]) -> List[TeacherData]:
 
 
 def extraction_values(data: TeacherData) -> Dict[str, str]:
-    """Describe a file of indexes or embeddings."""
+    """Describe a file of stored data."""
     metadata = data.metadata
     return {
         "teacher": metadata.teacher,
@@ -70,10 +70,8 @@ def extraction_values(data: TeacherData) -> Dict[str, str]:
 
 
 def bytes_per_frame(metadata: FrameMetadata) -> int:
-    """Return the bytes of a frame of indexes or float16 embeddings."""
-    if isinstance(metadata, IndexMetadata):
-        return metadata.num_codebooks
-    return 2 * metadata.dim
+    """Return the bytes of a frame: one for an index, two for any other number."""
+    return metadata.width * (1 if isinstance(metadata, IndexMetadata) else 2)
 
 
 def add_quantizer(section: Section, path: Path) -> None:
@@ -164,7 +162,7 @@ def storage_row(data: TeacherData, dims: Dict[str, int]) -> List[str]:
     if isinstance(metadata, IndexMetadata):
         dim = dims.get(metadata.quantizer_id)
     else:
-        dim = metadata.dim
+        dim = getattr(metadata, "dim", None)  # posteriors have none
     if dim:
         floats = 4 * dim * frames
         cells[2:] = [f"{floats:,.0f}", f"{floats / stored:.0f}"]

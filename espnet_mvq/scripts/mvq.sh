@@ -50,10 +50,11 @@ quantizer_args=     # More options of espnet_mvq.bin.train_quantizer.
 seed=               # Random seed.
 
 # Extraction
-target=indexes      # indexes, or embeddings: stored as float16.
+target=indexes      # indexes; embeddings: stored as float16; or posteriors of a CTC teacher.
+top_k=              # Tokens of a frame that posteriors have one by one; empty: 8.
 level=frame         # frame, or utterance: one row per utterance, from its mean (DeCoR).
-index_name=         # Name of the scp; empty: codebook_indexes or embeddings, _utterance at
-                    # that level, and teacher and layer if several are given.
+index_name=         # Name of the scp; empty: codebook_indexes, embeddings or posteriors,
+                    # _utterance at that level, and teacher and layer if several are given.
 extract_args=       # More options of espnet_mvq.bin.extract.
 on_error=           # stop or skip: action for utterances with unusable audio.
 
@@ -69,7 +70,7 @@ help_message="Usage: mvq.sh --train_set NAME --teacher NAME [options]   (default
   --num_codebooks N [16] --codebook_size N [256] --max_frames N [160000]
   --quantizer_hours H [2] --quantizer_args \"...\" --seed N [0]
   --quantizer FILE   an existing quantizer; skips stages 1 and 2
-  --target indexes|embeddings [${target}] --index_name NAME
+  --target indexes|embeddings|posteriors [${target}] --top_k N [8] --index_name NAME
   --level frame|utterance [${level}]   utterance: 1 codebook and all hours by default
   --extract_args \"...\" --on_error stop|skip [stop]"
 
@@ -81,6 +82,7 @@ run_args=("$@")
 no_arguments "$@"
 stages 1 2 3 4 5
 whole_number 1 nj num_threads
+whole_number 1 ${top_k:+top_k}
 whole_number 2 ${codebook_size:+codebook_size}
 [ "${codebook_size:-2}" -le 256 ] || refuse_option codebook_size "2 to 256"
 whole_number 0 ${seed:+seed}
@@ -88,7 +90,7 @@ number ${batch_s:+batch_s}
 check_quantizer_options
 one_of use_gpu true false
 one_of dtype float32 bfloat16 float16
-one_of target indexes embeddings
+one_of target indexes embeddings posteriors
 one_of level frame utterance
 required "a command, such as python3" python
 required "a folder" datadir featdir
@@ -114,6 +116,10 @@ for one in ${confs[@]+"${confs[@]}"}; do
     [[ "${one}" =~ ^[[:alnum:]_]+=. ]] ||
         refuse_option teacher_conf "KEY=VALUE, several separated by spaces"
 done
+if [ "${target}" = posteriors ]; then
+    [ "${layer}" = -1 ] || refuse_option layer "none (-1) with --target posteriors"
+    [ "${level}" = frame ] || refuse_option level "frame with --target posteriors"
+fi
 if [ -n "${quantizer}" ]; then
     [ "${target}" = indexes ] || refuse_option quantizer "none with --target ${target}"
     [ -f "${quantizer}" ] || refuse_option quantizer "an existing file"
@@ -201,8 +207,8 @@ index_name=${index_name:-${stem}}
 
 tag=$(teacher_tag "${teacher}" "${layer}" "${teacher_conf}" "${dtype}")${level_tag}
 with_quantizer=false
-if [ "${target}" = embeddings ]; then
-    mvq_dir=${mvq_dir:-${featdir}/${tag}_embeddings}
+if [ "${target}" != indexes ]; then
+    mvq_dir=${mvq_dir:-${featdir}/${tag}_${target}}
 elif [ -n "${quantizer}" ]; then
     mvq_dir=${mvq_dir:-${featdir}/${tag}_$(basename "${quantizer%.*}")}
 else
@@ -295,10 +301,8 @@ for dset in ${train_set} ${dev_set}; do
     if runs 3; then
         log "stage 3: Extract ${stem} of ${dset} in ${_nj} jobs"
         split_scp "${datadir}/${dset}/wav.scp" "${shard_dir}/split${_nj}/wav" "${_nj}"
-        options level on_error
-        if [ "${target}" = embeddings ]; then
-            opts+=(--target embeddings)
-        else
+        options level target top_k on_error
+        if [ "${target}" = indexes ]; then
             opts+=(--quantizer "${quantizer}")
         fi
         if [ -f "${datadir}/${dset}/utt2num_samples" ]; then

@@ -67,11 +67,12 @@ class ESPnetTeacher(Teacher):
         frame_shift_samples: Optional[int] = None,
         frame_offset_samples: Optional[float] = None,
     ):
+        self.spec = spec
         folder = Path(name).expanduser()
         config = read_config(spec, folder / "config.yaml")
         state = read_state(spec, find_checkpoint(spec, folder, checkpoint))
         with loading(spec, BUILD_FAILURE):
-            self._parts = _build_parts(config, state)
+            self._parts = self._build(config, state)
         own = {k: v for k, v in state.items() if k.split(".")[0] in self._parts}
         fill(spec, self._parts, own)
         weights = self._parts.state_dict().items()
@@ -82,7 +83,6 @@ class ESPnetTeacher(Teacher):
             settings["statistics"] = "of whole utterances"
         content = weights_hash(weights, settings)
         self.id = f"espnet/{folder.resolve().name}@{content}"
-        self.spec = spec
         self.sample_rate = sample_rate_hz(f"teacher {spec}", config)
         grid = frame_shift_samples, frame_offset_samples
         if None in grid:
@@ -106,6 +106,12 @@ class ESPnetTeacher(Teacher):
         self.device = device
         self._parts.to(device).eval().requires_grad_(False)
         self.dim = self._check_frames()
+
+    def _build(
+        self, config: Dict[str, Any], state: Dict[str, torch.Tensor]
+    ) -> torch.nn.ModuleDict:
+        """Build the parts, named as in the checkpoint, with random weights."""
+        return _build_parts(config, state)
 
     def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
         """Lengthen (S,) to at least one frame."""
@@ -180,7 +186,9 @@ class ESPnetTeacher(Teacher):
                     x = (x - mean) / deviation
         if "preencoder" in self._parts:
             x, lengths = self._parts["preencoder"](x, lengths)
-        options = {"ctc": self._parts["ctc"]} if "ctc" in self._parts else {}
+        options = {}
+        if getattr(self._parts["encoder"], "interctc_use_conditioning", False):
+            options["ctc"] = self._parts["ctc"]
         self._layer_output = None
         with embedding_errors(self.spec, speech.shape[1]):
             output, lengths = self._parts["encoder"](x, lengths, **options)[:2]

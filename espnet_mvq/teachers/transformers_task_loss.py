@@ -42,9 +42,8 @@ def build_transformers_task_loss(
     """
     name, config = read_model_config(spec, name)
     suffix, entry = HEADS.get(config.model_type, (None, None))
-    saved = config.architectures or []
-    # A config without a class name may have a head: load_model checks the weights.
-    if suffix is None or (saved and not any(n.endswith(suffix) for n in saved)):
+    if suffix is None or not _may_be(config, suffix):
+        saved = config.architectures or []
         raise TeacherError(
             f"teacher {spec}: a {' or '.join(saved) or 'model'} of type "
             f"{config.model_type!r} has no task head; expected {WITH_TASK_HEAD}"
@@ -52,6 +51,18 @@ def build_transformers_task_loss(
     task_loss_class = load_factory(entry)
     check_options(spec, task_loss_class, teacher_conf)
     return task_loss_class(spec, name, device, config, **teacher_conf)
+
+
+def has_ctc_head(config: Any) -> bool:
+    """Whether a configuration is that of a model with a CTC head."""
+    return HEADS.get(config.model_type) == _CTC and _may_be(config, _CTC[0])
+
+
+def _may_be(config: Any, suffix: str) -> bool:
+    """Whether the class that was saved may have a suffix in its name."""
+    saved = config.architectures or []
+    # A config without a class name may have a head: load_model checks the weights.
+    return not saved or any(name.endswith(suffix) for name in saved)
 
 
 class CTCTaskLoss(TaskLoss):

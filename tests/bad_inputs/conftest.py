@@ -14,6 +14,7 @@ from builders import SAMPLE_RATE, TINY_MODEL
 from corpus_builders import (
     QUANTIZER_SIZES,
     MakeFile,
+    save_ctc,
     save_transformers,
     write_speech,
     write_table,
@@ -57,6 +58,7 @@ def world(tmp_path_factory):
     write_table(data / "utt2spk", dict.fromkeys(utt_ids, "s"))
     save_transformers(folder / "hubert", "Hubert")
     save_transformers(folder / "whisper", "Whisper")
+    save_ctc(folder / "ctc", ["<pad>", "<unk>", "a", "b"])
     _run_commands(folder)
     _write_training(folder)
     for name in ("bad", "out", "recipe"):
@@ -82,6 +84,12 @@ def _run_commands(folder):
     extract.main([*speech, "--quantizer", quantizer, "--outdir", shards])
     data = ["--data_dir", f"{folder}/data"]
     combine_indexes.main([*data, "--shards", shards, "--nj", "1"])
+    teacher = ["--teacher", f"transformers/{folder}/ctc", "--target", "posteriors"]
+    wav_scp = ["--wav_scp", f"{folder}/data/wav.scp"]
+    extract.main([*wav_scp, *teacher, "--top_k", "2", "--outdir", shards])
+    combine_indexes.main(
+        [*data, "--shards", shards, "--nj", "1", "--target", "posteriors"]
+    )
     np.save(folder / "feats.npy", np.random.default_rng(2).normal(size=(200, 16)))
     (folder / "npy").mkdir()
     for n in range(4):

@@ -142,6 +142,14 @@ def embedding_metadata(dim):
     return EmbeddingMetadata(teacher="teacher@1", layer=1, dim=dim, **FRAMES)
 
 
+def posterior_metadata(top_k, token_list):
+    """Return the metadata of posteriors of a teacher's tokens."""
+    from espnet_mvq.indexes import PosteriorMetadata
+
+    tokens = {"top_k": top_k, "token_list": token_list}
+    return PosteriorMetadata(teacher="teacher@1", layer=-1, **tokens, **FRAMES)
+
+
 def save_transformers(path, kind, model="Model", seed=0, vocabulary=None, **options):
     """Save a tiny model of transformers with random weights.
 
@@ -170,6 +178,14 @@ def save_transformers(path, kind, model="Model", seed=0, vocabulary=None, **opti
     if vocabulary:
         ids = {token: number for number, token in enumerate(vocabulary)}
         (path / "vocab.json").write_text(json.dumps(ids))
+    return path
+
+
+def save_ctc(path, vocabulary, kind="Hubert", tokenizer=(), **options):
+    """Save a tiny model of transformers with a CTC head, and its tokenizer."""
+    save_transformers(path, kind, "ForCTC", 3, vocabulary, **options)
+    saved = {"tokenizer_class": "Wav2Vec2CTCTokenizer", **dict(tokenizer)}
+    (path / "tokenizer_config.json").write_text(json.dumps(saved))
     return path
 
 

@@ -31,8 +31,8 @@ num_test=120        # Utterances of test_clean to decode, evenly spread; ESPnet'
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
-     1 data, quantizer and indexes, 2 stored embeddings, 3 teacher losses, 4 training,
-     5 decoding, 6 report
+     1 data, quantizer and indexes, 2 stored embeddings, 3 teacher losses and, for the
+     loss posteriors, the posteriors of the same teacher, 4 training, 5 decoding, 6 report
   --losses \"NAME ...\" [${losses}]   names below conf/losses
   --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}]
   --layer N [${layer}] --second_layer N [${second_layer}]
@@ -117,6 +117,10 @@ if runs 3; then
     fi
     log "stage 3: Compute the task losses of ${loss_teacher}"
     ${python} -m espnet_mvq.bin.teacher_loss --data_dir "${data}" --teacher "${loss_teacher}"
+    if [[ " ${losses} " == *" posteriors "* ]]; then
+        log "stage 3: Store the posteriors of ${loss_teacher}"
+        mvq -1 --target posteriors --teacher "${loss_teacher}" --teacher_conf ""
+    fi
 fi
 
 if runs 4; then

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from corpus_builders import save_ctc
 
-from espnet_mvq.indexes import IndexMetadata
+from espnet_mvq.indexes import IndexMetadata, PosteriorMetadata
 from espnet_mvq.indexes.metadata import EmbeddingMetadata
 from espnet_mvq.indexes.shard import finished_shard, shard_paths
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher, build_teacher, speech_model
 from espnet_mvq.teachers.audio import read_audio
+from espnet_mvq.teachers.ctc import build_ctc_teacher
 
 
 @pytest.fixture
@@ -316,6 +318,46 @@ def test_embeddings_too_big_for_float16(embed, monkeypatch, ends_with_error):
     error = ends_with_error(embed)
     assert "utterance utt5: got NaN or infinity in float16" in error
     assert "take a layer whose embeddings are smaller" in error
+
+
+@pytest.fixture
+def posteriors(data_dir, shards, tmp_path):
+    """Return a function that extracts posteriors, and the name of the teacher."""
+    from espnet_mvq.bin.extract import main
+
+    teacher = f"transformers/{save_ctc(tmp_path / 'ctc', list('_<#|AB'))}"
+
+    def run(*options):
+        paths = ["--wav_scp", f"{data_dir}/wav.scp", "--outdir", str(shards)]
+        main([*paths, "--target", "posteriors", "--teacher", teacher, *options])
+
+    return run, teacher
+
+
+def test_posteriors_are_those_of_the_teacher(posteriors, shards, data_dir):
+    extract, spec = posteriors
+    extract("--top_k", "3")
+    metadata = PosteriorMetadata.load(shards / "posteriors.1.json")
+    teacher = build_ctc_teacher(spec)
+    assert metadata.token_list == teacher.token_list and metadata.teacher == teacher.id
+    assert (metadata.top_k, metadata.num_utterances) == (3, 6)
+    assert metadata.frame_shift_samples == 320
+    actual = kaldiio.load_scp(str(shards / "posteriors.1.scp"))
+    assert len(actual) == 6
+    for utt_id, stored in actual.items():
+        logits = embed_alone(teacher, utt_id, f"{data_dir}/{utt_id[3]}.wav")
+        largest, tokens = logits.softmax(1).topk(3, dim=1)
+        assert stored.dtype == np.uint16
+        np.testing.assert_array_equal(stored[:, :3], tokens.numpy())
+        probs = np.exp(stored[:, 3:] / -2048.0)
+        np.testing.assert_allclose(probs[:, :3], largest.numpy(), rtol=1e-3)
+        np.testing.assert_allclose(probs.sum(1), 1, rtol=1e-3)
+    ark = shards / "posteriors.1.ark"
+    before = ark.stat().st_mtime_ns
+    extract("--top_k", "3")
+    assert ark.stat().st_mtime_ns == before
+    extract("--top_k", "2")
+    assert PosteriorMetadata.load(shards / "posteriors.1.json").top_k == 2
 
 
 def test_embeddings_of_utterances_are_means(embed, shards, teacher_dir, data_dir):

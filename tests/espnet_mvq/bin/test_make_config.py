@@ -144,6 +144,14 @@ def test_embeddings(made, tmp_path):
     ]
 
 
+def test_posteriors_are_of_the_encoder_output(made, tmp_path):
+    (tmp_path / "dump/raw/train/posteriors.scp").touch()
+    options, *_ = made(BASELINE, "--loss", "posteriors")
+    conf = options["model_conf"]["mvq_conf"]
+    assert conf == {"weight": 1.0, "layer": -1, "loss": "posteriors"}
+    assert options["train_data_path_and_name_and_type"][0][1] == "posteriors"
+
+
 @pytest.mark.parametrize(
     "text, options, message",
     [

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from builders import ROOT
+from corpus_builders import save_ctc
 
 from espnet_mvq.__main__ import MVQ_SH
 from espnet_mvq.bin import extract, select_utterances, train_quantizer
@@ -106,6 +107,16 @@ def test_embeddings(mvq, recipe):
     metadata = EmbeddingMetadata.beside(folder / "embeddings.scp")
     assert (metadata.num_utterances, metadata.dim) == (6, 16)
     assert not list(recipe.rglob("*.safetensors"))
+
+
+def test_posteriors(mvq, recipe, tmp_path):
+    teacher = f"transformers/{save_ctc(tmp_path / 'ctc', list('_<#|AB'))}"
+    words = ["--teacher", teacher, "--layer", "-1", "--target", "posteriors"]
+    done = mvq("--train_set", "train", *words, "--top_k", "2", "--nj", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    reader = FrameReader(recipe / "dump" / "raw" / "train" / "posteriors.scp")
+    assert len(reader) == 6 and reader.metadata.top_k == 2
+    assert (recipe / "dump" / "mvq" / "ctc_layer-1_posteriors").is_dir()
 
 
 def test_one_index_of_each_utterance(mvq, recipe):

@@ -111,7 +111,7 @@ def test_parts_that_are_missing_have_a_sentence(run, recipe):
         "No baseline was given",
         "new: no epoch is finished.",
         "It is measured on the validation set.",
-        "No arm has codebook indexes or embeddings of a teacher.",
+        "No arm has stored data of a teacher.",
         "There is one arm only.",
         "compared with those of a baseline",
     ):

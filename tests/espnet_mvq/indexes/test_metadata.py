@@ -7,10 +7,15 @@ import re
 import numpy as np
 import pytest
 from builders import index_metadata
-from corpus_builders import change_json, embedding_metadata
+from corpus_builders import change_json, embedding_metadata, posterior_metadata
 
 from espnet_mvq.indexes import IndexMetadata
-from espnet_mvq.indexes.metadata import METADATA_NAME, SCP_NAME, EmbeddingMetadata
+from espnet_mvq.indexes.metadata import (
+    METADATA_NAME,
+    SCP_NAME,
+    EmbeddingMetadata,
+    read_metadata,
+)
 
 
 @pytest.fixture
@@ -155,6 +160,23 @@ def test_metadata_of_another_kind_are_refused(metadata, tmp_path):
     metadata.save(tmp_path / "a.json")
     with pytest.raises(ValueError, match="expected 'espnet_mvq.embeddings'"):
         EmbeddingMetadata.load(tmp_path / "a.json")
+
+
+def test_metadata_of_posteriors(tmp_path):
+    metadata = posterior_metadata(2, ["<blank>", "a", "b"])
+    metadata.save(tmp_path / "posteriors.json")
+    assert read_metadata(tmp_path / "posteriors.scp") == metadata
+    assert (metadata.vocab_size, metadata.width) == (3, 5)
+    array = np.array([[2, 0, 100, 5000, 65535]], np.uint16)
+    metadata.check(array)
+    with pytest.raises(ValueError, match="got uint16 of shape \\(1, 4\\), expected u"):
+        metadata.check(array[:, 1:])
+    with pytest.raises(ValueError, match="got token 3, expected 0 to 2"):
+        metadata.check(array + np.array([1, 0, 0, 0, 0], np.uint16))
+    with pytest.raises(ValueError, match="top_k: got 4 of 3 tokens, expected at most"):
+        posterior_metadata(4, ["<blank>", "a", "b"])
+    with pytest.raises(ValueError, match="level 'utterance', expected frame for post"):
+        dataclasses.replace(metadata, level="utterance")
 
 
 def test_scp_of_another_name_has_its_own_metadata(metadata, tmp_path):

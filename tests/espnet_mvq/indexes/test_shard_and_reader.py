@@ -9,7 +9,7 @@ import kaldiio
 import numpy as np
 import pytest
 from builders import index_metadata
-from corpus_builders import embedding_metadata, write_shard
+from corpus_builders import embedding_metadata, posterior_metadata, write_shard
 
 from espnet_mvq.files.whole_file import file_sha256
 from espnet_mvq.indexes import (
@@ -267,3 +267,12 @@ def test_reader_of_embeddings(tmp_path):
     assert reader["a"].dtype == np.float32
     assert np.array_equal(reader["a"], stored.astype(np.float32))
     assert reader["b"].shape == (0, 3) and reader["b"].dtype == np.float32
+
+
+def test_reader_of_posteriors(tmp_path):
+    stored = np.array([[1, 7, 65535], [0, 3, 9000]], np.uint16)
+    metadata = posterior_metadata(1, ["<blank>", "a"])
+    _, scp, _ = write_shard(tmp_path, {"a": stored}, metadata)
+    reader = FrameReader(scp)
+    assert reader["a"].dtype == reader["b"].dtype == np.int64
+    assert np.array_equal(reader["a"], stored) and reader["b"].shape == (0, 3)

@@ -272,7 +272,11 @@ def test_one_embedding_for_an_utterance(embeddings, level):
         ("codebook_indexes", {"loss": "l1", "dim": DIM}, "embeddings decoded from ind"),
         ("teacher", {"loss": "l1", "dim": DIM}, "got teacher None for teacher; a tar"),
         ("embeddings", {"loss": "l1", "teacher": "a/b"}, "got teacher a/b for embedd"),
-        ("embeddings", {"loss": "l1", "quantizer": "q"}, "embeddings already; leave"),
+        (
+            "embeddings",
+            {"loss": "l1", "quantizer": "q"},
+            "are no codebook indexes; leave",
+        ),
         ("embeddings", {"loss": "l1", "level": "word"}, "level: got 'word', expected"),
     ],
 )

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import FRAMES
+from builders import FRAMES, TINY_MODEL
+from corpus_builders import posterior_metadata
 
+from espnet_mvq.distillation import sparse_posteriors
 from espnet_mvq.indexes import EmbeddingMetadata, ShardWriter
 from espnet_mvq.indexes.shard import shard_paths
 
@@ -109,6 +111,31 @@ def test_stored_embeddings(train, tmp_path):
     assert written["model_conf"]["mvq_conf"]["targets"]["embeddings"]["dim"] == 3
     assert stats["embedding_error_embeddings"] > 0
     assert stats["acc_mvq_codebook_indexes"] >= 0
+
+
+def test_stored_posteriors_under_adakd(train, tmp_path):
+    metadata = posterior_metadata(2, TINY_MODEL["token_list"])
+    with ShardWriter(tmp_path / "arks", 1, metadata) as shard:
+        for n in range(6):  # two utterances have none
+            stored = sparse_posteriors(torch.randn(24, 5), 2)
+            shard.write(f"u{n}", stored.numpy().astype(np.uint16))
+    _, scp, _ = shard_paths(tmp_path / "arks", 1, metadata.STEM)
+    (tmp_path / "teacher_loss").write_text("".join(f"u{n} {n}\n" for n in range(8)))
+    written, stats, state = train(
+        more_data=[
+            (str(scp), "posteriors", "mvq_ark"),
+            (str(tmp_path / "teacher_loss"), "teacher_loss", "mvq_loss"),
+        ],
+        mvq_conf={
+            "targets": {"posteriors": {"loss": "posteriors"}, "codebook_indexes": {}},
+            "weighting": {"type": "adakd"},
+        },
+    )
+    conf = written["model_conf"]["mvq_conf"]["targets"]["posteriors"]
+    assert conf["token_list"] == TINY_MODEL["token_list"]
+    assert stats["posterior_divergence_posteriors"] > 0
+    assert stats["acc_mvq_codebook_indexes"] >= 0 and 0 < stats["mvq_alpha"] < 1
+    assert not [name for name in state if name.startswith("mvq.posteriors")]
 
 
 def test_resumed_training_continues_the_schedule(train, tmp_path):

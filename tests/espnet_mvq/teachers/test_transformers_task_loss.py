@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from corpus_builders import change_json, save_transformers, waveforms_of
+from corpus_builders import change_json, save_ctc, waveforms_of
 
 from espnet_mvq.teachers import TeacherError
 from espnet_mvq.teachers.task_loss import TextError, build_task_loss
@@ -23,11 +23,7 @@ def save(tmp_path):
 
     def build(kind="Hubert", vocabulary=CAPITALS, folder="ctc", **options):
         options = {"hidden_dropout": 0.5, "final_dropout": 0.5, **options}
-        path = tmp_path / folder
-        save_transformers(path, kind, "ForCTC", 3, vocabulary, **options)
-        tokenizer = {"tokenizer_class": "Wav2Vec2CTCTokenizer"}
-        (path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-        return path
+        return save_ctc(tmp_path / folder, vocabulary, kind, **options)
 
     return build
 
