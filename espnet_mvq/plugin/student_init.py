@@ -111,7 +111,8 @@ def start_from_teacher(
     pairs, refused = _pair(student, teacher, blocks, difference)
     origins = _find_origins(pairs, student, teacher)
     taken = {k: v for k, v in origins.items() if teacher[v] == student[k]}
-    if not any(_BLOCK.match(name) for name in taken):
+    # All models have counts without dimension, of batch normalisation.
+    if not any(_BLOCK.match(name) and student[name] for name in taken):
         raise ValueError(
             f"{config}: no weight of the blocks has name and shape of one in {path}, "
             "expected a smaller student of the teacher's kind"

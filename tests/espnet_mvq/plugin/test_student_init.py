@@ -227,7 +227,7 @@ def test_misuse_is_refused(teacher, start, tmp_path, options, blocks, message):
 
 
 def test_checkpoint_of_another_model_is_refused(teacher, start, tmp_path):
-    teacher(conf={"output_size": 16})
+    teacher(conf={"output_size": 16, "linear_units": 16})
     path = tmp_path / "asr_big" / "config.yaml"
     path.write_text(path.read_text().replace("output_size: 16", "output_size: 8"))
     with pytest.raises(ValueError, match="no weight of the blocks has name and shape"):
