@@ -1,8 +1,6 @@
 """Turning a training configuration of ESPnet into that of an MVQ student."""
 
 import argparse
-import contextlib
-import io
 import math
 import shlex
 from dataclasses import dataclass
@@ -10,12 +8,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-import yaml
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from espnet_mvq.errors import one_line
-from espnet_mvq.files.whole_file import write_text
 from espnet_mvq.frame_timing.encoders import find_blocks
 from espnet_mvq.frame_timing.tasks import TASKS
 from espnet_mvq.plugin.config import (
@@ -27,9 +21,14 @@ from espnet_mvq.plugin.config import (
 )
 from espnet_mvq.plugin.data_type import NAME as DATA_TYPE
 from espnet_mvq.plugin.layer_hook import LayerHook, works_on_chunks
-from espnet_mvq.plugin.registration import find_task, import_task
+from espnet_mvq.plugin.registration import import_task
+from espnet_mvq.plugin.training_config import (
+    DATA,
+    add_options,
+    parse_options,
+    read_options,
+)
 
-_DATA = "train_data_path_and_name_and_type"
 # Building these encoders reads or downloads pretrained weights.
 _PRETRAINED = ("avhubert", "beats", "hubert", "wav2vec2", "whisper")
 # The number of blocks does not depend on the features.
@@ -88,7 +87,7 @@ def make_student_config(
     output = output or config.with_name(f"{config.stem}_mvq.yaml")
     if not 0 <= weight < math.inf:
         raise ValueError(f"--weight: got {weight}, expected a number from 0 up")
-    text, options = _read(config)
+    options = read_options(config)
     _refuse_others(config, options, task)
     names = {CODEBOOKS: DATA_NAME, POSTERIORS: POSTERIORS_NAME}
     data_name = names.get(loss, EMBEDDINGS_NAME)
@@ -100,13 +99,8 @@ def make_student_config(
             )
         layer = -1
     scp = _find_scp(data_dir, data_name)
-    args = _parse(config, task)
+    args = parse_options(config, task)
     chosen, streaming = _choose_layer(config, args, task, layer)
-    if output.exists():
-        raise FileExistsError(
-            f"{output}: got an existing file, expected none; remove it, or choose "
-            "another one with --output"
-        )
     metric = _metric(args, task)
     mvq_conf = {"weight": weight, "layer": chosen}
     if loss != CODEBOOKS:
@@ -114,45 +108,16 @@ def make_student_config(
     added = {
         "model_conf": {"mvq_conf": mvq_conf},
         "allow_variable_data_keys": True,
-        _DATA: [[str(scp), data_name, DATA_TYPE]],
+        DATA: [[str(scp), data_name, DATA_TYPE]],
     }
     for ours, base in TASKS[task].models.items():
         if args.model == base:
             added["model"] = ours
-    try:
-        student, notes = _merge(text, options, task, added, metric)
-    except (ValueError, YAMLError) as error:
-        raise ValueError(
-            f"{config}: the MVQ loss cannot be added ({one_line(error)}); expected "
-            "each option once"
-        ) from error
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, student)
-    criterion = _checkpoint(yaml.safe_load(student), metric)
+    changed, notes = _adapt(options, task, metric)
+    student = add_options(config, {**added, **changed}, output)
+    criterion = _checkpoint(student, metric)
     command = _next_command(output, task, criterion, streaming)
     return StudentConfig(output, chosen, tuple(notes), command)
-
-
-def _read(config: Path) -> Tuple[str, Dict[str, Any]]:
-    """Return the text of a configuration, and its options as ESPnet reads them."""
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"{config}: no such file; give the training configuration of the recipe "
-            "to --asr_config"
-        )
-    try:
-        text = config.read_text(encoding="utf-8")
-        options = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{config}: got no readable yaml ({one_line(error)}); expected a training "
-            "configuration of ESPnet"
-        ) from error
-    if not isinstance(options, dict):
-        raise ValueError(
-            f"{config}: got no options, expected a training configuration of ESPnet"
-        )
-    return text, options
 
 
 def _refuse_others(config: Path, options: Dict[str, Any], task: str) -> None:
@@ -199,21 +164,6 @@ def _find_scp(data_dir: Optional[Path], name: str) -> Path:
             + ", ".join(str(scp.parent) for scp in found)
         )
     return found[0]
-
-
-def _parse(config: Path, task: str) -> argparse.Namespace:
-    """Return the options with ESPnet's defaults, from the task's own parser."""
-    parser = find_task(task).get_parser()
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return parser.parse_args(["--config", str(config)])
-    except SystemExit as error:
-        reason = errors.getvalue().strip().splitlines()[-1:]
-        raise ValueError(
-            f"{config}: got options that ESPnet's task {task} does not take "
-            f"({one_line(ValueError(*reason))}); choose another task with --task"
-        ) from error
 
 
 def _choose_layer(
@@ -265,63 +215,31 @@ def _metric(args: argparse.Namespace, task: str) -> str:
     return "cer_ctc" if conf.get("report_cer", True) else "loss"
 
 
-def _merge(
-    text: str,
-    options: Dict[str, Any],
-    task: str,
-    added: Dict[str, Any],
-    metric: str,
-) -> Tuple[str, List[str]]:
-    """Add the options of the student to the text of a configuration.
-
-    Comments and the order of the options stay.
+def _adapt(
+    options: Dict[str, Any], task: str, metric: str
+) -> Tuple[Dict[str, Any], List[str]]:
+    """Return options that have to change, and a sentence about each of them.
 
     Args:
-        text: Text of the configuration.
-        options: Its options.
+        options: Options of the baseline.
         task: Task of ESPnet.
-        added: Options that are added or replaced; mappings and lists are extended.
         metric: Statistic that selects checkpoints.
-
-    Returns:
-        The new text, and sentences about changes that were necessary.
     """
-    notes = []
+    changed, notes = {}, []
     criteria = options.get("best_model_criterion") or []
     if metric != "acc" and criteria and all(c[1] == "acc" for c in criteria):
-        added = {**added, "best_model_criterion": [["valid", metric, "min"]]}
+        changed["best_model_criterion"] = [["valid", metric, "min"]]
         notes.append(
             f"best_model_criterion: changed to valid {metric} min, because this model "
             "reports no acc"
         )
     if task in ("s2t", "s2t_ctc"):
-        added = {**added, "preprocessor_conf": {"speech_init_silence": 0}}
+        changed["preprocessor_conf"] = {"speech_init_silence": 0}
         notes.append(
             "preprocessor_conf: speech_init_silence set to 0, because silence before "
             "the speech would move it against the indexes"
         )
-    round_trip = YAML()
-    round_trip.preserve_quotes = True
-    round_trip.width = 2**16
-    round_trip.indent(mapping=4, sequence=4, offset=0)
-    document = round_trip.load(text)
-    expected = dict(options)
-    for name, value in added.items():
-        old = options.get(name)
-        if isinstance(value, dict) and old:
-            document[name].update(value)
-            expected[name] = {**old, **value}
-        elif name == _DATA and old:
-            document[name].extend(value)
-            expected[name] = [*old, *value]
-        else:
-            document[name] = expected[name] = value
-    stream = io.StringIO()
-    round_trip.dump(document, stream)
-    if yaml.safe_load(stream.getvalue()) != expected:
-        # Names that occur twice, for example
-        raise ValueError("the options of the baseline would change")
-    return stream.getvalue(), notes
+    return changed, notes
 
 
 def _checkpoint(options: Dict[str, Any], metric: str) -> str:

@@ -15,8 +15,10 @@ from espnet_mvq.teachers.speech_model import TeacherError
 # In order of preference; asr.sh decodes with the first one.
 CHECKPOINTS = (
     "valid.acc.ave.pth",
+    "valid.cer_ctc.ave.pth",
     "valid.loss.ave.pth",
     "valid.acc.best.pth",
+    "valid.cer_ctc.best.pth",
     "valid.loss.best.pth",
     "latest.pth",
 )
@@ -68,8 +70,16 @@ def _find_problem(config: Dict[str, Any]) -> Optional[str]:
     return None
 
 
-def find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
-    """Return the checkpoint of a name, or the preferred one, in a folder."""
+def find_checkpoint(
+    spec: str,
+    folder: Path,
+    name: Optional[str],
+    option: str = "--teacher_conf checkpoint=FILE",
+) -> Path:
+    """Return the checkpoint of a name, or the preferred one, in a folder.
+
+    The option is the one that names a checkpoint, for the message.
+    """
     names = sorted(path.name for path in folder.glob("*.pth"))
     if name is None:
         chosen = [known for known in CHECKPOINTS if known in names]
@@ -82,8 +92,7 @@ def find_checkpoint(spec: str, folder: Path, name: Optional[str]) -> Path:
         return folder / name
     raise TeacherError(
         f"teacher {spec}: got no {name or ' or '.join(CHECKPOINTS)} in {folder}, which "
-        f"has {', '.join(names) or 'no .pth file'}; name one with --teacher_conf "
-        "checkpoint=FILE"
+        f"has {', '.join(names) or 'no .pth file'}; name one with {option}"
     )
 
 

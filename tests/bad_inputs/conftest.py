@@ -15,6 +15,7 @@ from corpus_builders import (
     QUANTIZER_SIZES,
     MakeFile,
     save_ctc,
+    save_espnet,
     save_transformers,
     write_speech,
     write_table,
@@ -69,6 +70,7 @@ def world(tmp_path_factory):
     _write_bad_audio(folder)
     _write_bad_models(folder)
     _write_bad_indexes(folder)
+    _write_bad_students(folder)
     return folder
 
 
@@ -241,3 +243,17 @@ def _write_bad_indexes(folder):
     ark.write_bytes(bytes(content))
     shutil.copytree(folder / "shards", bad / "unfinished_shards")
     (bad / "unfinished_shards" / "codebook_indexes.1.json").unlink()
+
+
+def _write_bad_students(folder):
+    save_espnet(folder / "asr", TINY_MODEL)
+    malice = MakeFile(folder / "executed")
+    torch.save({"encoder.after_norm.weight": malice}, folder / "asr" / "malice.pth")
+    for name, changed in (
+        ("conformer", {"encoder": "conformer"}),
+        ("wide", {"encoder_conf": {"output_size": 16, "attention_heads": 2}}),
+        ("deep", {"encoder_conf": {**TINY_MODEL["encoder_conf"], "num_blocks": 3}}),
+        ("started", {"init_param": ["a.pth"]}),
+    ):
+        text = yaml.safe_dump({**TINY_MODEL, **changed})
+        (folder / "bad" / f"{name}.yaml").write_text(text)
