@@ -65,6 +65,8 @@ arms:
 PRETRAINED = """
 -   {name: early, table: few, title: few, seeds: [0], pretrained: masked}
 -   {name: late, table: few, title: few, seeds: [0], pretrained: masked}
+-   {name: half, table: few, title: few, seeds: [0], starts_from: early,
+     options: {encoder_conf: {num_blocks: 2}}}
 pretraining: ../ssl1/conf/pretrain_mvq.yaml
 pretrainings:
     masked: {options: {max_epoch: 3}, indexes: layer8, target: embeddings}
@@ -219,6 +221,10 @@ def test_arms_wait_for_one_pretraining(copy_recipe, table):
     assert yaml.safe_load(Path(call["--ssl_config"]).read_text())["max_epoch"] == 3
     trained = [call for call in noted_options(folder) if call["--stage"] == "11"]
     assert len(trained) == 2
+    # Without a trained model of that name
+    done = run_script(folder, "run_table.sh", *options, "--arms", "half")
+    error = "asr_early_seed0_raw_en_bpe100: no such file"
+    assert done.returncode != 0 and error in done.stdout + done.stderr
     encoder = ["exp/table/ssl_masked_seed0/latest.pth:encoder:encoder"]
     for call in trained:
         config = yaml.safe_load((folder / call["--asr_config"]).read_text())

@@ -103,12 +103,26 @@ pretrain() {
     ) 9>"${exp}/lock"
 }
 
-# run_job NAME TRAIN_SET CONFIG [PRETRAINING DATADIR TARGET]: train and decode one arm with
-# one seed
+# start_from NAME CONFIG OUT: the configuration of a student that starts from a trained arm
+start_from() {
+    mkdir -p "$(dirname "$3")"
+    rm -f "$3"
+    ${python} -m espnet_mvq.bin.init_student --teacher_exp "${expdir}/asr_$1_${suffix}" \
+        --student_config "$2" --output "$3" \
+        --token_list data/en_token_list/bpe_unigram100/tokens.txt
+}
+
+# run_job NAME TRAIN_SET CONFIG [PRETRAINING DATADIR TARGET | NAME]: train and decode one arm
+# with one seed
 run_job() {
     local exp=${expdir}/asr_$1_${suffix} stats=${stats_dir} configs
     [ ! -s "${exp}/${inference}/text" ] || return 0
-    [ -z "${4:-}" ] || pretrain "$4" "$5" "$6"
+    if [ $# -eq 6 ]; then
+        pretrain "$4" "$5" "$6"
+    elif [ $# -eq 4 ]; then
+        start_from "$4" "$3" "${expdir}/conf/init/$1.yaml"
+        set -- "$1" "$2" "${expdir}/conf/init/$1.yaml"
+    fi
     [ "$2" = "${train_set}" ] || stats=${stats_dir}_$2
     if grep -q "^model: mvq" "$3"; then
         configs=(--asr_config "" --mvq_asr_config "$3")

@@ -17,6 +17,7 @@ _REQUIRED = ("name", "table", "title", "seeds")
 _KEYS = {
     *_REQUIRED,
     *("student", "loss", "options", "train_set", "indexes", "against", "pretrained"),
+    "starts_from",
 }
 _PRETRAINING_KEYS = {"options", "indexes", "target"}
 
@@ -29,9 +30,10 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         description="Write EXPDIR/conf/ARM_seedN.yaml for each arm and seed, and "
-        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG' for each of them; the "
-        "lines of pretrained arms go on with 'PRETRAINING DATADIR TARGET'. "
-        "EXPDIR/indexes gets a line 'NAME OPTIONS' for each set of indexes they need.",
+        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG' for each of them. Lines of "
+        "pretrained arms go on with 'PRETRAINING DATADIR TARGET', those of arms that "
+        "start from another one with its name. EXPDIR/indexes gets a line 'NAME "
+        "OPTIONS' for each set of indexes they need.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--table", default="local/table.yaml", help="Arms")
@@ -58,8 +60,9 @@ def read_table(path: Path) -> Dict[str, Any]:
             problems.append("a name that another arm has, too")
         if arm.get("table") not in table["tables"]:
             problems.append(f"table {arm.get('table')!r}, which is not in tables")
-        if arm.get("against", arm.get("name")) not in names:
-            problems.append(f"against {arm['against']!r}, which is no arm")
+        for key in ("against", "starts_from"):
+            if arm.get(key, arm.get("name")) not in names:
+                problems.append(f"{key} {arm[key]!r}, which is no arm")
         for key, section in (("indexes", "indexes"), ("pretrained", "pretrainings")):
             if key in arm and arm[key] not in table.get(section, ()):
                 problems.append(f"{key} {arm[key]!r}, which is not in {section}")
@@ -129,6 +132,8 @@ def write_jobs(args: argparse.Namespace) -> int:
                 datadir = f"dump/{pretraining.get('indexes', 'raw')}"
                 job += f" {first} {datadir} "
                 job += pretraining.get("target", "codebook_indexes")
+            if "starts_from" in arm:
+                job += f" {arm['starts_from']}_seed{seed}"
             write_config(path, config, seed)
             jobs.append((order, f"{job}\n"))
     # A table of one seed is readable early; the sort keeps the order of the arms.
