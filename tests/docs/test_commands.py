@@ -144,7 +144,7 @@ def test_configurations():
         text = f"model_conf:\n{text}" if text.startswith(" ") else text
         conf = (yaml.safe_load(text).get("model_conf") or {}).get("mvq_conf")
         if conf:
-            parse_targets({**MVQ_CONF, "dim": 8, **conf})
+            parse_targets({**MVQ_CONF, "dim": 8, "token_list": ["a"], **conf})
             parse_weighting(conf)
             count += 1
     assert count >= 5
