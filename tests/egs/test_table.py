@@ -225,6 +225,8 @@ def test_arms_wait_for_one_pretraining(copy_recipe, table):
     done = run_script(folder, "run_table.sh", *options, "--arms", "half")
     error = "asr_early_seed0_raw_en_bpe100: no such file"
     assert done.returncode != 0 and error in done.stdout + done.stderr
+    job = (exp / "jobs").read_text().split()
+    assert job[3:] == ["starts_from", "early_seed0"]
     encoder = ["exp/table/ssl_masked_seed0/latest.pth:encoder:encoder"]
     for call in trained:
         config = yaml.safe_load((folder / call["--asr_config"]).read_text())

@@ -86,6 +86,16 @@ subset() {
         "${data}/wav.scp" >"${dir}/unlabelled"
 }
 
+# mvq OPTIONS...: run mvq.sh for the training set
+mvq() {
+    local use_gpu=false
+    [ "${ngpu}" -eq 0 ] || use_gpu=true
+    bash "$(${python} -m espnet_mvq --mvq_sh)" --train_set "${train_set}" --nj "${nj}" \
+        --python "${python}" --use_gpu "${use_gpu}" --teacher "${teacher}" \
+        --teacher_conf "${teacher_conf}" --layer "${layer}" \
+        --num_codebooks "${num_codebooks}" "$@"
+}
+
 # pretrain NAME DATADIR TARGET: pre-train an encoder, unless another job has done so
 pretrain() {
     local exp=${expdir}/ssl_$1
@@ -112,17 +122,25 @@ start_from() {
         --token_list data/en_token_list/bpe_unigram100/tokens.txt
 }
 
-# run_job NAME TRAIN_SET CONFIG [PRETRAINING DATADIR TARGET | NAME]: train and decode one arm
-# with one seed
+# posteriors_of NAME: the posteriors of a trained arm, for the whole training set
+posteriors_of() {
+    mvq --target posteriors --teacher "espnet/${expdir}/asr_$1_${suffix}" \
+        --teacher_conf checkpoint=valid.cer_ctc.ave.pth --layer -1 --nj 1
+}
+
+# run_job NAME TRAIN_SET CONFIG [KEY VALUES...]: train and decode one arm with one seed; the
+# key is one of pretrained, starts_from and posteriors_of
 run_job() {
     local exp=${expdir}/asr_$1_${suffix} stats=${stats_dir} configs
     [ ! -s "${exp}/${inference}/text" ] || return 0
-    if [ $# -eq 6 ]; then
-        pretrain "$4" "$5" "$6"
-    elif [ $# -eq 4 ]; then
-        start_from "$4" "$3" "${expdir}/conf/init/$1.yaml"
+    case ${4:-} in
+    pretrained) pretrain "$5" "$6" "$7" ;;
+    posteriors_of) posteriors_of "$5" ;;
+    starts_from)
+        start_from "$5" "$3" "${expdir}/conf/init/$1.yaml"
         set -- "$1" "$2" "${expdir}/conf/init/$1.yaml"
-    fi
+        ;;
+    esac
     [ "$2" = "${train_set}" ] || stats=${stats_dir}_$2
     if grep -q "^model: mvq" "$3"; then
         configs=(--asr_config "" --mvq_asr_config "$3")
@@ -145,16 +163,6 @@ if [ -n "${job}" ]; then
     run_job "${fields[@]}"
     exit 0
 fi
-
-# mvq OPTIONS...: run mvq.sh for the training set
-mvq() {
-    local use_gpu=false
-    [ "${ngpu}" -eq 0 ] || use_gpu=true
-    bash "$(${python} -m espnet_mvq --mvq_sh)" --train_set "${train_set}" --nj "${nj}" \
-        --python "${python}" --use_gpu "${use_gpu}" --teacher "${teacher}" \
-        --teacher_conf "${teacher_conf}" --layer "${layer}" \
-        --num_codebooks "${num_codebooks}" "$@"
-}
 
 # further_indexes NAME OPTIONS...: a set of indexes of other options, in dump/NAME
 further_indexes() {

@@ -17,8 +17,10 @@ _REQUIRED = ("name", "table", "title", "seeds")
 _KEYS = {
     *_REQUIRED,
     *("student", "loss", "options", "train_set", "indexes", "against", "pretrained"),
-    "starts_from",
+    *("starts_from", "posteriors_of"),
 }
+# Arms that must be trained first
+_FIRST = ("starts_from", "posteriors_of")
 _PRETRAINING_KEYS = {"options", "indexes", "target"}
 
 
@@ -30,9 +32,9 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         description="Write EXPDIR/conf/ARM_seedN.yaml for each arm and seed, and "
-        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG' for each of them. Lines of "
-        "pretrained arms go on with 'PRETRAINING DATADIR TARGET', those of arms that "
-        "start from another one with its name. EXPDIR/indexes gets a line 'NAME "
+        "EXPDIR/jobs with a line 'NAME TRAIN_SET CONFIG' for each of them, and what "
+        "must be there first: 'pretrained PRETRAINING DATADIR TARGET', 'starts_from "
+        "ARM_seedN' or 'posteriors_of ARM_seedN'. EXPDIR/indexes gets a line 'NAME "
         "OPTIONS' for each set of indexes they need.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -60,7 +62,7 @@ def read_table(path: Path) -> Dict[str, Any]:
             problems.append("a name that another arm has, too")
         if arm.get("table") not in table["tables"]:
             problems.append(f"table {arm.get('table')!r}, which is not in tables")
-        for key in ("against", "starts_from"):
+        for key in ("against", *_FIRST):
             if arm.get(key, arm.get("name")) not in names:
                 problems.append(f"{key} {arm[key]!r}, which is no arm")
         for key, section in (("indexes", "indexes"), ("pretrained", "pretrainings")):
@@ -130,10 +132,11 @@ def write_jobs(args: argparse.Namespace) -> int:
                 encoder = f"{expdir}/ssl_{first}/latest.pth:encoder:encoder"
                 config = {**config, "init_param": [encoder]}
                 datadir = f"dump/{pretraining.get('indexes', 'raw')}"
-                job += f" {first} {datadir} "
+                job += f" pretrained {first} {datadir} "
                 job += pretraining.get("target", "codebook_indexes")
-            if "starts_from" in arm:
-                job += f" {arm['starts_from']}_seed{seed}"
+            for key in _FIRST:
+                if key in arm:
+                    job += f" {key} {arm[key]}_seed{seed}"
             write_config(path, config, seed)
             jobs.append((order, f"{job}\n"))
     # A table of one seed is readable early; the sort keeps the order of the arms.
