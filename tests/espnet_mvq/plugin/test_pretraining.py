@@ -178,6 +178,14 @@ def test_cropped_speech_is_refused(task):
         task.build_collate_fn(args, True)
 
 
+def test_missing_indexes_are_refused(task):
+    args = task.get_parser().parse_args(["--output_dir", "unused"])
+    args.model, args.model_conf = "mvq", {"mvq_conf": {"mask": MASK}}
+    args.train_data_path_and_name_and_type = [["wav.scp", "speech", "sound"]]
+    with pytest.raises(ValueError, match="needs codebook indexes: got no data named"):
+        task.main_worker(args)
+
+
 def test_pretrained_encoder_starts_an_asr_training(
     write_training, tmp_path, monkeypatch
 ):

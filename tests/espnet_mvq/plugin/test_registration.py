@@ -33,7 +33,7 @@ def test_importing_changes_nothing_and_names_of_others_are_safe():
     done = run_python("-c", IMPORT_CHANGES_NOTHING)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if "registered model" in line]
-    tasks = "asr, slu, s2t, s2t_ctc, asr_transducer, st"
+    tasks = "asr, slu, s2t, s2t_ctc, asr_transducer, st, ssl"
     assert lines == [
         f"espnet_mvq {espnet_mvq.__version__}: registered model 'mvq' (tasks {tasks}), "
         "data types mvq_ark, mvq_loss, mvq_list"
