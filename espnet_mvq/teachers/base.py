@@ -87,7 +87,7 @@ class Teacher(SpeechModel, FrameSource):
 
     @property
     def layers(self) -> List[int]:
-        """Layers of `embed_layers`: those below the teacher's from 0 on, and its own."""
+        """Layers of `embed_layers`: those below the teacher's, from 0, and its own."""
         return [*range(len(self.blocks)), self.layer]
 
     def _forward_layers(

@@ -46,7 +46,9 @@ def test_equals_the_model_itself(save_model, speech, kind, options):
 @pytest.mark.parametrize("top, layers", [(-1, [0, 1, 2]), (1, [0, 1]), (0, [0])])
 def test_all_layers_in_one_run(save_model, check_layers, kind, options, top, layers):
     path = save_model(kind, **options)
-    check_layers(lambda layer: build_teacher(f"transformers/{path}", layer), top, layers)
+    check_layers(
+        lambda layer: build_teacher(f"transformers/{path}", layer), top, layers
+    )
 
 
 @pytest.mark.parametrize("kind, options", KINDS)
