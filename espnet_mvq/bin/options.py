@@ -51,12 +51,11 @@ def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) 
         parser: Gets the options.
         required: The command does not work without a teacher.
     """
-    parser.add_argument(
-        "--teacher",
-        required=required,
-        help="s3prl/UPSTREAM, s3prl/UPSTREAM:CHECKPOINT, transformers/NAME_OR_DIR, "
-        "espnet/EXP_DIR (an ESPnet experiment) or feats/FILE (embeddings dumped "
-        "elsewhere: scp, npy, h5; needs --teacher_conf frame_shift_samples=...)",
+    add_teacher_option(
+        parser,
+        required,
+        " or feats/FILE (embeddings dumped elsewhere: scp, npy, h5; needs "
+        "--teacher_conf frame_shift_samples=...)",
     )
     parser.add_argument(
         "--layer",
@@ -65,6 +64,18 @@ def add_teacher_options(parser: argparse.ArgumentParser, required: bool = True) 
         help="teacher layer, counted from 1; 0 = input of the first block, -1 = last",
     )
     add_run_options(parser)
+
+
+def add_teacher_option(
+    parser: argparse.ArgumentParser, required: bool = True, others: str = ""
+) -> None:
+    """Add the option for the name of a teacher; `others` are further kinds of it."""
+    parser.add_argument(
+        "--teacher",
+        required=required,
+        help="s3prl/UPSTREAM, s3prl/UPSTREAM:CHECKPOINT, transformers/NAME_OR_DIR, "
+        f"espnet/EXP_DIR (an ESPnet experiment){others}",
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -74,11 +74,7 @@ def select_utterances(
         raise ValueError(f"--hours: got {hours}, expected more than 0")
     if sample_rate < 1:
         raise ValueError(f"--sample_rate: got {sample_rate}, expected 1 or more")
-    if (data_dir / "segments").exists():
-        raise ValueError(
-            f"{data_dir}/segments: got recordings that are to be cut, expected a "
-            "wav.scp of utterances; ESPnet's stage 3 cuts them into dump/raw"
-        )
+    check_no_segments(data_dir)
     places = read_scp(data_dir / "wav.scp")
     if not places:
         raise ValueError(f"{data_dir}/wav.scp: got no utterances, expected at least 1")
@@ -102,6 +98,19 @@ def select_utterances(
         f"{outdir}/wav.scp: {len(selected)} of {len(places)} utterances, about "
         f"{seconds / 3600:.2f} h"
     )
+
+
+def check_no_segments(data_dir: Path) -> None:
+    """Refuse a data folder whose `wav.scp` is not of utterances.
+
+    Raises:
+        ValueError: If it has a file `segments`.
+    """
+    if (data_dir / "segments").exists():
+        raise ValueError(
+            f"{data_dir}/segments: got recordings that are to be cut, expected a "
+            "wav.scp of utterances; ESPnet's stage 3 cuts them into dump/raw"
+        )
 
 
 def _read_durations(

@@ -2,15 +2,19 @@
 
 import contextlib
 from abc import abstractmethod
-from typing import Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Sequence, Tuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mvq.errors import one_line
+from espnet_mvq.frame_timing.encoders import first_tensor
 from espnet_mvq.teachers.audio import AudioError
 from espnet_mvq.teachers.batching import Segment, cut_into_segments, group_by_length
 from espnet_mvq.teachers.speech_model import SpeechModel, SpeechSource, TeacherError
+
+# Padded speech (B, S) and its lengths (B,) -> embeddings (B, T, *) and their lengths
+Forward = Callable[[torch.Tensor, torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]
 
 
 class EmbeddingError(AudioError):
@@ -57,10 +61,13 @@ class Teacher(SpeechModel, FrameSource):
         segment_s: Longest speech that runs whole, in seconds; longer speech is cut into
             segments of this length.
         overlap_s: Context in seconds on both sides of each frame where speech is cut.
+        blocks: Blocks of the model from the first to that of `layer`, for the layers
+            below it; none if the model has no numbered blocks.
     """
 
     segment_s: float = 40.0
     overlap_s: float = 2.0
+    blocks: Sequence[torch.nn.Module] = ()
 
     @abstractmethod
     def _forward(
@@ -77,6 +84,39 @@ class Teacher(SpeechModel, FrameSource):
             Embeddings, (B, T, D), anything beyond their lengths; and the number of
             frames of each utterance, (B,).
         """
+
+    @property
+    def layers(self) -> List[int]:
+        """Layers of `embed_layers`: those below the teacher's, from 0, and its own."""
+        return [*range(len(self.blocks)), self.layer]
+
+    def _forward_layers(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Run the model as `_forward` does, and return the embeddings of all `layers`.
+
+        Returns:
+            Embeddings, (B, T, L, D), and the number of frames of each utterance, (B,).
+
+        Raises:
+            TeacherError: If the layers differ in shape.
+        """
+        below: List[torch.Tensor] = []
+
+        def keep_input(block: torch.nn.Module, args: Any) -> None:
+            below.append(first_tensor(args))
+
+        def keep_output(block: torch.nn.Module, args: Any, output: Any) -> None:
+            below.append(first_tensor(output))
+
+        hooks = [b.register_forward_pre_hook(keep_input) for b in self.blocks[:1]]
+        hooks += [b.register_forward_hook(keep_output) for b in self.blocks[:-1]]
+        try:
+            embeddings, frames = self._forward(speech, speech_lengths)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return stack_layers(self.spec, [*below, embeddings]), frames
 
     def _prepare(self, waveform: torch.Tensor) -> torch.Tensor:
         """Prepare a whole utterance (S,) before it is cut, for example normalise it."""
@@ -95,6 +135,29 @@ class Teacher(SpeechModel, FrameSource):
         Raises:
             EmbeddingError: If the model cannot run on one of them.
         """
+        return self._embed(waveforms, self._forward)
+
+    @torch.inference_mode()
+    def embed_layers(self, waveforms: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        """Embed utterances at all `layers`, in one run of the model.
+
+        Args:
+            waveforms: Results of `read`, [(S_1,), ...].
+
+        Returns:
+            Embeddings, float32, on the teacher's device, [(T_1, L, D), ...]; those of
+            `embed_batch` are the last layer.
+
+        Raises:
+            EmbeddingError: If the model cannot run on one of them.
+            TeacherError: If the layers differ in their frames or dimension.
+        """
+        return self._embed(waveforms, self._forward_layers)
+
+    def _embed(
+        self, waveforms: Sequence[torch.Tensor], forward: Forward
+    ) -> List[torch.Tensor]:
+        """Embed utterances (S,) by a method that runs a batch; [(T, *), ...]."""
         prepared = [self._prepare(w.detach().cpu().float()) for w in waveforms]
         segments = [self._cut(len(waveform)) for waveform in prepared]
         pieces = [
@@ -102,7 +165,7 @@ class Teacher(SpeechModel, FrameSource):
             for waveform, parts in zip(prepared, segments)
             for segment in parts
         ]
-        embeddings = iter(self._embed_pieces(pieces))
+        embeddings = iter(self._embed_pieces(pieces, forward))
         return [self._join(parts, embeddings) for parts in segments]
 
     def _cut(self, num_samples: int) -> List[Segment]:
@@ -114,8 +177,10 @@ class Teacher(SpeechModel, FrameSource):
             self.frame_shift_samples,
         )
 
-    def _embed_pieces(self, pieces: List[torch.Tensor]) -> List[torch.Tensor]:
-        """Embed pieces of speech (S,), batched by length; [(T, D), ...]."""
+    def _embed_pieces(
+        self, pieces: List[torch.Tensor], forward: Forward
+    ) -> List[torch.Tensor]:
+        """Embed pieces of speech (S,), batched by length; [(T, *), ...]."""
         results: List[torch.Tensor] = [torch.empty(0)] * len(pieces)
         for group in group_by_length(
             [len(piece) for piece in pieces], self.batch_samples, not self.mixes_lengths
@@ -124,7 +189,7 @@ class Teacher(SpeechModel, FrameSource):
             lengths = torch.tensor([len(piece) for piece in batch])
             padded = pad_sequence(batch, batch_first=True).to(self.device)
             with self._autocast():
-                embeddings, frames = self._forward(padded, lengths)
+                embeddings, frames = forward(padded, lengths)
             for position, row, count in zip(group, embeddings, frames.tolist()):
                 results[position] = row[:count].float()
         return results
@@ -179,6 +244,21 @@ def resolve_layer(layer: int, num_layers: int, spec: str) -> int:
             expected = "0 or -1, as it has no blocks"
         raise TeacherError(f"teacher {spec}: got layer {layer}, expected {expected}")
     return resolved
+
+
+def stack_layers(spec: str, states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack the embeddings of layers, each (B, T, D), to (B, T, L, D).
+
+    Raises:
+        TeacherError: If they differ in shape.
+    """
+    shapes = sorted({tuple(state.shape) for state in states})
+    if len(shapes) > 1:
+        raise TeacherError(
+            f"teacher {spec}: got layers of the shapes {shapes[0]} and {shapes[-1]}, "
+            "expected the same of all; use one layer only"
+        )
+    return torch.stack(list(states), dim=2)
 
 
 def check_frames(spec: str, shift_samples: int, offset_samples: float) -> None:

@@ -1,5 +1,6 @@
 """Teachers trained with ESPnet: encoders of ASR, SSL and HuBERT models."""
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -9,6 +10,7 @@ import torch
 from espnet_mvq.frame_timing.encoders import find_blocks, first_tensor
 from espnet_mvq.frame_timing.front_ends import frame_grid, min_samples
 from espnet_mvq.teachers.base import (
+    Forward,
     Teacher,
     TeacherError,
     check_frames,
@@ -118,10 +120,11 @@ class ESPnetTeacher(Teacher):
         missing = max(0, self._min_samples - len(waveform))
         return torch.nn.functional.pad(waveform, (0, missing))
 
-    @torch.inference_mode()
-    def embed_batch(self, waveforms: Sequence[torch.Tensor]) -> List[torch.Tensor]:
-        """See `Teacher.embed_batch`; utterance_mvn uses statistics of whole speech."""
-        embed = super().embed_batch
+    def _embed(
+        self, waveforms: Sequence[torch.Tensor], forward: Forward
+    ) -> List[torch.Tensor]:
+        """See `Teacher._embed`; utterance_mvn uses statistics of whole speech."""
+        embed = functools.partial(super()._embed, forward=forward)
         if not self._normalizes_utterances:
             return embed(waveforms)
         longest = int(self.segment_s * self.sample_rate)
@@ -206,15 +209,17 @@ class ESPnetTeacher(Teacher):
 
     def _tap(self, layer: int) -> int:
         """Keep the output of a layer at each forward; return the layer's number."""
-        if layer == -1:
-            return layer
         blocks = find_blocks(self._parts["encoder"])
+        if layer == -1:
+            self.blocks = blocks or ()
+            return layer
         if blocks is None:
             raise TeacherError(
                 f"teacher {self.spec}: got layer {layer}, but {self._describe()} has "
                 "no numbered blocks; use layer -1, the encoder output"
             )
         layer = resolve_layer(layer, len(blocks), self.spec)
+        self.blocks = blocks[:layer]
 
         def keep_input(block: torch.nn.Module, args: Any) -> None:
             self._layer_output = first_tensor(args)

@@ -3,7 +3,7 @@
 import difflib
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
@@ -13,6 +13,7 @@ from espnet_mvq.teachers.base import (
     check_frames,
     embedding_errors,
     resolve_layer,
+    stack_layers,
 )
 from espnet_mvq.teachers.model_id import s3prl_settings, weights_hash
 from espnet_mvq.teachers.speech_model import loading
@@ -100,9 +101,27 @@ class S3PRLTeacher(Teacher):
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """See `Teacher._forward`."""
-        with embedding_errors(self.spec, speech.shape[1], _HINT):
-            states, lengths = self._upstream(speech, speech_lengths.to(self.device))
+        states, lengths = self._run(speech, speech_lengths)
         return states[self.layer], lengths[self.layer]
+
+    @property
+    def layers(self) -> List[int]:
+        """See `Teacher.layers`."""
+        return list(range(self.layer + 1))
+
+    def _forward_layers(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """See `Teacher._forward_layers`."""
+        states, lengths = self._run(speech, speech_lengths)
+        return stack_layers(self.spec, states[: self.layer + 1]), lengths[self.layer]
+
+    def _run(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+        """Return embeddings (B, T, D) and numbers of frames (B,) of all layers."""
+        with embedding_errors(self.spec, speech.shape[1], _HINT):
+            return self._upstream(speech, speech_lengths.to(self.device))
 
 
 def _load_upstream(spec: str, upstream: str, checkpoint: str) -> torch.nn.Module:

@@ -164,6 +164,7 @@ class WaveTeacher(WaveModel):
         if getattr(config, "do_stable_layer_norm", False):
             # It follows the last block; a layer is the output of its block alone.
             encoder.layer_norm = torch.nn.Identity()
+        self.blocks = encoder.layers
 
     def _forward(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor

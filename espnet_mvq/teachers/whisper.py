@@ -79,6 +79,7 @@ class WhisperTeacher(Teacher):
         if self.layer < config.encoder_layers:
             self._encoder.layers = self._encoder.layers[: self.layer]
             self._encoder.layer_norm = torch.nn.Identity()  # it follows the last block
+        self.blocks = self._encoder.layers
         self._mask: Optional[torch.Tensor] = None  # frames of speech, bool, (B, T)
         self._encoder.conv2.register_forward_pre_hook(self._silence_padding)
         for block in self._encoder.layers:

@@ -142,8 +142,11 @@ def _write_bad_lists(folder):
     }
     for name, content in texts.items():
         (bad / name).write_bytes(content)
-    for name in ("empty_data", "other_ids", "recordings"):
+    for name in ("empty_data", "few", "no_audio", "other_ids", "recordings"):
         shutil.copytree(folder / "data", bad / name)
+    lines = good.splitlines(True)
+    (bad / "few" / "wav.scp").write_text("".join(lines[:3]))
+    shutil.copy(bad / "no_audio.scp", bad / "no_audio" / "wav.scp")
     (bad / "empty_data" / "wav.scp").write_text("")
     text = (folder / "data" / "text").read_text()
     (bad / "other_ids" / "text").write_text(text.replace("u", "v"))

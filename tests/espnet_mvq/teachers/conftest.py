@@ -53,3 +53,24 @@ def check_batch_independence(speech):
             assert not together[n, frames[n] :].any()
 
     return check
+
+
+@pytest.fixture
+def check_layers(speech):
+    """Return a function that compares `embed_layers` with teachers of single layers."""
+
+    def check(build, top, expected, waveforms=None):
+        if waveforms is None:
+            waveforms = [row[:n] for row, n in zip(speech[0], speech[1].tolist())]
+        teacher = build(top)
+        assert teacher.layers == expected
+        together = teacher.embed_layers(waveforms)
+        for position, layer in enumerate(expected):
+            alone = build(layer).embed_batch(waveforms)
+            for actual, single in zip(together, alone):
+                assert actual.shape[1] == len(expected)
+                torch.testing.assert_close(
+                    actual[:, position], single, rtol=0, atol=2e-5
+                )
+
+    return check

@@ -132,6 +132,17 @@ def test_equals_the_model_itself(save, speech, options):
 
 @pytest.mark.parametrize(
     "options",
+    [TRANSFORMER, INTERCTC, HUBERT, {**CONFORMER, "normalize": "utterance_mvn"}],
+)
+@pytest.mark.parametrize("top, layers", [(-1, [0, 1, -1]), (2, [0, 1, 2])])
+def test_all_layers_in_one_run(save, check_layers, options, top, layers):
+    """The encoder output takes the place of the last block, whose norm it has."""
+    path, _ = save(options)
+    check_layers(lambda layer: build_teacher(f"espnet/{path}", layer), top, layers)
+
+
+@pytest.mark.parametrize(
+    "options",
     [
         CONFORMER,
         E_BRANCHFORMER,
@@ -277,6 +288,8 @@ def test_streaming_encoder_has_its_output_alone(save, speech):
     actual, _ = build_teacher(f"espnet/{path}", **grid).embed(*speech)
     expected, _ = model.encode(speech[0][:1].clone(), speech[1][:1])
     torch.testing.assert_close(actual[:1], expected, rtol=0, atol=1e-5)
+    with pytest.raises(TeacherError, match="layers of the shapes .* one layer only"):
+        build_teacher(f"espnet/{path}", **grid).embed_layers(list(speech[0]))
     with pytest.raises(TeacherError, match="work on chunks: use layer -1"):
         build_teacher(f"espnet/{path}", 1, **grid)
 

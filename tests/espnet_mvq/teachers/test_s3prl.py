@@ -73,6 +73,13 @@ def test_layers_are_counted_from_one(hubert_dir, speech):
         assert pair[0].layer == pair[1].layer
 
 
+def test_all_layers_in_one_run(hubert_dir, check_layers):
+    def build(layer):
+        return build_teacher(f"s3prl/hf_hubert_custom:{hubert_dir}", layer)
+
+    check_layers(build, -1, [0, 1, 2])
+
+
 def test_id_stands_for_name_and_weights(save_model, hubert_dir):
     teacher = build_teacher(f"s3prl/hf_hubert_custom:{hubert_dir}")
     again = build_teacher(f"s3prl/hf_hubert_custom:{hubert_dir}")

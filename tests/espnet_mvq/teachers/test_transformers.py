@@ -43,6 +43,15 @@ def test_equals_the_model_itself(save_model, speech, kind, options):
 
 
 @pytest.mark.parametrize("kind, options", KINDS)
+@pytest.mark.parametrize("top, layers", [(-1, [0, 1, 2]), (1, [0, 1]), (0, [0])])
+def test_all_layers_in_one_run(save_model, check_layers, kind, options, top, layers):
+    path = save_model(kind, **options)
+    check_layers(
+        lambda layer: build_teacher(f"transformers/{path}", layer), top, layers
+    )
+
+
+@pytest.mark.parametrize("kind, options", KINDS)
 def test_embeddings_do_not_depend_on_the_batch(
     save_model, check_batch_independence, kind, options
 ):

@@ -55,6 +55,14 @@ def test_embeddings_do_not_depend_on_the_batch(path, check_batch_independence):
         check_batch_independence(teacher, [4])
 
 
+@pytest.mark.parametrize("top, layers", [(-1, [0, 1, 2]), (1, [0, 1])])
+def test_all_layers_in_one_run_over_windows(path, check_layers, top, layers):
+    def build(layer):
+        return build_teacher(f"transformers/{path}", layer, window_s=0.5, batch_s=3.0)
+
+    check_layers(build, top, layers, [0.1 * torch.randn(n) for n in (9600, 20000)])
+
+
 def test_window_whose_samples_are_no_exact_float(save_model):
     """4.02 s times 16 kHz are a little less than 201 frames of 320 samples."""
     path = save_model("Whisper", max_source_positions=300)
