@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -256,10 +257,28 @@ def train_on_two_ranks(folder, model, inputs):
     Returns:
         Weights after training, and names of the statistics.
     """
-    torch.multiprocessing.start_processes(
-        _train_rank, (str(folder), model, inputs), nprocs=2, start_method="fork"
-    )
-    first, second = (torch.load(folder / f"{rank}.pt") for rank in range(2))
+    # A fork copies locks that other threads of the tests hold at that moment, as that
+    # of a progress bar; a rank then waits for ever. So there are three attempts.
+    for attempt in range(3):
+        files = folder / f"ranks{attempt}"
+        files.mkdir()
+        context = torch.multiprocessing.start_processes(
+            _train_rank,
+            (str(files), model, inputs),
+            nprocs=2,
+            join=False,
+            start_method="fork",
+        )
+        # Returns as soon as one of the ranks has ended.
+        deadline = time.monotonic() + 100
+        while not (ended := context.join(timeout=5)) and time.monotonic() < deadline:
+            pass
+        if ended:
+            break
+        for process in context.processes:
+            process.kill()
+    assert ended, "the ranks wait for each other"
+    first, second = (torch.load(files / f"{rank}.pt") for rank in range(2))
     assert first[1] == second[1]
     assert all(torch.equal(value, second[0][name]) for name, value in first[0].items())
     return first
