@@ -13,7 +13,7 @@ from espnet_mvq.distillation import (
 from espnet_mvq.plugin.codebook_target import check_indexes, load_quantizer
 from espnet_mvq.plugin.config import MVQConfig
 from espnet_mvq.plugin.padded import Padded
-from espnet_mvq.plugin.target import Target
+from espnet_mvq.plugin.target import Target, weights_of_slots
 from espnet_mvq.quantization import Quantizer
 from espnet_mvq.teachers import Teacher, build_teacher
 
@@ -117,9 +117,7 @@ class EmbeddingTarget(Target):
             )
         if self.training and torch.is_grad_enabled():
             self.normaliser.update(embeddings)
-        weights = None
-        if frame_weights is not None:
-            weights = frame_weights.unsqueeze(2).expand_as(known)[known]
+        weights = weights_of_slots(frame_weights, known)
         output = embedding_loss(
             self.config.loss, predicted, self.normaliser(embeddings), weights
         )

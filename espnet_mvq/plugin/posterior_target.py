@@ -5,7 +5,7 @@ from typing import Dict, List, Optional, Tuple
 import torch
 
 from espnet_mvq.distillation import posterior_loss, read_sparse
-from espnet_mvq.plugin.target import Target
+from espnet_mvq.plugin.target import Target, weights_of_slots
 
 
 class PosteriorTarget(Target):
@@ -71,9 +71,7 @@ class PosteriorTarget(Target):
         logits = self._ctc[0].ctc_lo(frames[chosen])
         if known.shape[2] > 1:
             logits = logits[known[chosen].nonzero()[:, 0]]
-        weights = None
-        if frame_weights is not None:
-            weights = frame_weights.unsqueeze(2).expand_as(known)[known]
+        weights = weights_of_slots(frame_weights, known)
         output = posterior_loss(
             logits, *read_sparse(values[known]), self.config.temperature, weights
         )

@@ -175,3 +175,17 @@ class Target(torch.nn.Module):
                 "expected; they are left out of its loss. Was the audio changed after "
                 "the extraction (speed perturbation, data_aug_effects)?"
             )
+
+
+def weights_of_slots(
+    frame_weights: Optional[torch.Tensor], known: torch.Tensor
+) -> Optional[torch.Tensor]:
+    """Return the weights of the slots that have a value; None without weights.
+
+    Args:
+        frame_weights: Weight of each student frame, (B, T), or None: 1.
+        known: Mask of slots that have a value, bool, (B, T, num_slots).
+    """
+    if frame_weights is None:
+        return None
+    return frame_weights.unsqueeze(2).expand_as(known)[known]
