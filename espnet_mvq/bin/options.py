@@ -135,37 +135,28 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
 
 def load_teacher(args: argparse.Namespace) -> Teacher:
     """Build the teacher of the options, on their device."""
-    device, batch_s = device_from_options(args)
-    return build_teacher(
-        args.teacher,
-        args.layer,
-        device,
-        dtype=args.dtype,
-        batch_s=batch_s,
-        **teacher_conf_of(args),
-    )
+    return _load(build_teacher, args, layer=args.layer)
 
 
 def load_task_loss(args: argparse.Namespace) -> TaskLoss:
     """Build the teacher of the options with its task head, on their device."""
-    device, batch_s = device_from_options(args)
-    return build_task_loss(
-        args.teacher,
-        device,
-        dtype=args.dtype,
-        batch_s=batch_s,
-        **teacher_conf_of(args),
-    )
+    return _load(build_task_loss, args)
 
 
 def load_ctc_teacher(args: argparse.Namespace) -> CTCTeacher:
     """Build the teacher of the options with its CTC head, on their device."""
+    return _load(build_ctc_teacher, args)
+
+
+def _load(build: Callable[..., Any], args: argparse.Namespace, **options: Any) -> Any:
+    """Call a function that builds a teacher, with the options of the command."""
     device, batch_s = device_from_options(args)
-    return build_ctc_teacher(
+    return build(
         args.teacher,
-        device,
+        device=device,
         dtype=args.dtype,
         batch_s=batch_s,
+        **options,
         **teacher_conf_of(args),
     )
 
