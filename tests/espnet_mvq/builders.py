@@ -48,6 +48,27 @@ TINY_MODEL = {
     "decoder_conf": ATTENTION,
     "model_conf": {"ctc_weight": 0.5},
 }
+# Masked prediction in ESPnet's task ssl, of the same encoder
+MASK = {"prob": 0.5, "length": 4, "channel_length": 2}
+PRETRAINING = {
+    **{k: TINY_MODEL[k] for k in ("specaug", "normalize", "frontend_conf")},
+    "frontend": "default",
+    "preencoder": None,
+    "encoder": "conformer",
+    "encoder_conf": {
+        **TINY_MODEL["encoder_conf"],
+        "input_layer": "conv2d",
+        "cnn_module_kernel": 3,
+        "pos_enc_layer_type": "rel_pos",
+        "selfattention_layer_type": "rel_selfattn",
+        "rel_pos_type": "latest",
+    },
+    "token_list": ["<unused>"],
+    "use_preprocessor": False,
+    "loss": [{"name": "mvq"}],
+    "util": [],
+    "model": "mvq",
+}
 # None removes an option of `TINY_MODEL`.
 RECURRENT = {
     **dict.fromkeys(TINY_MODEL["encoder_conf"]),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import TINY_MODEL, write_indexes, write_wavs
+from builders import MASK, PRETRAINING, TINY_MODEL, write_indexes, write_wavs
 
 NUM_SAMPLES = 8000
 TRAINING = {
@@ -92,6 +92,28 @@ def write_training(tmp_path):
             **options,
         }
         path = tmp_path / "train.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_pretraining(write_training, tmp_path):
+    """Return `write_training` for the task ssl: masked speech without text."""
+
+    def write(with_indexes=range(8), **options):
+        path = write_training(with_indexes)
+        asr = yaml.safe_load(path.read_text())
+        asr_only = ("decoder", "decoder_conf", "token_type")
+        config = {key: value for key, value in asr.items() if key not in asr_only}
+        config.update(PRETRAINING, model_conf={"mvq_conf": {"mask": MASK}}, **options)
+        for kind in ("train", "valid"):
+            data = config[f"{kind}_data_path_and_name_and_type"]
+            config[f"{kind}_data_path_and_name_and_type"] = [
+                entry for entry in data if entry[1] != "text"
+            ]
+        path = tmp_path / "pretrain.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
 

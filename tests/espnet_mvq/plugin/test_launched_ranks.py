@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 import torch
 from builders import python_environment
 
@@ -28,7 +29,7 @@ wait $second && exit $code
 # Notes what each rank was trained on and where it ended: ESPnet saves rank 0 alone.
 SITECUSTOMIZE = """
 import hashlib, json, sys
-if sys.orig_argv[2:5:2] == ["espnet_mvq.run", "espnet2.bin.asr_train"]:
+if sys.orig_argv[2:5:2] == ["espnet_mvq.run", "espnet2.bin.{task}_train"]:
     import torch
     from espnet2.train.trainer import Trainer
     run = Trainer.run.__func__
@@ -51,19 +52,19 @@ if sys.orig_argv[2:5:2] == ["espnet_mvq.run", "espnet2.bin.asr_train"]:
 """
 
 
-def launch(folder, config):
-    """Train as asr.sh does with `--num_nodes 2` and Slurm, without GPUs."""
+def launch(folder, config, task):
+    """Train as ESPnet's recipes do with `--num_nodes 2` and Slurm, without GPUs."""
     for name, script in (("slurm.pl", SLURM_PL), ("srun", SRUN)):
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)
-    site = SITECUSTOMIZE.replace("{folder}", str(folder))
+    site = SITECUSTOMIZE.replace("{folder}", str(folder)).replace("{task}", task)
     (folder / "sitecustomize.py").write_text(site)
     python = [sys.executable, "-m", "espnet_mvq.run"]
     command = [*python, "-m", "espnet2.bin.launch", "--cmd", "slurm.pl"]
     command += ["--log", f"{folder}/train.log", "--ngpu", "0", "--num_nodes", "2"]
     command += ["--init_file_prefix", f"{folder}/.dist_init_"]
     command += ["--multiprocessing_distributed", "true", "--"]
-    command += [*python, "-m", "espnet2.bin.asr_train", "--config", str(config)]
+    command += [*python, "-m", f"espnet2.bin.{task}_train", "--config", str(config)]
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     environment = {**python_environment(folder), "PATH": path}
     # In a session of its own: ranks that wait for each other must be ended too
@@ -82,10 +83,13 @@ def launch(folder, config):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_two_ranks_of_slurm_one_without_indexes(tmp_path, write_training):
+@pytest.mark.parametrize(
+    "task, write", [("asr", "write_training"), ("ssl", "write_pretraining")]
+)
+def test_two_ranks_of_slurm_one_without_indexes(tmp_path, request, task, write):
     # Rank 1 of 2 gets the odd utterances of every batch.
-    config = write_training(with_indexes=range(0, 8, 2))
-    returncode, errors = launch(tmp_path, config)
+    config = request.getfixturevalue(write)(with_indexes=range(0, 8, 2))
+    returncode, errors = launch(tmp_path, config, task)
     assert returncode == 0, errors
     first, second = (
         json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)
