@@ -9,8 +9,9 @@
    rows below them compare the options of our loss with our plain one.
 2. A training step (forward, backward, AdamW) of an ESPnet ASR model with `model: mvq`
    beside the same model without: 12 conformer blocks of 256 channels, 6 transformer
-   decoder blocks, 500 tokens, 16 codebooks of a 50 Hz teacher, so 32 indexes per
-   student frame, predicted from layer 6. Speech and text are random.
+   decoder blocks, 500 tokens, and a 50 Hz teacher, so two teacher frames per student
+   frame. The targets are 16 codebook indexes, embeddings of 1024 channels (both of
+   layer 6), or the 8 best posteriors of a CTC teacher. All data are random.
 
 Needs: pip install multi_quantization==0.1.1
 
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Optional
 
 import torch
 from memory import peak_mb
@@ -40,6 +42,7 @@ from espnet_mvq.distillation import (
     JointHead,
     codebook_loss,
     soft_target_table,
+    sparse_posteriors,
     unit_variance_codebooks,
 )
 
@@ -74,14 +77,28 @@ MODEL = {
     "decoder_conf": {"attention_heads": 4, "linear_units": 2048, "num_blocks": 6},
     "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.1},
 }
-MVQ_CONF = {
-    "layer": 6,
-    "num_codebooks": NUM_CODEBOOKS,
-    "codebook_size": CODEBOOK_SIZE,
+TOP_K = 8  # tokens of stored posteriors
+FRAMES = {
     "sample_rate": SAMPLE_RATE,
     "frame_shift_samples": 320,
     "frame_offset_samples": 199.5,
-    "quantizer_id": "0123456789abcdef",
+}
+# Rows of the second table: data of the batch, and options of the target
+TARGETS = {
+    "MVQ": (
+        "codebook_indexes",
+        {
+            "layer": 6,
+            "num_codebooks": NUM_CODEBOOKS,
+            "codebook_size": CODEBOOK_SIZE,
+            "quantizer_id": "0123456789abcdef",
+        },
+    ),
+    f"l2, {DIM} channels": ("embeddings", {"loss": "l2", "layer": 6, "dim": DIM}),
+    f"posteriors, {TOP_K} best tokens": (
+        "posteriors",
+        {"loss": "posteriors", "layer": -1, "token_list": MODEL["token_list"]},
+    ),
 }
 
 
@@ -259,48 +276,54 @@ def compare_losses(args: argparse.Namespace, cmd: list) -> None:
     print_table(rows)
 
 
-def build_model(with_mvq: bool) -> torch.nn.Module:
-    """Build the ASR model as ESPnet's training does."""
+def build_model(mvq_conf: Optional[dict]) -> torch.nn.Module:
+    """Build the ASR model as ESPnet's training does; without options, the stock one."""
     from espnet2.tasks.asr import ASRTask
 
     espnet_mvq.register()
     args = ASRTask.get_parser().parse_args(["--output_dir", "unused"])
     for name, value in MODEL.items():
         setattr(args, name, value)
-    if with_mvq:
+    if mvq_conf is not None:
         args.model = "mvq"
-        args.model_conf = {**args.model_conf, "mvq_conf": MVQ_CONF}
+        args.model_conf = {**args.model_conf, "mvq_conf": mvq_conf}
     torch.manual_seed(0)
     return ASRTask.build_model(args).train()
 
 
+def make_targets(name: str, size: tuple) -> torch.Tensor:
+    """Make random teacher data of (batch, frames)."""
+    if name == "codebook_indexes":
+        return torch.randint(0, CODEBOOK_SIZE, (*size, NUM_CODEBOOKS))
+    if name == "embeddings":
+        return torch.randn(*size, DIM)
+    logits = 3 * torch.randn(*size, TOKENS)
+    return torch.stack([sparse_posteriors(row, TOP_K) for row in logits]).long()
+
+
 def make_batch(args: argparse.Namespace) -> dict:
-    """Make a batch of random speech, text and codebook indexes."""
+    """Make a batch of random speech and text."""
     shortest, longest = args.seconds
     seconds = torch.rand(args.utterances) * (longest - shortest) + shortest
     samples = (seconds * SAMPLE_RATE).long()
     text_lengths = (seconds * TOKENS_PER_S).long()
     text = torch.randint(2, TOKENS - 1, (args.utterances, int(text_lengths.max())))
     padding = torch.arange(text.shape[1]) >= text_lengths[:, None]
-    index_lengths = (samples - 400) // 320 + 1
-    size = args.utterances, int(index_lengths.max()), NUM_CODEBOOKS
     batch = {
         "speech": 0.1 * torch.randn(args.utterances, int(samples.max())),
         "speech_lengths": samples,
         "text": text.masked_fill(padding, -1),
         "text_lengths": text_lengths,
-        "codebook_indexes": torch.randint(0, CODEBOOK_SIZE, size),
-        "codebook_indexes_lengths": index_lengths,
     }
     return {name: value.to(args.device) for name, value in batch.items()}
 
 
 def compare_steps(args: argparse.Namespace) -> None:
-    """Measure training steps with and without the MVQ loss."""
+    """Measure training steps without a teacher and with each kind of target."""
     batch = make_batch(args)
-    plain_batch = {k: v for k, v in batch.items() if not k.startswith("codebook")}
     total = float(batch["speech_lengths"].sum()) / SAMPLE_RATE
     print(f"## Training step: {args.utterances} utterances, {total:.0f} s of speech\n")
+    lengths = (batch["speech_lengths"] - 400) // 320 + 1
 
     def stepper(model, batch):
         optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
@@ -314,19 +337,19 @@ def compare_steps(args: argparse.Namespace) -> None:
 
         return step
 
-    models = {
-        name: build_model(name == "model: mvq").to(args.device)
-        for name in ("without", "model: mvq")
-    }
-    functions = {
-        name: stepper(model, batch if name == "model: mvq" else plain_batch)
-        for name, model in models.items()
-    }
+    models = {"without": build_model(None)}
+    functions = {"without": stepper(models["without"].to(args.device), batch)}
+    for title, (name, options) in TARGETS.items():
+        conf = {"targets": {name: {**FRAMES, **options}}}
+        models[title] = build_model(conf).to(args.device)
+        values = make_targets(name, (args.utterances, int(lengths.max())))
+        data = {name: values.to(args.device), f"{name}_lengths": lengths}
+        functions[title] = stepper(models[title], {**batch, **data})
     times = seconds_of(functions, args)
     print_table(
         [
             {
-                "model": name,
+                "target": name,
                 "million parameters": round(
                     sum(p.numel() for p in models[name].parameters()) / 1e6, 1
                 ),
