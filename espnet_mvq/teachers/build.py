@@ -1,7 +1,7 @@
 """From the name of a teacher to the teacher, and checks of its options."""
 
 import importlib
-from typing import Any, Callable, Dict, Union
+from typing import Any, Callable, Dict, Mapping, Union
 
 import torch
 
@@ -47,14 +47,13 @@ def build_teacher(
     Raises:
         TeacherError: If there is no such back end, model or layer.
     """
-    backend, _, name = spec.partition("/")
-    if backend not in BACKENDS or not name:
-        raise TeacherError(
-            f"teacher: got {spec!r}, expected BACKEND/NAME with a back end out of "
-            f"{', '.join(BACKENDS)}; for example s3prl/wavlm_large"
-        )
+    refusal = TeacherError(
+        f"teacher: got {spec!r}, expected BACKEND/NAME with a back end out of "
+        f"{', '.join(BACKENDS)}; for example s3prl/wavlm_large"
+    )
     return build_from(
-        BACKENDS[backend],
+        BACKENDS,
+        refusal,
         spec,
         layer,
         torch.device(device),
@@ -65,17 +64,19 @@ def build_teacher(
 
 
 def build_from(
-    entry: str,
+    backends: Mapping[str, str],
+    refusal: TeacherError,
     spec: str,
     *args: Any,
     dtype: str,
     batch_s: float,
     conf: Dict[str, Any],
 ) -> Any:
-    """Build a model from an entry of a table of back ends.
+    """Build a model with a table of back ends.
 
     Args:
-        entry: File and factory, see `load_factory`.
+        backends: Back end -> file and factory, see `load_factory`.
+        refusal: Error for a spec of another form or back end.
         spec: `BACKEND/NAME`.
         *args: Arguments of the factory after spec and name.
         dtype: As in `build_teacher`.
@@ -86,8 +87,12 @@ def build_from(
         The model. Its id includes a dtype below float32.
 
     Raises:
-        TeacherError: If an option is unknown or invalid, or the factory raises it.
+        TeacherError: `refusal`, or if an option is unknown or invalid, or the factory
+            raises it.
     """
+    backend, _, name = spec.partition("/")
+    if backend not in backends or not name:
+        raise refusal
     if (
         dtype not in list(DTYPES)
         or not options.is_of_type(batch_s, float)
@@ -97,9 +102,9 @@ def build_from(
             f"teacher {spec}: got dtype {dtype!r} and batch_s {batch_s!r}, expected a "
             f"dtype of {', '.join(DTYPES)} and 0 s or more"
         )
-    factory = load_factory(entry)
+    factory = load_factory(backends[backend])
     check_options(spec, factory, conf)
-    model = factory(spec, spec.partition("/")[2], *args, **conf)
+    model = factory(spec, name, *args, **conf)
     model.dtype = DTYPES[dtype]
     model.batch_samples = int(batch_s * model.sample_rate)
     # Stored embeddings are not computed.

@@ -134,11 +134,9 @@ def build_ctc_teacher(
     Raises:
         TeacherError: If there is no such model, or it has no CTC head.
     """
-    backend, _, name = spec.partition("/")
-    if backend not in BACKENDS or not name:
-        raise _without_ctc(spec)
     teacher = build_from(
-        BACKENDS[backend],
+        BACKENDS,
+        _without_ctc(spec),
         spec,
         torch.device(device),
         dtype=dtype,

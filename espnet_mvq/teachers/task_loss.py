@@ -104,14 +104,13 @@ def build_task_loss(
     Raises:
         TeacherError: If there is no such model, or it has no task head.
     """
-    backend, _, name = spec.partition("/")
-    if backend not in BACKENDS or not name:
-        raise TeacherError(
-            f"teacher {spec}: has no task head, hence no loss of its own on a text; "
-            f"expected {WITH_TASK_HEAD}"
-        )
+    refusal = TeacherError(
+        f"teacher {spec}: has no task head, hence no loss of its own on a text; "
+        f"expected {WITH_TASK_HEAD}"
+    )
     return build_from(
-        BACKENDS[backend],
+        BACKENDS,
+        refusal,
         spec,
         torch.device(device),
         dtype=dtype,
