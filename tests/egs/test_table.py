@@ -49,6 +49,7 @@ ARMS = """
 student: conf/train_asr_small.yaml
 train_set: train_clean_5
 tables: {main: All labels, few: Few labels}
+layers: {2: mvq, 3: broken}
 indexes: {layer9: --layer 9, layer8: --layer 8}
 arms:
 -   {name: none, table: main, title: no KD, seeds: [0, 1]}
@@ -132,6 +133,7 @@ def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatc
             "indexes: layer7",
             "arm broken: got indexes 'layer7', which is not in indexes",
         ),
+        ("3: broken", "3: braken", "layers: got 'braken', which is no arm"),
         ("loss: mvq\n", "loss: mwq\n", "conf/losses/mwq.yaml"),
     ],
 )
@@ -305,6 +307,10 @@ def test_report(load, table, tmp_path):
     (exp / "teacher").mkdir()
     (exp / "teacher" / "ref").write_text("u0 a b c d\n")
     (exp / "teacher" / "text").write_text("u0 a b c x\n")
+    (exp / "advice").mkdir()
+    scores = [{"layer": 2, "error_rate": 0.25}, {"layer": 3, "error_rate": 0.125}]
+    advice = {"scores": scores, "verdict": {"sentences": ["Use layer 3."]}}
+    (exp / "advice" / "advice.json").write_text(json.dumps(advice))
     options = ["--table", str(table), "--expdir", str(exp), "--suffix", "x"]
     options += ["--inference", "decode", "--ref", str(tmp_path / "ref")]
     figure = tmp_path / "curves.png"
@@ -312,7 +318,9 @@ def test_report(load, table, tmp_path):
     load("table_report").main([*options, "--note", "Teacher: big."])
     page = (tmp_path / "page.md").read_text()
     rows = [line.strip("|").split("|") for line in page.splitlines() if line[:1] == "|"]
-    none, mvq = rows[2:]
+    none, mvq = rows[2:4]
+    assert rows[6:] == [["2", "25.0", "`mvq`", "30.0", "0.0"], ["3", "12.5"]]
+    assert "`espnet_mvq.bin.advise`: Use layer 3." in page
     assert none[:7] == ["no KD", "0.03", "2 of 2", "60.0 ± 14.1", "50.0 ± 23.6"] + [
         "21.4 ± 10.1",
         "",

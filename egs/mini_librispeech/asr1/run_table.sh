@@ -25,7 +25,7 @@ job=                # Internal: number of the one job to run.
 
 help_message="Usage: $0 [options]   (defaults in brackets)
   --stage N --stop_stage N [${stage} to ${stop_stage}]
-     1 data, quantizer, indexes, embeddings, 2 subsets and shuffled indexes,
+     1 data, quantizer, indexes, embeddings, 2 subsets, further indexes, advice,
      3 training and decoding of all arms and seeds, 4 report
   --nj N [${nj}]   trainings at a time   --ngpu 0|1 [${ngpu}]   --python CMD [${python}]
   --table YAML [${table}] --arms \"NAME ...\" [all]
@@ -216,6 +216,12 @@ if runs 2; then
         # shellcheck disable=SC2086
         further_indexes "${name}" ${options}
     done 3<"${expdir}/indexes"
+    if grep -q "^layers:" "${table}" && [ ! -s "${expdir}/advice/advice.json" ]; then
+        log "stage 2: Advice on the layers of the teacher"
+        # shellcheck disable=SC2086
+        ${python} -m espnet_mvq.bin.advise --data_dir "${data}" --teacher "${teacher}" \
+            --teacher_conf ${teacher_conf} --output_dir "${expdir}/advice"
+    fi
     if cut -d " " -f 3 "${expdir}/jobs" | xargs grep -q teacher_loss; then
         log "stage 2: Losses of the teacher"
         ${python} -m espnet_mvq.bin.teacher_loss --data_dir "${data}" \

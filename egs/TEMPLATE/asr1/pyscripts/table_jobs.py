@@ -72,6 +72,9 @@ def read_table(path: Path) -> Dict[str, Any]:
         problems += [f"unknown key {k}" for k in set(pretraining) - _PRETRAINING_KEYS]
         if problems:
             raise TableError(f"{path}: arm {arm.get('name')}: got {problems[0]}")
+    for arm in table.get("layers", {}).values():
+        if arm not in names:
+            raise TableError(f"{path}: layers: got {arm!r}, which is no arm")
     return table
 
 

@@ -2,6 +2,7 @@
 """Report on the arms and seeds of a table: error rates, paired bootstrap, curves."""
 
 import argparse
+import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -284,6 +285,49 @@ def teacher_lines(folder: Path) -> List[str]:
     ]
 
 
+def advice_lines(
+    students: Dict[int, str],
+    runs: Dict[str, Dict[int, Run]],
+    path: Path,
+) -> List[str]:
+    """Return the advice on teacher layers beside the students that learned from them.
+
+    Args:
+        students: Arm that learns from each teacher layer.
+        runs: Runs of each arm.
+        path: The advice, advice.json of espnet_mvq.bin.advise.
+
+    Returns:
+        Lines of a table, none without advice or without a decoded student.
+    """
+    decoded = {
+        arm: [run for run in runs[arm].values() if run.errors is not None]
+        for arm in students.values()
+    }
+    if not path.is_file() or not any(decoded.values()):
+        return []
+    advice = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "",
+        "## Teacher layers: advice before the training, and students",
+        "",
+        f"`espnet_mvq.bin.advise`: {advice['verdict']['sentences'][0]}",
+        "",
+        "|teacher layer|CER % of the linear probe|student|dev CER %|test CER %|",
+        "|---" * 5 + "|",
+    ]
+    for score in advice["scores"]:
+        arm = students.get(score["layer"], "")
+        own = decoded.get(arm, [])
+        cells = [str(score["layer"]), f"{100 * score['error_rate']:.1f}", "", "", ""]
+        if own:
+            cells[2] = f"`{arm}`"
+            cells[3] = mean_and_deviation([run.valid_cer for run in own])
+            cells[4] = mean_and_deviation([run.error_rate("cer") for run in own])
+        lines.append("|" + "|".join(cells) + "|")
+    return lines
+
+
 def make_page(args: argparse.Namespace) -> str:
     """Return the page of all tables that have a result."""
     table = read_table(Path(args.table))
@@ -306,6 +350,8 @@ def make_page(args: argparse.Namespace) -> str:
                 "|---" * 13 + "|",
             ]
             lines += [arm_row(arm, runs, args) for arm in members]
+    advice = Path(args.expdir) / "advice" / "advice.json"
+    lines += advice_lines(table.get("layers", {}), runs, advice)
     missing = [arm["name"] for arm in arms if not runs[arm["name"]]]
     if missing:
         lines += ["", f"Not begun: {', '.join(missing)}."]
