@@ -197,6 +197,11 @@ def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
     # A trained student is only decoded.
     both = [("broken_seed0", "11"), ("broken_seed0", "12")]
     assert sorted(calls()) == [*both, ("mvq_seed1", "12")]
+    # A report does not change the jobs of a queue that may be running.
+    jobs = (folder / "exp" / "table" / "jobs").read_text()
+    report = ["--stage", "4", "--table", str(table), "--arms", "none"]
+    run_script(folder, "run_table.sh", *report)
+    assert (folder / "exp" / "table" / "jobs").read_text() == jobs
 
 
 def test_arms_wait_for_one_pretraining(copy_recipe, table):

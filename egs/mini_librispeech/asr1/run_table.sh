@@ -200,8 +200,11 @@ if runs 1; then
     mvq --target embeddings --dev_set dev_clean
 fi
 
-num_jobs=$(${python} pyscripts/table_jobs.py --table "${table}" --expdir "${expdir}" \
-    ${arms:+--arms ${arms}})
+# Not by a report alone: a running stage 3 reads the jobs by their numbers.
+if runs 2 || runs 3; then
+    num_jobs=$(${python} pyscripts/table_jobs.py --table "${table}" --expdir "${expdir}" \
+        ${arms:+--arms ${arms}})
+fi
 
 if runs 2; then
     subset 1 train_1h
