@@ -279,8 +279,9 @@ def train_on_two_ranks(folder, model, inputs):
         Weights after training, and names of the statistics.
     """
     # A fork copies locks that other threads of the tests hold at that moment, as that
-    # of a progress bar; a rank then waits for ever. So there are three attempts.
-    for attempt in range(3):
+    # of a progress bar; a rank then waits for ever. So there are three attempts, each
+    # with more time, as a busy machine needs it.
+    for attempt, limit_s in enumerate((20, 60, 180)):
         files = folder / f"ranks{attempt}"
         files.mkdir()
         context = torch.multiprocessing.start_processes(
@@ -291,8 +292,8 @@ def train_on_two_ranks(folder, model, inputs):
             start_method="fork",
         )
         # Returns as soon as one of the ranks has ended.
-        deadline = time.monotonic() + 100
-        while not (ended := context.join(timeout=5)) and time.monotonic() < deadline:
+        deadline = time.monotonic() + limit_s
+        while not (ended := context.join(timeout=2)) and time.monotonic() < deadline:
             pass
         if ended:
             break
