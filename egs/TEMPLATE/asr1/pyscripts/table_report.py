@@ -144,6 +144,11 @@ def read_runs(
     return runs
 
 
+def decoded_runs(runs: Dict[int, Run]) -> List[Run]:
+    """Return the runs of an arm whose test set is decoded."""
+    return [run for run in runs.values() if run.errors is not None]
+
+
 def exp_of(arm: Dict[str, Any], seed: int, args: argparse.Namespace) -> Path:
     """Return the experiment folder of an arm and seed."""
     return Path(args.expdir) / f"asr_{arm['name']}_seed{seed}_{args.suffix}"
@@ -196,11 +201,11 @@ def arm_row(
     """Return the row of an arm; "" in columns whose results are missing."""
     own = runs[arm["name"]]
     exp = exp_of(arm, min(own), args)
-    decoded = {seed: run for seed, run in own.items() if run.errors is not None}
+    decoded = decoded_runs(own)
     rates = ["", ""]
     if decoded:
         rates = [
-            mean_and_deviation([run.error_rate(unit) for run in decoded.values()])
+            mean_and_deviation([run.error_rate(unit) for run in decoded])
             for unit in ("wer", "cer")
         ]
     cells = [
@@ -300,10 +305,7 @@ def advice_lines(
     Returns:
         Lines of a table, none without advice or without a decoded student.
     """
-    decoded = {
-        arm: [run for run in runs[arm].values() if run.errors is not None]
-        for arm in students.values()
-    }
+    decoded = {arm: decoded_runs(runs[arm]) for arm in students.values()}
     if not path.is_file() or not any(decoded.values()):
         return []
     advice = json.loads(path.read_text(encoding="utf-8"))
