@@ -49,6 +49,7 @@ ARMS = """
 student: conf/train_asr_small.yaml
 train_set: train_clean_5
 tables: {main: All labels, few: Few labels}
+losses: {mvq: {optim_conf: {lr: 0.2, weight_decay: 0.1}}}
 layers: {2: mvq, 3: broken}
 indexes: {layer9: --layer 9, layer8: --layer 8}
 arms:
@@ -102,7 +103,9 @@ def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatc
     configs = [yaml.safe_load(Path(job.split()[2]).read_text()) for job in jobs]
     student = yaml.safe_load(Path("conf/train_asr_small.yaml").read_text())
     assert configs[3] == {**student, "seed": 1}
-    assert configs[4]["optim_conf"] == {**student["optim_conf"], "lr": 0.5}
+    # Those of the loss in this table come before those of the arm.
+    assert configs[2]["optim_conf"] == {"lr": 0.2, "weight_decay": 0.1}
+    assert configs[4]["optim_conf"] == {"lr": 0.5, "weight_decay": 0.1}
     data = configs[4]["train_data_path_and_name_and_type"]
     assert data[0][0] == "dump/raw/train_clean_5/codebook_indexes.scp"
     data = configs[2]["train_data_path_and_name_and_type"]
@@ -133,6 +136,7 @@ def test_each_arm_and_seed_has_a_configuration(load, table, tmp_path, monkeypatc
             "indexes: layer7",
             "arm broken: got indexes 'layer7', which is not in indexes",
         ),
+        ("losses: {mvq", "losses: {l2", "losses: got 'l2', which no arm has"),
         ("3: broken", "3: braken", "layers: got 'braken', which is no arm"),
         ("loss: mvq\n", "loss: mwq\n", "conf/losses/mwq.yaml"),
     ],

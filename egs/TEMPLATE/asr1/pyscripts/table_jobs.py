@@ -72,6 +72,9 @@ def read_table(path: Path) -> Dict[str, Any]:
         problems += [f"unknown key {k}" for k in set(pretraining) - _PRETRAINING_KEYS]
         if problems:
             raise TableError(f"{path}: arm {arm.get('name')}: got {problems[0]}")
+    unused = set(table.get("losses", ())) - {arm.get("loss") for arm in table["arms"]}
+    if unused:
+        raise TableError(f"{path}: losses: got {min(unused)!r}, which no arm has")
     for arm in table.get("layers", {}).values():
         if arm not in names:
             raise TableError(f"{path}: layers: got {arm!r}, which is no arm")
@@ -91,6 +94,7 @@ def arm_config(arm: Dict[str, Any], table: Dict[str, Any]) -> Dict[str, Any]:
         data = f"dump/{arm.get('indexes', 'raw')}/{table['train_set']}"
         loss = Path(f"conf/losses/{arm['loss']}.yaml")
         config = merge(config, read_template(loss, {"train": data}))
+        config = merge(config, table.get("losses", {}).get(arm["loss"], {}))
     return merge(config, arm.get("options") or {})
 
 
