@@ -66,10 +66,10 @@ def judge(scores: List[LayerScore], log_mel_error_rate: Optional[float]) -> Verd
         teacher, reason = _judge_ratio(scores)
     else:
         teacher, reason = _judge_errors(scores, log_mel_error_rate)
-    faults = _no_speech(scores)
+    faults = []
     if log_mel_error_rate is None or teacher != "use":
-        # A text that can be read is no text of reversed speech.
-        faults += _backwards(scores)
+        # A text that can be read is no text of noise or of reversed speech.
+        faults = _no_speech(scores) + _backwards(scores)
     if faults or teacher == "refuse":
         first = "This teacher hardly knows this speech: do not use it."
         return Verdict("refuse", [], [first, reason, *faults])

@@ -99,6 +99,11 @@ class FrameMetadata(VersionedJson):
         return cls.load(_json_path(scp))
 
     @property
+    def teacher_id(self) -> str:
+        """Teacher and layer as one text."""
+        return f"{self.teacher}, layer {self.layer}"
+
+    @property
     def width(self) -> int:
         """Numbers in a row of an array."""
         raise NotImplementedError

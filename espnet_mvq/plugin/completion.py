@@ -96,9 +96,9 @@ def metadata_values(
         ValueError: If a given option disagrees.
     """
     wanted = from_metadata(name, options.get("loss", CODEBOOKS))
-    values = {option: getattr(metadata, option, None) for option in (*wanted, "level")}
-    if values["level"] is None:
-        del values["level"]
+    values = {option: getattr(metadata, option, None) for option in wanted}
+    known = {o: getattr(metadata, o, None) for o in ("level", "teacher_id")}
+    values.update((k, value) for k, value in known.items() if value is not None)
     if "dim" in wanted and values["dim"] is None and options.get("quantizer"):
         values["dim"] = Quantizer.load(options["quantizer"]).dim
     for option, value in values.items():

@@ -107,6 +107,7 @@ class MVQConfig:
         frame_shift_samples: Samples between teacher frames.
         frame_offset_samples: Centre of teacher frame 0, in samples.
         quantizer_id: Content id of the quantizer.
+        teacher_id: Teacher and layer of the data; with others no training is resumed.
         dim: Channels D of the embeddings.
         token_list: Tokens of the posteriors.
         level: frame, or utterance: one index or embedding for each utterance, which
@@ -140,6 +141,7 @@ class MVQConfig:
     frame_shift_samples: Optional[float] = None
     frame_offset_samples: Optional[float] = None
     quantizer_id: Optional[str] = None
+    teacher_id: Optional[str] = None
     dim: Optional[int] = None
     token_list: Optional[list] = None
     level: str = "frame"
@@ -312,13 +314,14 @@ def parse_mask(conf: Dict[str, Any]) -> Optional[Mask]:
         conf: `mvq_conf`, of which only `mask: {prob: ..., ...}` is read.
 
     Returns:
-        The masking; None: there is none.
+        The masking, that of the defaults for `mask: {}`; None: there is none.
 
     Raises:
         ValueError: If it has bad options.
     """
-    options = as_mapping("mask", conf.get("mask"))
-    return Mask.from_dict(options) if options else None
+    if conf.get("mask") is None:
+        return None
+    return Mask.from_dict(as_mapping("mask", conf["mask"]))
 
 
 def as_mapping(name: str, value: Any) -> Dict[str, Any]:

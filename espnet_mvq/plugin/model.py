@@ -284,7 +284,7 @@ def make_mvq_model(base: Type[torch.nn.Module], name: str) -> Type[torch.nn.Modu
     options = inspect.Parameter(
         "mvq_conf",
         inspect.Parameter.KEYWORD_ONLY,
-        default={**dataclasses.asdict(MVQConfig()), "weighting": {}, "mask": {}},
+        default={**dataclasses.asdict(MVQConfig()), "weighting": {}, "mask": None},
     )
     model = type(name, (MVQMixin, base), {"__module__": __name__})
     parameters = [*signature.parameters.values(), options]

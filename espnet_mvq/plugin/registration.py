@@ -20,7 +20,7 @@ from espnet_mvq.frame_timing.tasks import TASKS, ESPnetTask
 from espnet_mvq.plugin.criterion_weighting import replaced
 from espnet_mvq.plugin.data_type import register_data_types
 from espnet_mvq.plugin.model import make_mvq_model
-from espnet_mvq.plugin.training_checks import complete_mvq_conf
+from espnet_mvq.plugin.training_checks import complete_mvq_conf, refuse_lone_loss
 from espnet_mvq.plugin.utterance_weighting import refuse_unweighable
 
 _LIGHTNING_MODULE = "espnet2.train.lightning_espnet_model"
@@ -156,6 +156,8 @@ def _wrap_build_model(
 
     @functools.wraps(original)
     def build_model(cls: Type, args: argparse.Namespace) -> torch.nn.Module:
+        if row.pretrains:
+            refuse_lone_loss(args, row.uses_mvq(vars(args)))
         if not row.uses_mvq(vars(args)):
             return original(cls, args)
         if _trains_with_lightning(args):

@@ -30,7 +30,10 @@ from espnet_mvq.teachers.espnet_folder import find_checkpoint, read_config
 INIT_TASKS = tuple(name for name in DECODED if not TASKS[name].only_model)
 _STREAMING = "contextual_block_"
 # Options of an encoder that weights depend on beyond their shapes
-_SHARED = ("output_size", "attention_heads", "activation_type", "normalize_before")
+_SHARED = (
+    *("output_size", "attention_heads", "activation_type", "normalize_before"),
+    "rel_pos_type",  # streaming encoders have none
+)
 # Parts of a model that do not depend on tokens; one part of an encoder does.
 _SPEECH = ("frontend", "preencoder", "encoder", "postencoder")
 _OF_TOKENS = "encoder.conditioning_layer"
@@ -141,8 +144,9 @@ def _refuse_other_encoder(
             kind = choices.get_class(described["encoder"])
             parameter = inspect.signature(kind).parameters.get(name)
             conf = described.get("encoder_conf") or {}
-            values.append(conf.get(name, getattr(parameter, "default", None)))
-        if values[0] != values[1]:
+            if parameter is not None:
+                values.append(conf.get(name, parameter.default))
+        if len(values) == 2 and values[0] != values[1]:
             raise ValueError(
                 f"{config}: got {name} {values[0]} in encoder_conf, expected "
                 f"{values[1]} as in the teacher, on which its weights depend"

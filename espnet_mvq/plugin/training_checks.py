@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import torch
 
@@ -378,8 +378,28 @@ def _pieces(paths: List[str]) -> List[Path]:
     ]
 
 
+def refuse_lone_loss(args: argparse.Namespace, with_mvq: bool) -> None:
+    """Refuse the loss `mvq` without the model `mvq`, and the model without the loss.
+
+    ESPnet's own model would train with loss 0.
+
+    Args:
+        args: Options of a training of the task ssl.
+        with_mvq: Whether the model is ours.
+
+    Raises:
+        ValueError: Saying what is missing.
+    """
+    losses = [loss["name"] for loss in args.loss]
+    if ("mvq" in losses) != with_mvq:
+        raise ValueError(
+            f"got model: {args.model} with the losses {', '.join(losses)}, expected "
+            "model: mvq together with loss: [{name: mvq}], or neither of them"
+        )
+
+
 def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None:
-    """Refuse to resume a training with indexes of another quantizer.
+    """Refuse to resume a training with data of another quantizer or teacher.
 
     A finished training would otherwise pass for one with the new indexes.
 
@@ -388,7 +408,7 @@ def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None
         conf: Its `mvq_conf`, filled in.
 
     Raises:
-        ValueError: Naming the experiment and both quantizers.
+        ValueError: Naming the experiment and both quantizers or teachers.
     """
     folder = Path(getattr(args, "output_dir", None) or "")
     written = folder / "config.yaml"
@@ -396,17 +416,22 @@ def refuse_other_indexes(args: argparse.Namespace, conf: Dict[str, Any]) -> None
     if not (getattr(args, "resume", False) and has_checkpoint):
         return
     before = read_config(written)
-    before = _quantizers((before.get("model_conf") or {}).get("mvq_conf") or {})
-    for name, quantizer in _quantizers(conf).items():
-        if None not in (quantizer, before.get(name)) and quantizer != before[name]:
+    before = _origins((before.get("model_conf") or {}).get("mvq_conf") or {})
+    for (name, kind), origin in _origins(conf).items():
+        if before.get((name, kind), origin) != origin:
             raise ValueError(
-                f"{folder}: was trained with {name} of quantizer {before[name]}, but "
-                f"the data are of quantizer {quantizer}; start a new experiment "
+                f"{folder}: was trained with {name} of {kind} {before[name, kind]}, "
+                f"but the data are of {kind} {origin}; start a new experiment "
                 "(asr.sh: --asr_tag, our recipes: --exp_tag), or delete this one"
             )
 
 
-def _quantizers(conf: Dict[str, Any]) -> Dict[str, Any]:
-    """Return the id of the quantizer of each target's indexes."""
+def _origins(conf: Dict[str, Any]) -> Dict[Tuple[str, str], str]:
+    """Return the known quantizer and teacher of each target's data."""
     targets = conf.get("targets") or {lone_name(conf): conf}
-    return {name: (c or {}).get("quantizer_id") for name, c in targets.items()}
+    return {
+        (name, kind): options[f"{kind}_id"]
+        for name, options in targets.items()
+        for kind in ("quantizer", "teacher")
+        if options and options.get(f"{kind}_id") is not None
+    }

@@ -1,5 +1,6 @@
 """Tables of arms and seeds: configurations, the queue, the statistics, the report."""
 
+import fcntl
 import json
 from pathlib import Path
 from statistics import NormalDist
@@ -50,6 +51,8 @@ student: conf/train_asr_small.yaml
 train_set: train_clean_5
 tables: {main: All labels, few: Few labels}
 losses: {mvq: {optim_conf: {lr: 0.2, weight_decay: 0.1}}}
+layer: 2    # of the teacher
+num_codebooks: 8
 layers: {2: mvq, 3: broken}
 indexes: {layer9: --layer 9, layer8: --layer 8}
 arms:
@@ -206,6 +209,19 @@ def test_queue_resumes_and_goes_on_after_a_failure(copy_recipe, table):
     report = ["--stage", "4", "--table", str(table), "--arms", "none"]
     run_script(folder, "run_table.sh", *report)
     assert (folder / "exp" / "table" / "jobs").read_text() == jobs
+    # Options and teacher of what is there are kept; only one run has the queue.
+    refused = {
+        "got other options than those with which exp/table/asr_mvq_seed": options,
+        "got exp/table of 'Teacher: whisper-base (win": [*options, "--teacher", "a/b"],
+    }
+    table.write_text(ARMS.replace("lr: 0.5", "lr: 0.6"))
+    for message, wrong in refused.items():
+        done = run_script(folder, "run_table.sh", *wrong)
+        assert done.returncode != 0 and message in done.stdout + done.stderr
+    with open(folder / "exp" / "table" / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run_script(folder, "run_table.sh", *options)
+    assert "in which another run is at work" in done.stdout + done.stderr
 
 
 def test_arms_wait_for_one_pretraining(copy_recipe, table):
@@ -297,6 +313,8 @@ def write_experiment(folder, cers, text, quantizer_error=None):
         quality["quality"] = {"relative_error": quantizer_error}
         (folder / "quantizer_report.json").write_text(json.dumps(quality))
     config = {"train_data_path_and_name_and_type": paths, "frontend_conf": {"fs": 1000}}
+    config["optim_conf"] = {"lr": 0.002}
+    (folder / "commit").write_text("abc123\n")
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if text:
         (folder / "decode").mkdir()
@@ -317,7 +335,7 @@ def test_report(load, table, tmp_path):
     (exp / "teacher" / "ref").write_text("u0 a b c d\n")
     (exp / "teacher" / "text").write_text("u0 a b c x\n")
     (exp / "advice").mkdir()
-    scores = [{"layer": 2, "error_rate": 0.25}, {"layer": 3, "error_rate": 0.125}]
+    scores = [{"layer": 2, "error_rate": 0.25}, {"layer": 3, "error_rate": None}]
     advice = {"scores": scores, "verdict": {"sentences": ["Use layer 3."]}}
     (exp / "advice" / "advice.json").write_text(json.dumps(advice))
     options = ["--table", str(table), "--expdir", str(exp), "--suffix", "x"]
@@ -328,18 +346,17 @@ def test_report(load, table, tmp_path):
     page = (tmp_path / "page.md").read_text()
     rows = [line.strip("|").split("|") for line in page.splitlines() if line[:1] == "|"]
     none, mvq = rows[2:4]
-    assert rows[6:] == [["2", "25.0", "`mvq`", "30.0", "0.0"], ["3", "12.5"]]
+    assert rows[6:] == [["2", "25.0", "`mvq`", "30.0", "0.0"], ["3"]]
     assert "`espnet_mvq.bin.advise`: Use layer 3." in page
-    assert none[:7] == ["no KD", "0.03", "2 of 2", "60.0 ± 14.1", "50.0 ± 23.6"] + [
-        "21.4 ± 10.1",
-        "",
-    ]
-    assert mvq[:6] == ["MVQ", "0.03", "1 of 2", "55.0 ± 35.4", "0.0", "0.0"]
-    assert mvq[6].startswith("-100.0 [-100.0, -100.0]")
-    assert mvq[6].endswith(", none")
-    run = ["2 ± 1", "`asr_none_seed0_x`"]
-    assert none[7:] == ["0.93 M", "0.0", "", "0.500", *run]
-    assert mvq[9] == "0.250"
+    assert none[:5] == ["no KD", "0.03", "0.002", "2 of 2", "60.0 ± 14.1"]
+    assert none[5:8] == ["50.0 ± 23.6", "21.4 ± 10.1", ""]
+    # All columns are of the decoded seeds, the change is of those of both arms.
+    assert mvq[:7] == ["MVQ", "0.03", "0.002", "1 of 2", "30.0", "0.0", "0.0"]
+    assert mvq[7].startswith("-100.0 [-100.0, -100.0]")
+    assert mvq[7].endswith(", none, 1 seed")
+    run = ["2 ± 1", "`asr_none_seed0_x`", "abc123"]
+    assert none[8:] == ["0.93 M", "0.0", "", "0.500", *run]
+    assert mvq[10] == "0.250"
     assert "greedy: WER 25.0 %, CER 14.3 %" in page
     assert "Not begun: broken." in page and "Teacher: big." in page
     assert "## Few labels" not in page

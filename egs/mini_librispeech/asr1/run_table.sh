@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tables of many arms (with and without a teacher, few labels, pre-trained) and seeds. The
 # same command resumes: finished jobs are skipped, interrupted trainings continue from their
-# last epoch.
+# last epoch. Each experiment keeps the options and the commit with which it was begun.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -14,12 +14,10 @@ ngpu=0              # 1: each training runs on a GPU.
 python=python3      # Python of everything.
 table=local/table.yaml  # Arms.
 arms=               # Names of arms, separated by spaces; empty: all of the table.
-expdir=exp/table    # Experiments and results.
+expdir=exp/table    # Experiments and results; another one for each table and teacher.
 teacher=transformers/openai/whisper-base
 teacher_conf=window_s=0
-layer=5             # Teacher layer, counted from 1.
 language=en         # Language of a multilingual Whisper; empty: an English-only model.
-num_codebooks=8     # Bytes per teacher frame.
 inference_config=conf/decode_asr_debug.yaml
 job=                # Internal: number of the one job to run.
 
@@ -29,26 +27,27 @@ help_message="Usage: $0 [options]   (defaults in brackets)
      3 training and decoding of all arms and seeds, 4 report
   --nj N [${nj}]   trainings at a time   --ngpu 0|1 [${ngpu}]   --python CMD [${python}]
   --table YAML [${table}] --arms \"NAME ...\" [all]
-  --expdir DIR [${expdir}]   another one for each teacher, layer and number of codebooks:
-     finished students in it are not trained again
-  --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}] --layer N [${layer}]
-  --language NAME [${language}] --num_codebooks N [${num_codebooks}]
-  --inference_config YAML [${inference_config}]"
+  --expdir DIR [${expdir}]   another one for each table and teacher
+  --teacher NAME [${teacher}] --teacher_conf \"K=V\" [${teacher_conf}]
+  --language NAME [${language}] --inference_config YAML [${inference_config}]"
 
 log "$0 $*"
 run_args=("$@")
 . utils/parse_options.sh
 no_arguments "$@"
 stages 1 2 3 4
-whole_number 1 nj num_codebooks ${job:+job}
+whole_number 1 nj ${job:+job}
 whole_number 0 ngpu
-whole_number -1 layer
 without_spaces expdir
 . ./path.sh
 . ./cmd.sh
 
-student=$(sed -n 's/^student: *//p' "${table}")
-train_set=$(sed -n 's/^train_set: *//p' "${table}")
+# of NAME: print an option of the table
+of() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" "${table}"; }
+student=$(of student)
+train_set=$(of train_set)
+layer=$(of layer)
+num_codebooks=$(of num_codebooks)
 data=dump/raw/${train_set}
 stats_dir=${expdir}/stats   # of train_set; those of subsets: ${stats_dir}_SET
 suffix=raw_en_bpe100
@@ -69,7 +68,7 @@ chosen() { awk 'NR == FNR { chosen[$1]; next } $1 in chosen' "$1" "$2"; }
 # others, and their statistics; features are normalised as for the training set
 subset() {
     local dir=dump/raw/$2 file
-    [ ! -s "${dir}/unlabelled" ] || return 0
+    [ ! -s "${stats_dir}_$2/train/feats_stats.npz" ] || return 0
     log "stage 2: $1 h of ${train_set}: ${dir}"
     ${python} -m espnet_mvq.bin.select_utterances --data_dir "${data}" --outdir "${dir}/chosen" \
         --hours "$1"
@@ -81,9 +80,9 @@ subset() {
     for file in speech_shape text_shape.bpe; do
         chosen "${dir}/wav.scp" "${stats_dir}/train/${file}" >"${stats_dir}_$2/train/${file}"
     done
-    cp "${stats_dir}/train/feats_stats.npz" "${stats_dir}_$2/train/"
     awk 'NR == FNR { chosen[$1]; next } !($1 in chosen) { print $1 }' "${dir}/wav.scp" \
         "${data}/wav.scp" >"${dir}/unlabelled"
+    cp "${stats_dir}/train/feats_stats.npz" "${stats_dir}_$2/train/"
 }
 
 # mvq OPTIONS...: run mvq.sh for the training set
@@ -96,10 +95,23 @@ mvq() {
         --num_codebooks "${num_codebooks}" "$@"
 }
 
+# begin CONFIG EXP: keep the options and the commit with which an experiment is begun;
+# refuse other options for one that was begun already
+begin() {
+    mkdir -p "$2"
+    if [ ! -e "$2/begun_with.yaml" ]; then
+        git rev-parse --short HEAD >"$2/commit" 2>/dev/null || true
+        cp "$1" "$2/begun_with.yaml"
+    fi
+    cmp -s "$1" "$2/begun_with.yaml" ||
+        refuse "$1: got other options than those with which $2 was begun," \
+            "$2/begun_with.yaml; give the arm another name, or delete $2"
+}
+
 # pretrain NAME DATADIR TARGET: pre-train an encoder, unless another job has done so
 pretrain() {
     local exp=${expdir}/ssl_$1
-    mkdir -p "${exp}"
+    begin "${expdir}/conf/ssl_$1.yaml" "${exp}"
     # The jobs of all arms that start from it wait for the first.
     (
         flock 9
@@ -118,7 +130,7 @@ start_from() {
     mkdir -p "$(dirname "$3")"
     rm -f "$3"
     ${python} -m espnet_mvq.bin.init_student --teacher_exp "${expdir}/asr_$1_${suffix}" \
-        --student_config "$2" --output "$3" \
+        --checkpoint valid.cer_ctc.ave.pth --student_config "$2" --output "$3" \
         --token_list data/en_token_list/bpe_unigram100/tokens.txt
 }
 
@@ -132,6 +144,7 @@ posteriors_of() {
 # key is one of pretrained, starts_from and posteriors_of
 run_job() {
     local exp=${expdir}/asr_$1_${suffix} stats=${stats_dir} configs
+    begin "$3" "${exp}"
     [ ! -s "${exp}/${inference}/text" ] || return 0
     case ${4:-} in
     pretrained) pretrain "$5" "$6" "$7" ;;
@@ -152,7 +165,6 @@ run_job() {
     # ESPnet adds an epoch when it resumes a training that has ended.
     if [ ! -e "${exp}/trained" ]; then
         recipe --stage 11 --stop_stage 11 "${configs[@]}"
-        mkdir -p "${exp}"
         touch "${exp}/trained"
     fi
     recipe --stage 12 --stop_stage 12 "${configs[@]}"
@@ -163,6 +175,15 @@ if [ -n "${job}" ]; then
     run_job "${fields[@]}"
     exit 0
 fi
+
+# All experiments of a folder have one teacher.
+mkdir -p "${expdir}"
+origin="Teacher: $(basename "${teacher##*:}") (${teacher_conf}), layer ${layer}; "
+origin+="${num_codebooks} codebooks."
+[ -e "${expdir}/teacher.txt" ] || echo "${origin}" >"${expdir}/teacher.txt"
+[ "${origin}" = "$(<"${expdir}/teacher.txt")" ] ||
+    refuse "--expdir: got ${expdir} of '$(<"${expdir}/teacher.txt")', expected another" \
+        "folder for '${origin}'"
 
 # further_indexes NAME OPTIONS...: a set of indexes of other options, in dump/NAME
 further_indexes() {
@@ -186,7 +207,8 @@ further_indexes() {
 
 # measure DIR OPTIONS...: error of a quantizer on speakers that it was not trained on
 measure() {
-    [ -s "$1/quantizer_report.json" ] || mvq "${@:2}" --stage 5 --dev_set dev_clean
+    [ "$1/quantizer_report.json" -nt "$1/quantizer.safetensors" ] ||
+        mvq "${@:2}" --stage 5 --dev_set dev_clean
 }
 
 if runs 1; then
@@ -200,8 +222,10 @@ if runs 1; then
     mvq --target embeddings --dev_set dev_clean
 fi
 
-# Not by a report alone: a running stage 3 reads the jobs by their numbers.
+# Jobs are read by their numbers, also those of another run of this script.
 if runs 2 || runs 3; then
+    exec 8>"${expdir}/lock"
+    flock -n 8 || refuse "--expdir: got ${expdir}, in which another run is at work; wait for it"
     num_jobs=$(${python} pyscripts/table_jobs.py --table "${table}" --expdir "${expdir}" \
         ${arms:+--arms ${arms}})
 fi
@@ -209,7 +233,8 @@ fi
 if runs 2; then
     subset 1 train_1h
     subset 0.1667 train_10min
-    if [ ! -s "${data}/codebook_indexes_shuffled.json" ]; then
+    if ! cmp -s <(grep quantizer_id "${data}/codebook_indexes.json") \
+        <(grep quantizer_id "${data}/codebook_indexes_shuffled.json" 2>/dev/null); then
         log "stage 2: Indexes of other utterances"
         ${python} local/shuffle_indexes.py --data_dir "${data}" \
             --outdir "dump/mvq/shuffled_layer${layer}_cb${num_codebooks}"
@@ -238,12 +263,11 @@ if runs 3; then
     ${cuda_cmd} --gpu "${ngpu}" --max-jobs-run "${nj}" JOB=1:"${num_jobs}" \
         "${expdir}/log/JOB.log" ./run_table.sh ${run_args[@]+"${run_args[@]}"} --job JOB ||
         failed "${expdir}"/log/*.log
-fi
-
-if runs 3 && [ ! -s "${expdir}/teacher/text" ]; then
-    log "stage 3: Errors of the teacher itself"
-    ${python} local/teacher_text.py --teacher "${teacher}" --language "${language}" \
-        --data_dir dump/raw/test_clean --outdir "${expdir}/teacher" --ngpu "${ngpu}"
+    if [ ! -s "${expdir}/teacher/text" ]; then
+        log "stage 3: Errors of the teacher itself"
+        ${python} local/teacher_text.py --teacher "${teacher}" --language "${language}" \
+            --data_dir dump/raw/test_clean --outdir "${expdir}/teacher" --ngpu "${ngpu}"
+    fi
 fi
 
 if runs 4; then
@@ -251,7 +275,7 @@ if runs 4; then
     ${python} pyscripts/table_report.py --table "${table}" --expdir "${expdir}" \
         --suffix "${suffix}" --inference "${inference}" --ref dump/raw/test_clean/text \
         --out "${expdir}/RESULTS.md" --figure "${expdir}/curves.png" \
-        --note "Teacher: ${teacher}, layer ${layer}. Commit: $(git rev-parse --short HEAD 2>/dev/null || echo unknown). Date: $(date '+%Y-%m-%d')."
+        --note "${origin}"
     log "Tables: ${expdir}/RESULTS.md"
 fi
 

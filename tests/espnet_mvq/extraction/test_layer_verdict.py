@@ -56,7 +56,6 @@ def test_reversal_decides_without_a_text(ratios, teacher, layers, words):
 def test_faulty_speech_is_named(log_mel, rates):
     verdict = judge(make_scores(rates, [0.98, 0.55]), log_mel)
     assert verdict.teacher == "refuse" and "reversed in time" in verdict.sentences[-1]
-    rates = rates and [0.7, 0.5]
     verdict = judge(make_scores(rates, [0.98, 1.02], nats=0.2), log_mel)
     assert verdict.teacher == "refuse" and "is this speech?" in verdict.sentences[-1]
 
@@ -66,8 +65,9 @@ def test_small_ratios_beside_large_ones_mean_nothing():
     assert judge(make_scores([0.3, 0.7], [0.85, 1.0]), 0.7).layers == [1]
 
 
-def test_an_upper_layer_of_little_speech_is_not_taken_for_noise():
-    assert judge(make_scores([0.3], [1.9], nats=0.2), 0.7).layers == [1]
+@pytest.mark.parametrize("ratio", [1.0, 1.9])
+def test_an_upper_layer_of_little_speech_is_not_taken_for_noise(ratio):
+    assert judge(make_scores([0.3], [ratio], nats=0.2), 0.7).layers == [1]
 
 
 def test_encoder_output_comes_last():

@@ -7,7 +7,7 @@ from corpus_builders import embedding_metadata
 import espnet_mvq
 from espnet_mvq.plugin.config import parse_targets
 
-COMPLETE = {**MVQ_CONF, "level": "frame"}
+COMPLETE = {**MVQ_CONF, "level": "frame", "teacher_id": "teacher, layer 1"}
 
 
 @pytest.fixture

@@ -307,7 +307,7 @@ def test_metadata_of_embeddings_fill_the_options(options):
     metadata = EmbeddingMetadata(teacher="t", layer=3, dim=DIM, **FRAMES)
     args = options("embeddings", metadata, {"loss": "l2"})
     complete_mvq_conf(args)
-    expected = {**FRAMES, "dim": DIM, "level": "frame"}
+    expected = {**FRAMES, "dim": DIM, "level": "frame", "teacher_id": "t, layer 3"}
     assert args.model_conf["mvq_conf"]["targets"] == {"embeddings": expected}
     (config,) = parse_targets(args.model_conf["mvq_conf"]).values()
     assert (config.loss, config.dim) == ("l2", DIM)

@@ -211,6 +211,7 @@ def test_metadata_fill_the_options(options):
     completed = args.model_conf["mvq_conf"]
     given = {"loss": "posteriors", "temperature": 2.0}
     expected = {**given, **FRAMES, "token_list": TOKENS, "level": "frame"}
+    expected["teacher_id"] = "teacher@1, layer -1"
     assert completed == expected
     (config,) = parse_targets(completed).values()
     assert config.token_list == TOKENS

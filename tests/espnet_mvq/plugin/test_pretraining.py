@@ -102,11 +102,19 @@ def test_loss_is_that_of_the_masked_features(build, batch, alpha):
 
 
 def test_without_mask_the_encoder_reads_the_features(build, batch):
-    model = build(mask={})
+    model = build(mask=None)
     assert model.mvq.mask_vector is None
     first, second = step(model, batch), step(model, batch)
     assert torch.equal(first.loss, second.loss) and set(STATS) <= set(first.stats)
     assert not step(model, without(batch)).loss.any()
+
+
+@pytest.mark.parametrize(
+    "options", [{"model": "espnet"}, {"loss": [{"name": "hubert"}]}]
+)
+def test_model_and_loss_need_each_other(build, options):
+    with pytest.raises(ValueError, match="expected model: mvq together with loss"):
+        build(**options)
 
 
 def test_several_teachers_and_losses(build, batch):

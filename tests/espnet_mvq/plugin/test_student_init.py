@@ -214,6 +214,7 @@ def test_training_starts_from_the_teacher(teacher, write_training, tmp_path):
     "options, blocks, message",
     [
         ({"conf": {"attention_heads": 4}}, None, "got attention_heads 4"),
+        ({"conf": {"rel_pos_type": "latest"}}, None, "got rel_pos_type latest"),
         ({}, [4, 2], "--blocks: got 4 2, expected 2 ascending numbers from 1 to 4"),
         ({"decoder_conf": {"colour": 1}}, None, "the student cannot be built"),
     ],

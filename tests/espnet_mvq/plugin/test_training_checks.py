@@ -18,7 +18,7 @@ from espnet_mvq.plugin.training_checks import (
 )
 
 METADATA = index_metadata(layer=3)
-COMPLETE = {**MVQ_CONF, "level": "frame"}
+COMPLETE = {**MVQ_CONF, "level": "frame", "teacher_id": "teacher, layer 3"}
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_unreadable_checkpoints_are_left_to_espnet(tmp_path):
     refuse_counted_updates(argparse.Namespace())
 
 
-LONE = {"quantizer_id": "old"}
+LONE = {"quantizer_id": "old", "teacher_id": "old"}
 SEVERAL = {"targets": {"codebook_indexes": LONE, "embeddings": {"dim": 3}}}
 
 
@@ -243,10 +243,11 @@ def experiment(tmp_path):
 
 @pytest.mark.parametrize("before", [LONE, SEVERAL])
 @pytest.mark.parametrize("several", [False, True])
-def test_training_does_not_go_on_with_other_indexes(experiment, before, several):
-    now = {"quantizer_id": "new"}
+@pytest.mark.parametrize("kind", ["quantizer", "teacher"])
+def test_training_does_not_go_on_with_other_data(experiment, before, several, kind):
+    now = {**LONE, f"{kind}_id": "new"}
     now = {"targets": {"codebook_indexes": now}} if several else now
-    with pytest.raises(ValueError, match="quantizer old, but the data are of .* new"):
+    with pytest.raises(ValueError, match=f"{kind} old, but the data are of .* new"):
         refuse_other_indexes(experiment(before), now)
 
 

@@ -4,8 +4,12 @@
 import argparse
 import json
 import logging
+import os
+import platform
 import sys
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -42,6 +46,11 @@ class Run:
     epochs: List[Dict[str, float]]
     errors: Optional[Dict[str, np.ndarray]] = None
     tokens: Optional[Dict[str, np.ndarray]] = None
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the test set is decoded."""
+        return self.errors is not None
 
     @property
     def valid_cer(self) -> float:
@@ -146,7 +155,7 @@ def read_runs(
 
 def decoded_runs(runs: Dict[int, Run]) -> List[Run]:
     """Return the runs of an arm whose test set is decoded."""
-    return [run for run in runs.values() if run.errors is not None]
+    return [run for run in runs.values() if run.is_decoded]
 
 
 def exp_of(arm: Dict[str, Any], seed: int, args: argparse.Namespace) -> Path:
@@ -188,6 +197,21 @@ def quantizer_error(exp: Path) -> str:
     return ""
 
 
+def learning_rate(exp: Path) -> str:
+    """Return the highest learning rate of a training."""
+    config = read_config(exp / "config.yaml")
+    rate = (config.get("scheduler_conf") or {}).get(
+        "max_lr", config["optim_conf"]["lr"]
+    )
+    return f"{rate:g}"
+
+
+def commit_of(exp: Path) -> str:
+    """Return the commit with which a training was begun; "" if it is not known."""
+    path = exp / "commit"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
 def undisturbed_step_s(runs: Dict[int, Run]) -> float:
     """Return the time of a step in the least disturbed epoch of all seeds, in s."""
     return min(e["train_time"] for run in runs.values() for e in run.epochs)
@@ -202,6 +226,7 @@ def arm_row(
     own = runs[arm["name"]]
     exp = exp_of(arm, min(own), args)
     decoded = decoded_runs(own)
+    shown = decoded or list(own.values())  # of the same seeds in all columns
     rates = ["", ""]
     if decoded:
         rates = [
@@ -211,16 +236,18 @@ def arm_row(
     cells = [
         arm["title"],
         f"{labelled_hours(exp):.2f}",
+        learning_rate(exp),
         f"{len(decoded)} of {len(arm['seeds'])}",
-        mean_and_deviation([run.valid_cer for run in own.values()]),
+        mean_and_deviation([run.valid_cer for run in shown]),
         *rates,
         compare(arm, runs),
         num_parameters(exp),
         f"{target_bytes(exp) / 1e6:,.1f}",
         quantizer_error(exp),
         f"{undisturbed_step_s(own):.3f}",
-        mean_and_deviation([len(run.epochs) for run in own.values()], 0),
+        mean_and_deviation([len(run.epochs) for run in shown], 0),
         f"`{exp.name}`",
+        commit_of(exp),
     ]
     return "|" + "|".join(cells) + "|"
 
@@ -231,7 +258,7 @@ def compare(arm: Dict[str, Any], runs: Dict[str, Dict[int, Run]]) -> str:
     Only seeds that both arms have count.
     """
     own, other = runs[arm["name"]], runs.get(arm.get("against", ""), {})
-    seeds = [s for s in own if s in other and own[s].errors and other[s].errors]
+    seeds = [s for s in own if own[s].is_decoded and s in other and other[s].is_decoded]
     if not seeds:
         return ""
     errors, baseline = (
@@ -241,7 +268,8 @@ def compare(arm: Dict[str, Any], runs: Dict[str, Dict[int, Run]]) -> str:
     change = 100 * (errors.sum() - baseline.sum()) / baseline.sum()
     low, high, not_better = paired_bootstrap(errors, baseline)
     interval = f"[{low:+.1f}, {high:+.1f}]"
-    return f"{change:+.1f} {interval}, p = {not_better:.4f}, {arm['against']}"
+    seeds = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    return f"{change:+.1f} {interval}, p = {not_better:.4f}, {arm['against']}, {seeds}"
 
 
 def draw_curves(
@@ -321,7 +349,9 @@ def advice_lines(
     for score in advice["scores"]:
         arm = students.get(score["layer"], "")
         own = decoded.get(arm, [])
-        cells = [str(score["layer"]), f"{100 * score['error_rate']:.1f}", "", "", ""]
+        cells = [str(score["layer"]), "", "", "", ""]
+        if score["error_rate"] is not None:
+            cells[1] = f"{100 * score['error_rate']:.1f}"
         if own:
             cells[2] = f"`{arm}`"
             cells[3] = mean_and_deviation([run.valid_cer for run in own])
@@ -345,11 +375,11 @@ def make_page(args: argparse.Namespace) -> str:
         if members:
             lines += ["", f"## {title}", ""]
             lines += [
-                "|arm|hours of labels|seeds decoded|dev CER %|test WER %|test CER %|"
-                "change of the CER, % [95 %], p, against|"
-                "parameters|targets, MB|"
-                "quantizer error|s/step|epochs|experiment|",
-                "|---" * 13 + "|",
+                "|arm|hours of labels|learning rate|seeds decoded|dev CER %|"
+                "test WER %|test CER %|change of the CER, % [95 %], p, against|"
+                "parameters|targets, MB|quantizer error|s/step|epochs|experiment|"
+                "begun with|",
+                "|---" * 15 + "|",
             ]
             lines += [arm_row(arm, runs, args) for arm in members]
     advice = Path(args.expdir) / "advice" / "advice.json"
@@ -364,7 +394,13 @@ def make_page(args: argparse.Namespace) -> str:
         f"over the test utterances ({NUM_RESAMPLES:,} resamples, errors averaged over "
         "seeds); p is the share of resamples in which the arm is not better. The "
         "quantizer's relative reconstruction error is that of other speakers. s/step "
-        "is the mean of the least disturbed epoch.",
+        "is the mean of the least disturbed epoch. Each experiment has its command and "
+        "versions in train.log and its options in config.yaml; the last column is the "
+        "commit.",
+        "",
+        f"Written on {date.today()}, espnet {version('espnet')}, "
+        f"torch {version('torch')}, Python {platform.python_version()}, "
+        f"{os.cpu_count()} CPU cores.",
     ]
     if args.figure:
         draw_curves(started, runs, args)
