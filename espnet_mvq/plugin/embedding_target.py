@@ -121,14 +121,9 @@ class EmbeddingTarget(Target):
         output = embedding_loss(
             self.config.loss, predicted, self.normaliser(embeddings), weights
         )
-        loss = output.loss / (self.aligner.targets_per_frame * frames.shape[0])
-        stats = self.nan_stats(frames.device)
-        if output.num_embeddings > 0:
-            values = (
-                loss.detach(),
-                output.squared_error / output.num_embeddings,
-                output.similarity / output.num_embeddings,
-                chosen.sum(),
-            )
-            stats.update((k, v.float()) for k, v in zip(self.STATS, values))
-        return loss, stats
+        return self._mean_loss(
+            output.loss,
+            chosen,
+            output.squared_error / output.num_embeddings,
+            output.similarity / output.num_embeddings,
+        )

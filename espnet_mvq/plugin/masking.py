@@ -12,34 +12,13 @@ from espnet_mvq.frame_timing.encoders import reads_speech, subsampling
 
 @dataclass
 class MaskedFeatures:
-    """Mask of the features in one forward.
+    """Mask of the feature frames in one forward.
 
     Attributes:
-        mask: Masking.
-        masked: Mask of the feature frames, bool, (B, T). None until the encoder ran.
+        masked: Bool, (B, T). None until the encoder ran.
     """
 
-    mask: Mask
     masked: Optional[torch.Tensor] = None
-
-    def frame_weights(
-        self, num_frames: int, stride: float, centre: float
-    ) -> torch.Tensor:
-        """Return the weight of each frame of a student layer in the loss.
-
-        A student frame is masked if the feature frame at its centre is.
-
-        Args:
-            num_frames: Student frames T.
-            stride: Feature frames per student frame.
-            centre: Feature frame on which student frame 0 is centred.
-
-        Returns:
-            Float32, (B, T).
-        """
-        centres = centre + stride * torch.arange(num_frames, dtype=torch.float64)
-        frames = centres.round().long().clamp(0, self.masked.shape[1] - 1)
-        return self.mask.weights(self.masked[:, frames.to(self.masked.device)])
 
 
 class MaskHook:
@@ -108,7 +87,7 @@ class MaskHook:
         if self._mask is None:
             yield None
             return
-        recorded = MaskedFeatures(self._mask)
+        recorded = MaskedFeatures()
 
         def before(
             module: torch.nn.Module, args: Tuple[torch.Tensor, ...], kwargs: Any
@@ -132,13 +111,22 @@ class MaskHook:
     def frame_weights(
         self, recorded: Optional[MaskedFeatures], name: str, num_frames: int
     ) -> Optional[torch.Tensor]:
-        """Return the weights of a target's student frames, (B, T); None without a mask.
+        """Return the weights of a target's student frames in the loss.
+
+        A student frame is masked if the feature frame at its centre is.
 
         Args:
             recorded: Mask of this forward.
             name: Name of the target.
             num_frames: Student frames T.
+
+        Returns:
+            Float32, (B, T); None without a mask.
         """
         if recorded is None:
             return None
-        return recorded.frame_weights(num_frames, *self._subsampling[name])
+        stride, centre = self._subsampling[name]  # in feature frames
+        centres = centre + stride * torch.arange(num_frames, dtype=torch.float64)
+        frames = centres.round().long().clamp(0, recorded.masked.shape[1] - 1)
+        frames = frames.to(recorded.masked.device)
+        return self._mask.weights(recorded.masked[:, frames])

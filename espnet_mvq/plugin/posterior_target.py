@@ -75,17 +75,12 @@ class PosteriorTarget(Target):
         output = posterior_loss(
             logits, *read_sparse(values[known]), self.config.temperature, weights
         )
-        loss = output.loss / (self.aligner.targets_per_frame * frames.shape[0])
-        stats = self.nan_stats(frames.device)
-        if output.num_frames > 0:
-            values = (
-                loss.detach(),
-                output.divergence / output.num_frames,
-                output.num_agreeing / output.num_frames,
-                chosen.sum(),
-            )
-            stats.update((k, v.float()) for k, v in zip(self.STATS, values))
-        return loss, stats
+        return self._mean_loss(
+            output.loss,
+            chosen,
+            output.divergence / output.num_frames,
+            output.num_agreeing / output.num_frames,
+        )
 
 
 def refuse_other_tokens(name: str, teacher: List[str], student: List[str]) -> None:

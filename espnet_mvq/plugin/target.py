@@ -145,6 +145,23 @@ class Target(torch.nn.Module):
         """
         raise NotImplementedError
 
+    def _mean_loss(
+        self, total: torch.Tensor, chosen: torch.Tensor, *means: torch.Tensor
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Return loss and statistics of targets with one prediction for each slot.
+
+        Args:
+            total: Loss, summed over the predictions.
+            chosen: Mask of the student frames that have a value, bool, (B, T).
+            means: Statistics between those of the loss and of the number of frames.
+        """
+        loss = total / (self.aligner.targets_per_frame * chosen.shape[0])
+        stats = self.nan_stats(chosen.device)
+        if chosen.any():
+            values = (loss.detach(), *means, chosen.sum())
+            stats.update((k, v.float()) for k, v in zip(self.STATS, values))
+        return loss, stats
+
     def _drop_mismatches(self, lengths: torch.Tensor, speech: Padded) -> torch.Tensor:
         """Set the length of data that do not fit their speech to 0, and warn."""
         # The length of features is not in samples.
