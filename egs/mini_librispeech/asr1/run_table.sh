@@ -111,10 +111,11 @@ begin() {
 # pretrain NAME DATADIR TARGET: pre-train an encoder, unless another job has done so
 pretrain() {
     local exp=${expdir}/ssl_$1
-    begin "${expdir}/conf/ssl_$1.yaml" "${exp}"
+    mkdir -p "${exp}"
     # The jobs of all arms that start from it wait for the first.
     (
         flock 9
+        begin "${expdir}/conf/ssl_$1.yaml" "${exp}"
         [ ! -e "${exp}/trained" ] || exit 0
         ../ssl1/run.sh --stage 2 --stop_stage 2 --python "${python}" --ngpu "${ngpu}" \
             --num_threads 1 --asr1 "${PWD}" \
